@@ -1,0 +1,1 @@
+"""The command ``nnUNetv2_kd`` with its sub-commands, one module each."""

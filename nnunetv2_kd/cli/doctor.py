@@ -1,0 +1,151 @@
+"""``nnUNetv2_kd doctor``: would a training start here, and if not, which line mends it?"""
+
+import argparse
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nnunetv2_kd import discovery
+from nnunetv2_kd.config import VARIABLE, options_file, resolve_options
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.teachers import trained_models
+
+TRAINER = "nnUNetTrainerRegionKD"
+FIND = (
+    "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find; "
+    f"print(find('{TRAINER}').__module__)"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row: what was looked at, what was found, and the line that mends it where it would stop a training."""
+
+    what: str
+    found: str
+    mend: str = ""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "doctor",
+        help="check this installation",
+        description="Show versions, trainer discovery, nnU-Net's paths, the device and the teachers of every dataset. "
+        "Exits with 1 where something would stop a training, and prints the line that mends it.",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    console = Console()
+    findings = [finding for look in LOOKS for finding in look()]
+    table = Table("", "what", "found", title="nnUNetv2_kd doctor")
+    for finding in findings:
+        table.add_row("✗" if finding.mend else "✓", finding.what, Text(finding.found))
+    console.print(table)
+    broken = [finding for finding in findings if finding.mend]
+    for finding in broken:
+        console.print(f"{finding.what}: {finding.mend}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"{len(broken)} would stop a training." if broken else "Nothing would stop a training.")
+    return 1 if broken else 0
+
+
+def versions() -> list[Finding]:
+    findings = [Finding("Python", sys.version.split()[0])]
+    for package in ("nnunetv2_kd", "nnunetv2", "torch", "dynamic_network_architectures", "batchgeneratorsv2"):
+        version = importlib.metadata.version(package)
+        mend = ""
+        if package == "torch" and version.startswith("2.9."):
+            mend = "torch 2.9 trains 3D networks very slowly; nnU-Net excludes it: pip install 'torch!=2.9.*'"
+        findings.append(Finding(package, version, mend))
+    return findings
+
+
+def found_trainer() -> list[Finding]:
+    """Looks in a fresh process, as nnUNetv2_train would be."""
+    if discovery.is_opted_out():
+        how = f"switched off by {discovery.OPT_OUT}={os.environ[discovery.OPT_OUT]}"
+    elif os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
+        how = "switched off by TORCH_DEVICE_BACKEND_AUTOLOAD=0"
+    else:
+        how = "automatic"
+    result = subprocess.run([sys.executable, "-c", FIND], capture_output=True, text=True, cwd=tempfile.gettempdir())
+    if result.returncode == 0:
+        return [Finding("discovery", f"{how}; nnU-Net finds {TRAINER}")]
+    last_line = (result.stderr.strip().splitlines() or ["no message"])[-1]
+    mend = f'export {discovery.VARIABLE}="{discovery.STUB_FOLDER}"'
+    if discovery.is_registered():
+        mend = "pip install --force-reinstall --no-deps nnunetv2_kd"
+    return [Finding("discovery", f"{how}; nnU-Net does not find {TRAINER}: {last_line}", mend)]
+
+
+def paths() -> list[Finding]:
+    findings = []
+    for variable in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results):
+        name = variable.env_var_name
+        export = f"export {name}=/path/to/{name}"
+        if not variable.is_set():
+            findings.append(Finding(name, "not set", export))
+        elif not Path(variable).is_dir():
+            findings.append(Finding(name, f"{variable} does not exist", f"mkdir -p '{variable}'"))
+        elif name == "nnUNet_results" and not _can_write(Path(variable)):
+            findings.append(Finding(name, f"{variable} cannot be written to", f"chmod u+w '{variable}', or {export}"))
+        else:
+            findings.append(Finding(name, str(variable)))
+    return findings
+
+
+def device() -> list[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        return [Finding("device", f"cuda: {torch.cuda.get_device_name(0)}")]
+    return [Finding("device", f"no CUDA; add -device cpu to nnUNetv2_train ({os.cpu_count()} cores)")]
+
+
+def options() -> list[Finding]:
+    file = options_file()
+    if file is None:
+        return [Finding("options", f"{VARIABLE} not set: the trainers' defaults, or the plans' key 'kd'")]
+    try:
+        resolve_options({}, {}, file)
+    except KDError as error:
+        return [Finding("options", str(error), f"mend {file}, or: unset {VARIABLE}")]
+    return [Finding("options", str(file))]
+
+
+def teachers() -> list[Finding]:
+    """Trained models per dataset; without one a student cannot be trained, but a teacher can, so this stops nothing."""
+    if not nnUNet_results.is_set() or not Path(nnUNet_results).is_dir():
+        return []
+    findings = []
+    for dataset in sorted(Path(nnUNet_results).glob("Dataset[0-9][0-9][0-9]_*")):
+        folds: dict[str, list[str]] = {}
+        for model in trained_models(dataset.name):
+            if model.checkpoint_name == "checkpoint_final.pth":
+                folds.setdefault(model.folder.name, []).append(str(model.fold))
+        found = "; ".join(f"{name} (fold {', '.join(numbers)})" for name, numbers in folds.items())
+        findings.append(Finding(f"models of {dataset.name}", found or "none is trained to the end"))
+    return findings or [Finding("models", "none yet; train a teacher first: nnUNetv2_train DATASET CONFIGURATION FOLD")]
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+LOOKS: tuple[Callable[[], list[Finding]], ...] = (versions, found_trainer, paths, device, options, teachers)

@@ -1,0 +1,140 @@
+"""``nnUNetv2_kd plan``: write a shrunken plans file and show what it saves."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from nnunetv2_kd.config import StudentOptions, problems_of
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.students import in_words, network_cost, planned_configurations, shrink_plans, width_for
+from nnunetv2_kd.students.shrink import check_configuration
+from nnunetv2_kd.teachers import dataset_id
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "plan",
+        help="write a student's plans file",
+        description="Write a shrunken plans file beside the teacher's. It reads the same preprocessed data. Train "
+        "with it: nnUNetv2_train DATASET CONFIGURATION FOLD -p STUDENT_PLANS -tr nnUNetTrainerRegionKD",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="the teacher's plans")
+    parser.add_argument("-o", default=None, metavar="STUDENT_PLANS", help="the student's plans; default: PLANS + Student")
+    parser.add_argument("-c", nargs="+", default=None, metavar="CONFIGURATION", help="default: every configuration")
+    parser.add_argument("--width", type=float, help="factor on the channels; default: 0.5")
+    parser.add_argument("--params", help="at most so many parameters: 0.5M, 120k, or a fraction of the teacher's: 0.1")
+    parser.add_argument("--flops", help="at most so many FLOPs per patch: 20G, or a fraction of the teacher's: 0.1")
+    parser.add_argument("--convs-per-stage", type=int, help="at most so many convolutions (or blocks) per stage")
+    parser.add_argument("--batch-size", type=int, help="another batch size; default: the teacher's")
+    parser.add_argument("--overwrite", action="store_true", help="replace a plans file that is already there")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = preprocessed_folder(args.d)
+    plans, dataset_json = read_json(folder / f"{args.p}.json"), read_json(folder / "dataset.json")
+    name = args.o or f"{args.p}Student"
+    target = folder / f"{name}.json"
+    if name == args.p:
+        raise KDError(f"The student's plans cannot have the teacher's name {args.p}. Choose another with -o.")
+    if target.exists() and not args.overwrite:
+        raise KDError(f"{target} is already there and was kept. Add --overwrite to replace it, or choose another -o.")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise KDError(f"--batch-size must be at least 1, found {args.batch_size}.")
+    for configuration in args.c or []:
+        check_configuration(plans, configuration)
+    configurations = args.c or planned_configurations(plans)
+    options = student_options(args)
+    widths = {c: width_for(plans, c, dataset_json, options) for c in configurations}
+    student = shrink_plans(plans, widths, options.convs_per_stage, name)
+    if args.batch_size is not None:
+        for configuration in configurations:
+            student["configurations"][configuration]["batch_size"] = args.batch_size
+    target.write_text(json.dumps(student, indent=4) + "\n")
+    console = Console()
+    console.print(cost_table(plans, student, widths, dataset_json))
+    console.print(f"Written: {target}", soft_wrap=True)
+    console.print("Train the student, once the teacher is trained:")
+    command = f"nnUNetv2_train {dataset_id(folder.name)} {configurations[0]} 0 -p {name} -tr nnUNetTrainerRegionKD"
+    console.print(f"  {command}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def student_options(args: argparse.Namespace) -> StudentOptions:
+    """The flags as options, so that both ways are checked alike."""
+    given = {"width": args.width, "params": args.params, "flops": args.flops, "convs_per_stage": args.convs_per_stage}
+    try:
+        return StudentOptions(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise KDError(listing("The student cannot be made:", problems_of(error))) from error
+
+
+def cost_table(
+    teacher: dict[str, Any], student: dict[str, Any], widths: dict[str, float], dataset_json: dict[str, Any]
+) -> Table:
+    """Teacher and student side by side, per configuration."""
+    table = Table(title=f"{teacher['plans_name']} → {student['plans_name']}")
+    for column in ("configuration", "", "teacher", "student", "student / teacher"):
+        table.add_column(column, justify="left" if column in ("configuration", "") else "right")
+    for configuration, width in widths.items():
+        t, s = (network_cost(plans, configuration, dataset_json) for plans in (teacher, student))
+        rows = [
+            (f"{configuration} (width {width:g})", "parameters", in_words(t.params), in_words(s.params), s.params / t.params),
+            ("", "GFLOPs per patch", f"{t.flops / 1e9:.2f}", f"{s.flops / 1e9:.2f}", s.flops / t.flops),
+            (
+                "",
+                "activation memory per patch",
+                f"{t.activation_bytes / 2**20:.0f} MiB",
+                f"{s.activation_bytes / 2**20:.0f} MiB",
+                s.activation_bytes / t.activation_bytes,
+            ),
+        ]
+        for *cells, ratio in rows:
+            table.add_row(*cells, f"{ratio:.3f}")
+        table.add_section()
+    return table
+
+
+def preprocessed_folder(dataset: str) -> Path:
+    """Folder of a dataset under ``nnUNet_preprocessed``.
+
+    Raises:
+        KDError: where the variable is not set or the dataset is not there.
+    """
+    if not nnUNet_preprocessed.is_set():
+        raise KDError(
+            "The environment variable nnUNet_preprocessed is not set. Set it: "
+            "export nnUNet_preprocessed=/path/to/nnUNet_preprocessed"
+        )
+    try:
+        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+    except RuntimeError as error:
+        raise KDError(f"There is no dataset {dataset}: {error}") from error
+    folder = Path(nnUNet_preprocessed) / name
+    if not folder.is_dir():
+        raise KDError(f"{folder} does not exist. Make it with: nnUNetv2_plan_and_preprocess -d {dataset_id(name)}")
+    return folder
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file of the preprocessed dataset.
+
+    Raises:
+        KDError: where it is missing or is no JSON; names the plans that exist.
+    """
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError as error:
+        plans = sorted(f.stem for f in file.parent.glob("*Plans*.json"))
+        raise KDError(f"{file} does not exist. Plans in this folder: {', '.join(plans) or 'none'}.") from error
+    except ValueError as error:
+        raise KDError(f"{file} is not valid JSON: {error}") from error

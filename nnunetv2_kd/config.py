@@ -1,0 +1,224 @@
+"""Every option of a distillation training, typed and checked.
+
+Options come from the YAML file that the environment variable ``nnUNet_kd_config`` names, from the key ``"kd"`` of the
+plans, and from the trainer's defaults; the first that names a top-level key wins it whole.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nnunetv2_kd.errors import KDError, listing
+
+VARIABLE = "nnUNet_kd_config"
+STAGE = re.compile(r"(encoder|decoder)\.(-?\d+)")
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TeacherOptions(_Options):
+    """Which trained model teaches. By default: the same dataset, plans, configuration and fold as the student."""
+
+    trainer: str = Field("nnUNetTrainer", description="the teacher's -tr")
+    plans: str | None = Field(None, description="the teacher's -p; default: the plans that the student was made from")
+    configuration: str | None = Field(None, description="the teacher's -c; default: the student's")
+    folder: Path | None = Field(None, description="a model folder, instead of trainer, plans and configuration")
+    fold: int | Literal["all"] | None = Field(None, description="default: the student's fold")
+    checkpoint: str = Field("checkpoint_final.pth", description="file name inside the fold folder")
+    trust_pickle: bool = Field(False, description="load a checkpoint that carries more than plain data. It can run code")
+
+    @model_validator(mode="after")
+    def _folder_or_names(self) -> "TeacherOptions":
+        named = self.model_fields_set & {"trainer", "plans", "configuration"}
+        if self.folder is not None and named:
+            raise ValueError(f"name the teacher by folder or by {', '.join(sorted(named))}, not by both")
+        return self
+
+
+class StudentOptions(_Options):
+    """How large the student is. Give one of width, params and flops."""
+
+    width: float | None = Field(None, gt=0, le=1, description="factor on the teacher's channels; default: 0.5")
+    params: str | None = Field(None, description='at most so many parameters: "0.5M", "120k", or a fraction, "0.1"')
+    flops: str | None = Field(None, description='at most so many FLOPs per patch: "20G", or a fraction, "0.1"')
+    convs_per_stage: int | None = Field(None, ge=1, description="convolutions (or blocks) per stage, at most")
+
+    @field_validator("params", "flops", mode="before")
+    @classmethod
+    def _budget(cls, value: Any) -> Any:
+        if value is not None:
+            parse_budget(value)
+        return None if value is None else str(value)
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "StudentOptions":
+        sizes = [name for name in ("width", "params", "flops") if getattr(self, name) is not None]
+        if len(sizes) > 1:
+            raise ValueError(f"give one of width, params and flops, not {' and '.join(sizes)}")
+        return self
+
+
+class Term(_Options):
+    """What every distillation term has."""
+
+    weight: float = Field(1.0, ge=0, description="factor on the term in the total loss, before the schedule")
+
+
+class VoxelKL(Term):
+    """KL divergence of the class probabilities, mean over voxels, on every supervised head."""
+
+    temperature: float = Field(1.0, gt=0)
+
+
+class RegionKL(Term):
+    """KL divergence averaged within each region, then over regions, on every supervised head."""
+
+    temperature: float = Field(1.0, gt=0)
+    membership: Literal["teacher", "labels"] = Field("teacher", description="whose regions")
+
+
+class FeatureTerm(Term):
+    """A term on tapped stages, counted from full resolution: encoder.0 is the first, encoder.-1 the deepest."""
+
+    stages: tuple[str, ...] = Field(("encoder.1", "decoder.0"), min_length=1)
+
+    @field_validator("stages")
+    @classmethod
+    def _known_form(cls, stages: tuple[str, ...]) -> tuple[str, ...]:
+        for stage in stages:
+            if not STAGE.fullmatch(stage):
+                raise ValueError(f"unknown stage {stage!r}; expected encoder.<level> or decoder.<level>, as encoder.0")
+        if len(set(stages)) != len(stages):
+            raise ValueError(f"a stage is named twice in {list(stages)}")
+        return stages
+
+
+class ImportanceMap(FeatureTerm):
+    """Where a stage is active (EMKD's IMD), summed over the stages."""
+
+
+class RegionAffinity(FeatureTerm):
+    """How alike the regions look to a stage (EMKD's RAD), summed over the stages."""
+
+
+class Terms(_Options):
+    """The distillation terms by name. One that is not named is not computed."""
+
+    voxel_kl: VoxelKL | None = None
+    region_kl: RegionKL | None = None
+    importance_map: ImportanceMap | None = None
+    region_affinity: RegionAffinity | None = None
+
+    def active(self) -> dict[str, Term]:
+        """The terms that are named and whose weight is not 0."""
+        named = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: term for name, term in named.items() if term is not None and term.weight > 0}
+
+
+class Schedule(_Options):
+    """One factor on all distillation terms over the training: linear rise, plateau, cosine fall."""
+
+    warmup: float = Field(0.0, ge=0, le=1, description="share of the training over which the factor rises from 0")
+    decay_from: float = Field(1.0, ge=0, le=1, description="share of the training after which it falls")
+    final: float = Field(1.0, ge=0, description="where it falls to, at the end")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Schedule":
+        if self.decay_from < self.warmup:
+            raise ValueError(f"decay_from ({self.decay_from}) must not come before the end of warmup ({self.warmup})")
+        return self
+
+
+class Options(_Options):
+    """All options of one training."""
+
+    teacher: TeacherOptions = TeacherOptions()
+    student: StudentOptions = StudentOptions()
+    terms: Terms = Terms()
+    schedule: Schedule = Schedule()
+    epochs: int | None = Field(None, ge=1, description="default: the trainer's own, 1000 in nnU-Net")
+    iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 250 in nnU-Net")
+    val_iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 50 in nnU-Net")
+    seed: int | None = Field(None, ge=0, lt=2**31, description="seeds weights and, with nnUNet_n_proc_DA=0, the data")
+    cpu_bfloat16: bool = Field(False, description="train in bfloat16 on a CPU that has instructions for it")
+
+
+def parse_budget(value: Any) -> tuple[float, bool]:
+    """A size such as ``"0.5M"``, ``"20G"`` or ``0.1``.
+
+    Returns:
+        The number, and whether it is a fraction of the teacher's size (a bare number up to 1) and not a count.
+
+    Raises:
+        ValueError: where it is neither.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kKmMgGtT]?)\s*", str(value))
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f'expected a size such as "0.5M" or a fraction such as "0.1", found {value!r}')
+    number = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[match[2].lower()]
+    return number, match[2] == "" and number <= 1
+
+
+def options_file() -> Path | None:
+    """The file that ``nnUNet_kd_config`` names, or None where the variable is not set."""
+    name = os.environ.get(VARIABLE, "").strip()
+    return Path(name).expanduser() if name else None
+
+
+def read_options_file(path: Path) -> dict[str, Any]:
+    """Top-level keys of an options file.
+
+    Raises:
+        KDError: where it is missing, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise KDError(f"{VARIABLE} names the options file {path}, which cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise KDError(f"The options file {path} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise KDError(f"The options file {path} must hold keys such as 'terms:', found {type(content).__name__}.")
+    return content
+
+
+def resolve_options(defaults: Mapping[str, Any], plans: Mapping[str, Any], file: Path | None = None) -> Options:
+    """Options of a training: file before plans before defaults, per top-level key.
+
+    Args:
+        defaults: the trainer's.
+        plans: the plans, whose key ``"kd"`` may hold options.
+        file: an options file, or None.
+
+    Raises:
+        KDError: lists every problem at once, with where it is.
+    """
+    from_plans = plans.get("kd", {})
+    if not isinstance(from_plans, Mapping):
+        raise KDError(f"The key 'kd' of the plans must hold options, found {type(from_plans).__name__}.")
+    from_file = read_options_file(file) if file is not None else {}
+    merged = {**defaults, **from_plans, **from_file}
+    try:
+        return Options.model_validate(merged)
+    except ValidationError as error:
+        sources = [str(file) if file else "", "the plans' key 'kd'" if from_plans else ""]
+        where = " and ".join(source for source in sources if source) or "the trainer's defaults"
+        raise KDError(listing(f"The distillation options in {where} cannot be used:", problems_of(error))) from error
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """One line per problem: where, what, and what was found there."""
+    return [
+        f"{'.'.join(str(part) for part in problem['loc']) or 'options'}: {problem['msg']}"
+        + ("" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})")
+        for problem in error.errors()
+    ]

@@ -1,0 +1,114 @@
+"""Tap stages of a network: keep what they put out during one forward pass."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_kd.config import STAGE
+from nnunetv2_kd.errors import KDError
+
+Stride = tuple[int, ...]
+
+
+def stage_modules(network: nn.Module) -> dict[str, tuple[nn.Module, Stride]]:
+    """Every stage of a U-Net, counted from full resolution, with its stride relative to the input.
+
+    Args:
+        network: with ``encoder.stages``, ``encoder.strides`` and ``decoder.stages``, as all U-Nets of
+            dynamic_network_architectures have.
+
+    Raises:
+        KDError: where the network is built otherwise.
+    """
+    encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
+    if not (hasattr(encoder, "stages") and hasattr(encoder, "strides") and hasattr(decoder, "stages")):
+        raise KDError(
+            f"Terms on features need a U-Net with encoder and decoder stages; {type(network).__name__} has none. "
+            "Use terms on logits only (voxel_kl, region_kl)."
+        )
+    strides = [tuple(int(s) for s in stride) for stride in np.cumprod(np.vstack(encoder.strides), axis=0)]
+    stages = {f"encoder.{level}": (stage, strides[level]) for level, stage in enumerate(encoder.stages)}
+    decoder_stages = list(decoder.stages)[::-1]  # computed from the deepest up, counted from full resolution down
+    return stages | {f"decoder.{level}": (stage, strides[level]) for level, stage in enumerate(decoder_stages)}
+
+
+def resolve_stage(name: str, available: Iterable[str]) -> str:
+    """``encoder.-1`` to the name of the deepest encoder stage, and so on.
+
+    Raises:
+        KDError: where the network has no such stage.
+    """
+    available = list(available)
+    match = STAGE.fullmatch(name)
+    if match is not None:
+        part, level = match[1], int(match[2])
+        count = sum(stage.startswith(part) for stage in available)
+        if -count <= level < count:
+            return f"{part}.{level % count}"
+    raise KDError(f"The student has no stage {name!r}. Its stages are {', '.join(available)}.")
+
+
+def match_stages(names: Iterable[str], student: nn.Module, teacher: nn.Module) -> dict[str, str]:
+    """For each stage of the student the teacher's stage of the same part and the same stride.
+
+    Returns:
+        The student's stage name to the teacher's.
+
+    Raises:
+        KDError: where the teacher has no stage of that stride.
+    """
+    of_student, of_teacher = stage_modules(student), stage_modules(teacher)
+    matched = {}
+    for name in names:
+        stage = resolve_stage(name, of_student)
+        part, stride = stage.split(".")[0], of_student[stage][1]
+        same = [other for other, (_, s) in of_teacher.items() if s == stride and other.startswith(part)]
+        if not same:
+            offered = ", ".join(f"{other} {s}" for other, (_, s) in of_teacher.items())
+            raise KDError(
+                f"The teacher has no {part} stage of stride {stride}, which the student's {stage} has. "
+                f"The teacher's stages and strides: {offered}."
+            )
+        matched[stage] = same[-1]
+    return matched
+
+
+class Taps:
+    """Forward hooks that keep the output of some stages while `recording`.
+
+    Args:
+        network: the network, not compiled and not wrapped. Hooks set here survive both.
+        stages: stage names as in `stage_modules`.
+    """
+
+    def __init__(self, network: nn.Module, stages: Sequence[str]) -> None:
+        self.recording = False
+        self._features: dict[str, Tensor] = {}
+        modules = stage_modules(network) if stages else {}
+        for stage in stages:
+            modules[stage][0].register_forward_hook(self._hook(stage))
+
+    def _hook(self, stage: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if self.recording:
+                self._features[stage] = output
+
+        return keep
+
+    def take(self) -> dict[str, Tensor]:
+        """The features of the last forward pass, which are then no longer kept."""
+        features = dict(self._features)
+        # cleared and not replaced: a compiled forward pass guards on the dict that it writes to
+        self._features.clear()
+        return features
+
+
+def plain_network(network: nn.Module) -> nn.Module:
+    """The network inside DDP and torch.compile."""
+    if isinstance(network, nn.parallel.DistributedDataParallel):
+        network = network.module
+    if isinstance(network, torch._dynamo.OptimizedModule):
+        network = network._orig_mod
+    return network

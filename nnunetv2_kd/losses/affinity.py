@@ -1,0 +1,43 @@
+"""Region affinity (RAD) of EMKD, arXiv 2108.09987, for any number of regions."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunetv2_kd.losses.regions import region_vectors
+
+
+def region_cosines(features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
+    """How alike the regions look to a network: ``cos(r_i, r_j)`` for every pair.
+
+    Args:
+        features: ``(B, C, *S)``.
+        membership: ``(B, K, *S')`` in [0, 1].
+
+    Returns:
+        ``(B, K, K)`` float32 in [-1, 1], and which regions are present ``(B, K)`` bool.
+    """
+    vectors, present = region_vectors(features, membership)
+    unit = F.normalize(vectors, dim=-1)
+    return unit @ unit.transpose(1, 2), present
+
+
+def region_affinity(student: Tensor, teacher: Tensor, membership: Tensor) -> Tensor:
+    """Squared difference of student's and teacher's region cosines.
+
+    Two regions: ``mean_B (cos_s(r_0, r_1) - cos_t(r_0, r_1))^2``, as the paper and its code define it. For K regions
+    (ours): per sample the mean over pairs ``i < j`` of present regions of ``(cos_s(r_i, r_j) - cos_t(r_i, r_j))^2``,
+    then the mean over the batch; a sample with fewer than two present regions contributes 0.
+
+    Args:
+        student, teacher: features ``(B, C, *S)`` of one stage; channels and grids may differ, as each network's
+            features are pooled at their own grid.
+        membership: ``(B, K, *S')`` in [0, 1], ``S'`` at least as fine as both grids.
+
+    Returns:
+        Scalar in [0, 4].
+    """
+    cosines_s, present = region_cosines(student, membership)
+    cosines_t, _ = region_cosines(teacher.detach(), membership)
+    pairs = (present.unsqueeze(1) & present.unsqueeze(2)).triu(diagonal=1)
+    squares = (cosines_s - cosines_t).square() * pairs
+    return (squares.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)).mean()

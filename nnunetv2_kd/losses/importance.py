@@ -1,0 +1,38 @@
+"""Importance maps (IMD) of EMKD, arXiv 2108.09987."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def importance_map(features: Tensor) -> Tensor:
+    """Where a stage is active: ``A(F) = vec(mean_c F^4) / ||.||_2``.
+
+    Args:
+        features: ``(B, C, *S)``.
+
+    Returns:
+        ``(B, *S)`` float32, at least 0, of unit length per sample; 0 where the features are all 0.
+    """
+    # F^4 overflows half precision long before it overflows float32; the scale cancels in the normalisation
+    features = features.float()
+    scale = features.detach().abs().amax(dim=tuple(range(1, features.ndim)), keepdim=True).clamp(min=1e-12)
+    energy = (features / scale).pow(4).mean(dim=1)
+    return F.normalize(energy.flatten(1), dim=1).view_as(energy)
+
+
+def importance_map_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """``mean_B ||A(F_s) - A(F_t)||_2^2`` of one stage; EMKD sums it over a low-level and a high-level stage.
+
+    Args:
+        student, teacher: features ``(B, C, *S)``; channels may differ. Where the grids differ, the student's map is
+            resized (linear) to the teacher's.
+
+    Returns:
+        Scalar in [0, 2].
+    """
+    map_s, map_t = importance_map(student), importance_map(teacher.detach())
+    if map_s.shape != map_t.shape:
+        mode = "bilinear" if map_s.ndim == 3 else "trilinear"
+        resized = F.interpolate(map_s.unsqueeze(1), size=map_t.shape[1:], mode=mode, align_corners=False)[:, 0]
+        map_s = F.normalize(resized.flatten(1), dim=1).view_as(map_t)
+    return (map_s - map_t).square().flatten(1).sum(dim=1).mean()

@@ -1,0 +1,127 @@
+"""Make a smaller network by writing smaller numbers into a plans file. Nothing else of the plans changes, so the
+student reads the teacher's preprocessed data and nnU-Net builds it like any other network."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_kd.errors import KDError
+
+RECORD = "kd_student"
+WIDTH_KEYS = ("features_per_stage", "stem_channels", "bottleneck_channels")
+DEPTH_KEYS = ("n_conv_per_stage", "n_conv_per_stage_decoder", "n_blocks_per_stage")
+
+Plans = dict[str, Any]
+
+
+def made_from(plans: Plans) -> str | None:
+    """The name of the plans that these student's plans were made from; None where they are nobody's student."""
+    return plans.get(RECORD, {}).get("made_from")
+
+
+def planned_configurations(plans: Plans) -> list[str]:
+    """The configurations of the plans that have a network."""
+    manager = PlansManager(deepcopy(plans))
+    names = manager.available_configurations
+    return [name for name in names if "architecture" in manager.get_configuration(name).configuration]
+
+
+def scale_channels(value: Any, width: float) -> Any:
+    """``value * width`` to the nearest whole number, in every entry of a list; None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, (list, tuple)):
+        return [scale_channels(entry, width) for entry in value]
+    return int(value * width + 0.5)
+
+
+def shrink_architecture(architecture: dict[str, Any], width: float, convs_per_stage: int | None) -> dict[str, Any]:
+    """A copy of a plans file's ``architecture`` entry with fewer channels and at most so many convolutions per stage.
+
+    Args:
+        architecture: of a PlainConvUNet or ResidualEncoderUNet.
+        width: factor on the channels, in (0, 1].
+        convs_per_stage: upper limit on convolutions (or residual blocks) per stage; None leaves them.
+
+    Raises:
+        KDError: where a stage is left without channels, or the architecture has no widths to shrink.
+    """
+    shrunken = deepcopy(architecture)
+    kwargs = shrunken["arch_kwargs"]
+    if "features_per_stage" not in kwargs:
+        raise KDError(
+            f"Cannot shrink {architecture['network_class_name']}: its plans have no features_per_stage. Known to work: "
+            "PlainConvUNet and ResidualEncoderUNet."
+        )
+    for key in WIDTH_KEYS:
+        if key in kwargs:
+            kwargs[key] = scale_channels(kwargs[key], width)
+    if isinstance(kwargs["features_per_stage"], int):
+        kwargs["features_per_stage"] = [kwargs["features_per_stage"]] * kwargs["n_stages"]
+    if min(kwargs["features_per_stage"]) < 1:
+        found = architecture["arch_kwargs"]["features_per_stage"]
+        raise KDError(
+            f"Width {width:g} leaves a stage without channels: the teacher has {found}. "
+            f"The smallest width is {0.5 / min(_as_list(found)):g}."
+        )
+    if convs_per_stage is not None:
+        for key in DEPTH_KEYS:
+            if key in kwargs:
+                kwargs[key] = _at_most(kwargs[key], convs_per_stage)
+    return shrunken
+
+
+def shrink_plans(
+    plans: Plans, widths: Mapping[str, float], convs_per_stage: int | None = None, name: str | None = None
+) -> Plans:
+    """Student's plans.
+
+    Args:
+        plans: the teacher's, as read from its file; not changed.
+        widths: factor on the channels, in (0, 1], for each configuration to shrink. The others stay as they are.
+        convs_per_stage: upper limit on convolutions per stage.
+        name: the student's plans name; None keeps the teacher's.
+
+    Returns:
+        New plans whose key ``kd_student`` records where they come from.
+
+    Raises:
+        KDError: where a configuration is unknown or cannot be shrunk that far.
+    """
+    student = deepcopy(plans)
+    manager = PlansManager(deepcopy(plans))
+    for configuration, width in widths.items():
+        check_configuration(plans, configuration)
+        architecture = manager.get_configuration(configuration).configuration["architecture"]
+        student["configurations"][configuration]["architecture"] = shrink_architecture(
+            architecture, width, convs_per_stage
+        )
+    student["plans_name"] = name or plans["plans_name"]
+    student[RECORD] = {
+        "made_from": plans["plans_name"],
+        "width": dict(widths),
+        "convs_per_stage": convs_per_stage,
+    }
+    return student
+
+
+def check_configuration(plans: Plans, configuration: str) -> None:
+    """
+    Raises:
+        KDError: where the plans have no such configuration; names those that they have.
+    """
+    if configuration not in plans["configurations"]:
+        raise KDError(
+            f"The plans {plans['plans_name']} have no configuration {configuration!r}, only "
+            f"{', '.join(plans['configurations'])}."
+        )
+
+
+def _as_list(value: Any) -> list[int]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _at_most(value: Any, limit: int) -> Any:
+    return [min(entry, limit) for entry in value] if isinstance(value, (list, tuple)) else min(value, limit)

@@ -1,0 +1,79 @@
+"""From the size that the user asked for to a width."""
+
+from typing import Any
+
+from nnunetv2_kd.config import StudentOptions, parse_budget
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.students.cost import in_words, network_cost
+from nnunetv2_kd.students.shrink import Plans, check_configuration, made_from, planned_configurations, shrink_plans
+
+DEFAULT_WIDTH = 0.5
+BISECTIONS = 20
+
+
+def width_for(plans: Plans, configuration: str, dataset_json: dict[str, Any], student: StudentOptions) -> float:
+    """The width that the options ask for; for a budget the largest width that keeps to it.
+
+    Args:
+        plans: the teacher's.
+        configuration: the configuration that has to keep to the budget.
+        dataset_json: as in nnU-Net.
+        student: the options.
+
+    Raises:
+        KDError: where even the narrowest network is over the budget.
+    """
+    if student.params is None and student.flops is None:
+        return student.width if student.width is not None else DEFAULT_WIDTH
+    quantity = "params" if student.params is not None else "flops"
+    number, is_fraction = parse_budget(getattr(student, quantity))
+
+    def size(width: float) -> int:
+        shrunken = shrink_plans(plans, {configuration: width}, student.convs_per_stage)
+        return getattr(network_cost(shrunken, configuration, dataset_json), quantity)
+
+    budget = number * getattr(network_cost(plans, configuration, dataset_json), quantity) if is_fraction else number
+    features = plans_features(plans, configuration)
+    low, high = 0.5 / min(features), 1.0  # below `low` the narrowest stage rounds to no channel
+    if size(low) > budget:
+        raise KDError(
+            f"No student of {configuration} keeps to {quantity} <= {in_words(budget)}: the narrowest network has "
+            f"{in_words(size(low))}. Ask for more, or for fewer convolutions per stage."
+        )
+    if size(high) <= budget:
+        return high
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if size(middle) <= budget else (low, middle)
+    rounded = round(low, 4)
+    return rounded if rounded >= low and size(rounded) <= budget else low
+
+
+def plans_features(plans: Plans, configuration: str) -> list[int]:
+    """Channels per stage of a configuration, inherited ones too."""
+    whole = shrink_plans(plans, {configuration: 1.0})
+    return list(whole["configurations"][configuration]["architecture"]["arch_kwargs"]["features_per_stage"])
+
+
+def student_plans(
+    plans: Plans, configuration: str, dataset_json: dict[str, Any], student: StudentOptions
+) -> tuple[Plans, bool]:
+    """What a trainer trains: the given plans where they are a student's already, else a student of them.
+
+    Returns:
+        The student's plans, and whether they were made here.
+
+    Raises:
+        KDError: where the options ask for a size although the plans have been shrunk already.
+    """
+    check_configuration(plans, configuration)
+    if made_from(plans) is None:
+        widths = {c: width_for(plans, c, dataset_json, student) for c in planned_configurations(plans)}
+        return shrink_plans(plans, widths, student.convs_per_stage), True
+    asked = sorted(name for name in type(student).model_fields if getattr(student, name) is not None)
+    if asked:
+        raise KDError(
+            f"The options ask for student.{asked[0]}, but the plans {plans['plans_name']} are a student's already, "
+            f"made from {made_from(plans)}. Remove the option, or train with -p {made_from(plans)}."
+        )
+    return plans, False

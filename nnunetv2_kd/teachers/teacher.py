@@ -1,0 +1,174 @@
+"""Load a teacher, freeze it, run it."""
+
+import json
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+
+from nnunetv2_kd.config import TeacherOptions
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.features import Taps
+from nnunetv2_kd.students.cost import count_params
+from nnunetv2_kd.teachers.check import check_same_task
+from nnunetv2_kd.teachers.checkpoint import read_checkpoint, sha256
+from nnunetv2_kd.teachers.find import Student, TeacherPath, find_teacher
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """Who taught: plain values, for the log and the student's checkpoint."""
+
+    folder: str
+    fold: str
+    checkpoint: str
+    sha256: str
+    trainer: str
+    epoch: int
+    params: int
+    other_fold: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Teacher:
+    """A frozen network that answers with logits and tapped features. Not an nn.Module on purpose: nothing that walks
+    over the trainer's modules can train it, wrap it or save it."""
+
+    def __init__(self, network: nn.Module, record: TeacherRecord, trained_heads: list[bool]) -> None:
+        self.network = network.requires_grad_(False).eval()
+        self.record = record
+        self.trained_heads = trained_heads
+        self._taps: Taps | None = None
+
+    def __repr__(self) -> str:
+        return f"Teacher({self.record})"
+
+    def tap(self, stages: list[str]) -> None:
+        """Keep the features of these stages from now on."""
+        self._taps = Taps(self.network, stages)
+        self._taps.recording = True
+
+    @torch.no_grad()  # not inference_mode: autograd refuses to save inference tensors for the student's backward pass
+    def __call__(self, data: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Logits of every trained head, finest first, and features by stage name.
+
+        Args:
+            data: ``(B, C, *S)``.
+        """
+        self.network.eval()
+        output = self.network(data)
+        heads = list(output) if isinstance(output, (list, tuple)) else [output]
+        logits = [head for head, trained in zip(heads, self.trained_heads, strict=False) if trained]
+        return logits, self._taps.take() if self._taps is not None else {}
+
+
+def load_teacher(
+    options: TeacherOptions,
+    student: Student,
+    student_plans: dict[str, Any],
+    student_dataset_json: dict[str, Any],
+    deep_supervision: bool,
+) -> Teacher:
+    """Find, check and load the teacher, on the CPU.
+
+    Args:
+        options: which teacher.
+        student: for which student.
+        student_plans, student_dataset_json: what the teacher is compared with.
+        deep_supervision: whether the student is trained with it; the teacher's heads are built accordingly.
+
+    Raises:
+        KDError: where there is no such teacher, it does not fit the student, or its weights do not fit its plans.
+    """
+    path = find_teacher(options, student)
+    plans, dataset_json = _read_json(path, "plans.json"), _read_json(path, "dataset.json")
+    checkpoint = read_checkpoint(path.checkpoint, options.trust_pickle)
+    configuration = checkpoint["init_args"]["configuration"]
+    check_same_task((plans, dataset_json), (student_plans, student_dataset_json), configuration, student.configuration)
+    network = build_network(plans, configuration, dataset_json, checkpoint["trainer_name"], deep_supervision)
+    load_strictly(network, checkpoint["network_weights"], path)
+    record = TeacherRecord(
+        folder=str(path.folder),
+        fold=str(path.fold),
+        checkpoint=path.checkpoint_name,
+        sha256=sha256(path.checkpoint),
+        trainer=str(checkpoint["trainer_name"]),
+        epoch=int(checkpoint["current_epoch"]),
+        params=count_params(network),
+        other_fold=str(path.fold) != str(student.fold),
+    )
+    return Teacher(network, record, trained_heads(network, checkpoint.get("optimizer_state")))
+
+
+def build_network(
+    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer_name: str, deep_supervision: bool
+) -> nn.Module:
+    """The network that nnU-Net would build to predict with this model, with its deep supervision heads if wanted."""
+    try:
+        trainer_class = recursive_find_trainer_class_by_name(trainer_name)
+    except RuntimeError as error:
+        raise KDError(
+            f"The teacher was trained by {trainer_name}, which nnU-Net cannot find here. Add its folder to the "
+            "environment variable nnUNet_extTrainer."
+        ) from error
+    manager = PlansManager(deepcopy(plans))
+    config = manager.get_configuration(configuration)
+    return trainer_class.build_network_architecture(
+        manager,
+        config,
+        determine_num_input_channels(manager, config, dataset_json),
+        manager.get_label_manager(dataset_json).num_segmentation_heads,
+        deep_supervision,
+    )
+
+
+def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: TeacherPath) -> None:
+    """Load weights where every name and shape fits.
+
+    Raises:
+        KDError: names what differs.
+    """
+    weights = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
+    expected = network.state_dict()
+    problems = [f"{key}: missing in the checkpoint" for key in expected if key not in weights]
+    problems += [f"{key}: in the checkpoint only" for key in weights if key not in expected]
+    problems += [
+        f"{key}: {tuple(weights[key].shape)} in the checkpoint, {tuple(expected[key].shape)} in the network"
+        for key in expected
+        if key in weights and weights[key].shape != expected[key].shape
+    ]
+    if problems:
+        shown = problems[:5] + ([f"and {len(problems) - 5} more"] if len(problems) > 5 else [])
+        raise KDError(listing(f"The weights in {path.checkpoint} do not fit the network of its plans.json:", shown))
+    network.load_state_dict(weights)
+
+
+def trained_heads(network: nn.Module, optimizer_state: dict[str, Any] | None) -> list[bool]:
+    """Which segmentation heads, finest first, ever received a gradient.
+
+    nnU-Net builds all heads always, also where a trainer switches deep supervision off. An optimizer keeps a state for
+    a parameter only once it had a gradient, so a head without one still has its random weights and teaches nothing.
+    The finest head counts as trained; so do all where the checkpoint holds no optimizer.
+    """
+    heads = list(getattr(getattr(network, "decoder", None), "seg_layers", []))[::-1]
+    if not heads:
+        return [True]
+    states = (optimizer_state or {}).get("state")
+    if not states:
+        return [True] * len(heads)
+    index_of = {id(parameter): index for index, parameter in enumerate(network.parameters())}
+    return [True] + [index_of[id(head.weight)] in states for head in heads[1:]]
+
+
+def _read_json(path: TeacherPath, name: str) -> dict[str, Any]:
+    try:
+        return json.loads((path.folder / name).read_text())
+    except (OSError, ValueError) as error:
+        raise KDError(f"The teacher's {path.folder / name} cannot be read: {error}") from error

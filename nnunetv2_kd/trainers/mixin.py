@@ -1,0 +1,297 @@
+"""Distillation for any nnU-Net trainer: ``class Mine(DistillationMixin, nnUNetTrainerDA5)``."""
+
+import json
+import shlex
+import sys
+from contextlib import nullcontext
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as stock
+import torch
+import torch.distributed as dist
+import yaml
+from batchgenerators.utilities.file_and_folder_operations import join
+from torch import Tensor
+from tqdm import tqdm
+
+from nnunetv2_kd import __version__
+from nnunetv2_kd.config import Options, Terms, options_file, resolve_options
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.features import Taps, match_stages, plain_network
+from nnunetv2_kd.students import in_words, made_from, network_cost, student_plans
+from nnunetv2_kd.teachers import Student, Teacher, load_teacher
+from nnunetv2_kd.teachers.find import dataset_id, teacher_folder
+from nnunetv2_kd.trainers import environment
+from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
+from nnunetv2_kd.trainers.checkpoint import check_same_size, make_stock, stock_name
+from nnunetv2_kd.trainers.loss import DistillationLoss, Labels, tapped_stages
+from nnunetv2_kd.trainers.pseudo_dice import pseudo_dice
+from nnunetv2_kd.trainers.schedule import factor_at
+from nnunetv2_kd.trainers.watch import TermGuard, TermHistory, in_log_line
+
+if TYPE_CHECKING:
+    Base = stock.nnUNetTrainer
+else:
+    Base = object
+
+TEACHER_CHECK_BATCHES = 5
+POOR_DICE = 0.5
+
+
+class DistillationMixin(Base):
+    """Trains a shrunken student beside a frozen teacher. Put it first among the bases of a trainer.
+
+    Everything that is not distillation is the other base's. Each training step runs the teacher on the batch, then
+    the base's own ``train_step``, whose loss has the distillation terms added.
+    """
+
+    default_options: ClassVar[dict[str, Any]] = {}
+    distils: ClassVar[bool] = True
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
+                 device: torch.device = torch.device("cuda")) -> None:  # noqa: B008  # fmt: skip
+        environment.check_results_folder()
+        self.options: Options = resolve_options(self.default_options, plans, options_file())
+        if not self.distils:
+            self.options = self.options.model_copy(update={"terms": Terms()})
+        elif not self.options.terms.active():
+            raise KDError(
+                f"{type(self).__name__} has no distillation term with a weight above 0. Name one under 'terms:', or "
+                "train the student alone with -tr nnUNetTrainerKDBaseline."
+            )
+        self._teacher_plans = deepcopy(plans)
+        plans, made_here = student_plans(plans, configuration, dataset_json, self.options.student)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.options.epochs or self.num_epochs
+        self.num_iterations_per_epoch = self.options.iterations_per_epoch or self.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.options.val_iterations_per_epoch or self.num_val_iterations_per_epoch
+        self.teacher: Teacher | None = None
+        self._iteration = 0
+        self._bar: tqdm | None = None
+        self._find_previous_stage()
+        self._say_student(made_here)
+
+    # ---- before the training
+
+    def initialize(self) -> None:
+        if self.options.seed is not None:
+            environment.seed_everything(self.options.seed)
+        super().initialize()
+        if self._uses_cpu_bfloat16:
+            environment.use_bfloat16(self.network)
+
+    def on_train_start(self) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        if self.is_cascaded:
+            train, val = self.do_split()
+            command = (
+                f"nnUNetv2_train {dataset_id(self.plans_manager.dataset_name)} "
+                f"{self.configuration_manager.previous_stage_name} F -p {self.plans_manager.plans_name} "
+                f"-tr {type(self).__name__}   (F = 0 to 4)"
+            )
+            check_previous_stage(self.folder_with_segs_from_previous_stage, [*train, *val], command)
+        if self.distils:
+            self._start_distillation()
+        super().on_train_start()
+        self._write_record()
+        if self.teacher is not None:
+            self._say_pseudo_dice(self.teacher)
+
+    def _start_distillation(self) -> None:
+        """Load the teacher, tap both networks, put the terms into the loss."""
+        self.teacher = load_teacher(
+            self.options.teacher,
+            self._as_student(),
+            self.plans_manager.plans,
+            self.dataset_json,
+            self.enable_deep_supervision,
+        )
+        self.teacher.network.to(self.device)
+        if self._uses_cpu_bfloat16:
+            environment.use_bfloat16(self.teacher.network)
+        self._say_teacher(self.teacher)
+        terms = self.options.terms.active()
+        student = plain_network(self.network)
+        stages = match_stages(tapped_stages(terms), student, self.teacher.network) if tapped_stages(terms) else {}
+        self.teacher.tap(stages)
+        labels = Labels(
+            self.label_manager.num_segmentation_heads, self.label_manager.has_regions, self.label_manager.ignore_label
+        )
+        self.loss = DistillationLoss(self.loss, self.options.terms, labels, Taps(student, list(stages)))
+        self._guard = TermGuard()
+        self._history = TermHistory(self.output_folder, {name: term.weight for name, term in terms.items()})
+        self._history.resume(self.current_epoch)
+
+    # ---- during the training
+
+    def on_epoch_start(self) -> None:
+        if self.options.seed is not None:  # a resumed training sees the batches that an uninterrupted one would see
+            environment.seed_everything(self.options.seed + 1_000_003 * (self.current_epoch + 1))
+        super().on_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._iteration = 0
+        on_screen = self.local_rank == 0 and sys.stderr.isatty()
+        self._bar = tqdm(total=self.num_iterations_per_epoch, disable=not on_screen, leave=False, unit="it")
+
+    def train_step(self, batch: dict) -> dict:
+        if self.teacher is None:
+            result = super().train_step(batch)
+        else:
+            result = self._distillation_step(batch, self.teacher)
+        self._iteration += 1
+        if self._bar is not None:
+            self._bar.update()
+        return result
+
+    def _distillation_step(self, batch: dict, teacher: Teacher) -> dict:
+        batch["data"] = batch["data"].to(self.device, non_blocking=True)
+        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+            self.loss.answer = teacher(batch["data"])
+        self.loss.factor = self._factor()
+        self.loss.taps.recording = True
+        try:
+            result = super().train_step(batch)
+        finally:
+            self.loss.answer = None
+            self.loss.taps.recording = False
+        self._guard.check(self.loss.values)
+        self._history.add(self.loss.values)
+        return result
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        super().on_train_epoch_end(train_outputs)
+        if self.teacher is not None:
+            self._close_epoch()
+
+    def _close_epoch(self) -> None:
+        means = self._mean_over_workers(self._history.means())
+        if self.local_rank != 0:
+            return
+        row = self._history.close_epoch(self.current_epoch, self._factor(), means)
+        self.print_to_log_file("distillation:", in_log_line(row, self._history.weights))
+        for logger in self.logger.loggers:  # Weights & Biases where nnU-Net's own switch is on; never nnU-Net's local one
+            for name, value in row.items():
+                if name != "epoch":
+                    logger.log(f"kd/{name}", value, self.current_epoch)
+
+    def _factor(self) -> float:
+        progress = (self.current_epoch + self._iteration / self.num_iterations_per_epoch) / self.num_epochs
+        return factor_at(min(progress, 1.0), self.options.schedule)
+
+    def _mean_over_workers(self, means: dict[str, float]) -> dict[str, float]:
+        if not self.is_ddp:
+            return means
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, means)
+        return {name: sum(worker[name] for worker in gathered) / len(gathered) for name in means}
+
+    # ---- checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        unfinished = f"{filename}.unfinished"
+        super().save_checkpoint(unfinished)
+        make_stock(unfinished, filename, stock_name(type(self)), self._record())
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        if isinstance(filename_or_checkpoint, str):
+            check_same_size(
+                Path(filename_or_checkpoint), self.plans_manager.plans, self.configuration_name, self.dataset_json
+            )
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def _record(self) -> dict[str, Any]:
+        """Where this student comes from, in plain values."""
+        return {
+            "nnunetv2_kd": __version__,
+            "trainer": type(self).__name__,
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "options": self.options.model_dump(mode="json"),
+            "student": self.plans_manager.plans["kd_student"],
+            "teacher": self.teacher.record.as_dict() if self.teacher is not None else None,
+        }
+
+    def _write_record(self) -> None:
+        if self.local_rank != 0:
+            return
+        record = self._record()
+        Path(join(self.output_folder, "kd_record.json")).write_text(json.dumps(record, indent=2) + "\n")
+        options = yaml.safe_dump(self.options.model_dump(mode="json", exclude_none=True), sort_keys=False)
+        Path(join(self.output_folder, "kd_options.yaml")).write_text(options)
+
+    # ---- helpers
+
+    @property
+    def _uses_cpu_bfloat16(self) -> bool:
+        return self.options.cpu_bfloat16 and self.device.type == "cpu" and environment.cpu_has_bfloat16()
+
+    def _as_student(self) -> Student:
+        plans_name = made_from(self.plans_manager.plans) or self.plans_manager.plans_name
+        return Student(self.plans_manager.dataset_name, plans_name, self.configuration_name, self.fold)
+
+    def _find_previous_stage(self) -> None:
+        if self.is_cascaded:
+            self.folder_with_segs_from_previous_stage = previous_stage_folder(
+                self.folder_with_segs_from_previous_stage,
+                teacher_folder(self.options.teacher, self._as_student()),
+                self.configuration_manager.previous_stage_name,
+                self.configuration_name,
+            )
+
+    def _say(self, *words: object) -> None:
+        self.print_to_log_file(*words, also_print_to_console=self.local_rank == 0)
+
+    def _say_student(self, made_here: bool) -> None:
+        student = network_cost(self.plans_manager.plans, self.configuration_name, self.dataset_json)
+        record = self.plans_manager.plans["kd_student"]
+        how = "made by this trainer" if made_here else "read from the plans file"
+        features = self.configuration_manager.network_arch_init_kwargs["features_per_stage"]
+        self._say(
+            f"Student: {in_words(student.params)} parameters, {in_words(student.flops)}FLOPs per patch, channels "
+            f"{features} (width {record['width'].get(self.configuration_name, 1):g} of {record['made_from']}; {how})"
+        )
+        if made_here:
+            teacher = network_cost(self._teacher_plans, self.configuration_name, self.dataset_json)
+            if student.params >= teacher.params and self.distils:
+                self._say("WARNING: the student is as large as its teacher. Set student.width below 1 in the options.")
+        if self.options.cpu_bfloat16 and not self._uses_cpu_bfloat16:
+            self._say("cpu_bfloat16 is on, but this is no CPU with bfloat16 instructions: training as nnU-Net does.")
+
+    def _say_teacher(self, teacher: Teacher) -> None:
+        record = teacher.record
+        self._say(
+            f"Teacher: {record.folder}, fold {record.fold}, {record.checkpoint} (SHA-256 {record.sha256}), trained by "
+            f"{record.trainer} for {record.epoch} epochs, {in_words(record.params)} parameters, "
+            f"{sum(teacher.trained_heads)} trained heads"
+        )
+        if record.other_fold:
+            self._say(
+                f"WARNING: the teacher is of fold {record.fold}, the student of fold {self.fold}. The teacher has seen "
+                "this student's validation cases in training, so the student's validation Dice is too good. This is "
+                "recorded in the checkpoint."
+            )
+
+    def _say_pseudo_dice(self, teacher: Teacher) -> None:
+        batches = [next(self.dataloader_val) for _ in range(TEACHER_CHECK_BATCHES)]
+        answers: list[tuple[Tensor, Tensor]] = []
+        for batch in batches:
+            target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+            logits = teacher(batch["data"].to(self.device))[0][0]
+            answers.append((logits, target.to(self.device)))
+        dice = pseudo_dice(answers, self.loss.labels)
+        self._say(f"Teacher's pseudo Dice on {len(batches)} validation batches: {[round(d, 4) for d in dice]}")
+        mean = sum(dice) / len(dice)
+        if not mean >= POOR_DICE:
+            self._say(
+                f"WARNING: that is poor (mean {mean:.2f}). A student cannot learn much from it. Is it the right "
+                "checkpoint, and was it trained on these labels?"
+            )

@@ -1,0 +1,155 @@
+"""Real cases, tiny networks, nnU-Net's own commands."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+DATA = Path(__file__).parents[1] / "nnunetv2_kd" / "demo" / "data"
+DATASET = "Dataset004_Hippocampus"
+BIN = Path(sys.executable).parent
+TINY = {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 1, "seed": 0}
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@dataclass
+class World:
+    """One nnU-Net installation's three folders, and a way to run commands in it."""
+
+    root: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "raw"
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.root / "preprocessed"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            "nnUNet_raw": str(self.raw),
+            "nnUNet_preprocessed": str(self.preprocessed),
+            "nnUNet_results": str(self.results),
+            "nnUNet_n_proc_DA": "0",
+            "nnUNet_def_n_proc": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+            **self.env,
+            **extra,
+        }
+
+    def run(self, *command: str | Path, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run an installed command; with ``check`` a failure shows what it printed."""
+        program, *arguments = (str(part) for part in command)
+        executable = str(BIN / program) if (BIN / program).exists() else program
+        done = subprocess.run(
+            [executable, *arguments], env=self.environment(**env), capture_output=True, text=True, cwd=self.root
+        )
+        if check and done.returncode != 0:
+            pytest.fail(f"{' '.join([program, *arguments])} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        return done
+
+    def options(self, name: str = "options", **options: object) -> Path:
+        file = self.root / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({**TINY, **options}))
+        return file
+
+    def train(self, trainer: str, *arguments: str, dataset: str = "4", configuration: str = "3d_fullres",
+              fold: str = "0", check: bool = True, env: dict[str, str] | None = None, **options: object,
+              ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        file = self.options(**options)
+        return self.run("nnUNetv2_train", dataset, configuration, fold, "-tr", trainer, "-device", "cpu", *arguments,
+                        check=check, nnUNet_kd_config=str(file), **(env or {}))  # fmt: skip
+
+    def model(self, trainer: str, plans: str = "nnUNetPlans", configuration: str = "3d_fullres",
+              dataset: str = DATASET) -> Path:  # fmt: skip
+        return self.results / dataset / f"{trainer}__{plans}__{configuration}"
+
+    def plans_file(self, name: str = "nnUNetPlans", dataset: str = DATASET) -> Path:
+        return self.preprocessed / dataset / f"{name}.json"
+
+
+def make_tiny(plans_file: Path, features: int = 4, batch_size: int = 2) -> None:
+    """Cut every network of a plans file down to a size that trains in no time."""
+    plans = json.loads(plans_file.read_text())
+    for configuration in plans["configurations"].values():
+        if "architecture" in configuration:
+            kwargs = configuration["architecture"]["arch_kwargs"]
+            kwargs["features_per_stage"] = [features * min(2**i, 4) for i in range(kwargs["n_stages"])]
+            depth = "n_conv_per_stage" if "n_conv_per_stage" in kwargs else "n_blocks_per_stage"
+            kwargs[depth] = [1] * kwargs["n_stages"]
+            kwargs["n_conv_per_stage_decoder"] = [1] * (kwargs["n_stages"] - 1)
+        if "patch_size" in configuration:
+            configuration["patch_size"] = {2: [32, 32], 3: [16, 24, 16]}[len(configuration["patch_size"])]
+            configuration["batch_size"] = batch_size
+    plans_file.write_text(json.dumps(plans))
+
+
+def copy_cases(raw: Path, name: str, count: int, change: Callable[[dict], None] | None = None) -> Path:
+    """A raw dataset of the first bundled cases."""
+    folder = raw / name
+    cases = sorted(f.name.removesuffix(".nii.gz") for f in (DATA / "labelsTr").glob("*.nii.gz"))[:count]
+    for part, suffix in (("imagesTr", "_0000"), ("labelsTr", "")):
+        (folder / part).mkdir(parents=True)
+        for case in cases:
+            shutil.copyfile(DATA / part / f"{case}{suffix}.nii.gz", folder / part / f"{case}{suffix}.nii.gz")
+    dataset_json = json.loads((DATA / "dataset.json").read_text()) | {"numTraining": count}
+    if change is not None:
+        change(dataset_json)
+    (folder / "dataset.json").write_text(json.dumps(dataset_json))
+    return folder
+
+
+def preprocess(world: World, dataset_id: str, name: str, configurations: tuple[str, ...] = ("3d_fullres",)) -> None:
+    """nnU-Net's own planning and preprocessing; networks made tiny in between."""
+    world.run("nnUNetv2_extract_fingerprint", "-d", dataset_id, "-np", "1", nnUNet_n_proc_DA="1")
+    world.run("nnUNetv2_plan_experiment", "-d", dataset_id, nnUNet_n_proc_DA="1")
+    make_tiny(world.plans_file(dataset=name))
+    world.run("nnUNetv2_preprocess", "-d", dataset_id, "-c", *configurations, "-np", *["1"] * len(configurations))
+
+
+@pytest.fixture(scope="session")
+def trained_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Preprocessed hippocampus with a tiny trained teacher of fold 0. Not to be written to: use `world`."""
+    world = World(tmp_path_factory.mktemp("world"))
+    copy_cases(world.raw, DATASET, 6)
+    preprocess(world, "4", DATASET, ("2d", "3d_fullres"))
+    world.train("nnUNetTrainerKDBaseline", student={"width": 1.0})
+    baseline = world.model("nnUNetTrainerKDBaseline")
+    baseline.rename(world.model("nnUNetTrainer"))
+    return world
+
+
+@pytest.fixture
+def world(trained_world: World, tmp_path: Path) -> World:
+    """A copy of `trained_world` for one test."""
+    root = tmp_path / "world"
+    shutil.copytree(trained_world.root, root)
+    return World(root)
