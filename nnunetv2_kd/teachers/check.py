@@ -71,6 +71,27 @@ def divisibility_problems(teacher_configuration: dict[str, Any], patch_size: lis
     return [f"patch size: the student's {list(patch_size)} cannot be divided by the teacher's stride {strides.tolist()}"]
 
 
+def seen_validation_cases(
+    splits: list[dict[str, list[str]]], teacher_fold: int | str, student_fold: int | str, validation: list[str]
+) -> int | None:
+    """How many of the student's validation cases the teacher was trained on.
+
+    Args:
+        splits: content of ``splits_final.json``.
+        teacher_fold, student_fold: a fold's index or ``"all"``.
+        validation: the student's validation cases.
+
+    Returns:
+        Their number, or None where the teacher's training cases are not known (a fold that is not in the file).
+    """
+    if str(teacher_fold) == str(student_fold):
+        return len(validation) if str(student_fold) == "all" else 0
+    if str(teacher_fold) == "all":
+        return len(validation)
+    fold = int(teacher_fold)
+    return len(set(splits[fold]["train"]) & set(validation)) if fold < len(splits) else None
+
+
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         return list(one) == list(other) and all(_equal(one[key], other[key]) for key in one)

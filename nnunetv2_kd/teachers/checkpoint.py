@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,9 @@ def _sha256(stream: Any) -> str:
 def _refused(file: Path, reason: str) -> str:
     if "GLOBAL" not in reason and "Unsupported" not in reason:
         return _broken(file, "not a pickle")
-    named = next((part for part in reason.split() if "." in part and part.strip("`.").replace(".", "").isidentifier()), "")
+    named = re.search(r"GLOBAL ([\w.]+)", reason)
     return (
-        f"The checkpoint {file} carries more than plain data ({named.strip('`.') or 'an unknown object'}) and was not "
+        f"The checkpoint {file} carries more than plain data ({named[1] if named else 'an unknown object'}) and was not "
         "loaded, because reading it could run code. If you trust where it comes from, set 'teacher: {trust_pickle: "
         "true}' in the options file."
     )

@@ -15,14 +15,17 @@ from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.features import Taps
 from nnunetv2_kd.students.cost import count_params
-from nnunetv2_kd.teachers.check import check_same_task
+from nnunetv2_kd.teachers.check import check_same_task, seen_validation_cases
 from nnunetv2_kd.teachers.checkpoint import read_checkpoint, sha256
 from nnunetv2_kd.teachers.find import Student, TeacherPath, find_teacher
 
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """Who taught: plain values, for the log and the student's checkpoint."""
+    """Who taught: plain values, for the log and the student's checkpoint.
+
+    ``seen_validation_cases``: how many of the student's validation cases the teacher was trained on; None: not known.
+    """
 
     folder: str
     fold: str
@@ -31,7 +34,7 @@ class TeacherRecord:
     trainer: str
     epoch: int
     params: int
-    other_fold: bool
+    seen_validation_cases: int | None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,6 +77,8 @@ def load_teacher(
     student: Student,
     student_plans: dict[str, Any],
     student_dataset_json: dict[str, Any],
+    splits: list[dict[str, list[str]]],
+    validation: list[str],
     deep_supervision: bool,
 ) -> Teacher:
     """Find, check and load the teacher, on the CPU.
@@ -82,6 +87,8 @@ def load_teacher(
         options: which teacher.
         student: for which student.
         student_plans, student_dataset_json: what the teacher is compared with.
+        splits, validation: ``splits_final.json`` and the student's validation cases, to tell whether the teacher has
+            seen some.
         deep_supervision: whether the student is trained with it; the teacher's heads are built accordingly.
 
     Raises:
@@ -102,7 +109,7 @@ def load_teacher(
         trainer=str(checkpoint["trainer_name"]),
         epoch=int(checkpoint["current_epoch"]),
         params=count_params(network),
-        other_fold=str(path.fold) != str(student.fold),
+        seen_validation_cases=seen_validation_cases(splits, path.fold, student.fold, validation),
     )
     return Teacher(network, record, trained_heads(network, checkpoint.get("optimizer_state")))
 

@@ -107,6 +107,8 @@ class DistillationMixin(Base):
             self._as_student(),
             self.plans_manager.plans,
             self.dataset_json,
+            self._splits(),
+            self.do_split()[1],
             self.enable_deep_supervision,
         )
         self.teacher.network.to(self.device)
@@ -238,6 +240,10 @@ class DistillationMixin(Base):
         plans_name = made_from(self.plans_manager.plans) or self.plans_manager.plans_name
         return Student(self.plans_manager.dataset_name, plans_name, self.configuration_name, self.fold)
 
+    def _splits(self) -> list[dict[str, list[str]]]:
+        file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        return json.loads(file.read_text()) if file.is_file() else []
+
     def _find_previous_stage(self) -> None:
         if self.is_cascaded:
             self.folder_with_segs_from_previous_stage = previous_stage_folder(
@@ -273,11 +279,12 @@ class DistillationMixin(Base):
             f"{record.trainer} for {record.epoch} epochs, {in_words(record.params)} parameters, "
             f"{sum(teacher.trained_heads)} trained heads"
         )
-        if record.other_fold:
+        if record.seen_validation_cases != 0:
+            seen = "an unknown number" if record.seen_validation_cases is None else record.seen_validation_cases
             self._say(
-                f"WARNING: the teacher is of fold {record.fold}, the student of fold {self.fold}. The teacher has seen "
-                "this student's validation cases in training, so the student's validation Dice is too good. This is "
-                "recorded in the checkpoint."
+                f"WARNING: the teacher is of fold {record.fold}, the student of fold {self.fold}: the teacher was "
+                f"trained on {seen} of this student's validation cases, so the student's validation Dice will be too "
+                "good. This is recorded in the checkpoint."
             )
 
     def _say_pseudo_dice(self, teacher: Teacher) -> None:

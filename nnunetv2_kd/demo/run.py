@@ -1,0 +1,130 @@
+"""Plan, preprocess, train a small teacher, a student alone and a distilled student, predict held-aside cases: nnU-Net's
+own commands all along, each shown as a user would type it."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from nnunetv2_kd.errors import KDError
+
+DATA = Path(__file__).parent / "data"
+OPTIONS = Path(__file__).parent / "options"
+DATASET = "Dataset004_Hippocampus"
+CONFIGURATION = "3d_fullres"
+SMOKE = {"epochs": 1, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the demo's models: its name in the table and how it is trained."""
+
+    name: str
+    trainer: str
+    plans: str
+    options: str
+
+    def folder(self, output: Path) -> Path:
+        return output / "results" / DATASET / f"{self.trainer}__{self.plans}__{CONFIGURATION}"
+
+    def predictions(self, output: Path) -> Path:
+        return output / "predictions" / f"{self.trainer}__{self.plans}"
+
+
+TEACHER = Model("teacher", "nnUNetTrainerKDBaseline", "nnUNetPlansTeacher", "teacher.yaml")
+ALONE = Model("student alone", "nnUNetTrainerKDBaseline", "nnUNetPlansStudent", "student.yaml")
+DISTILLED = Model("student distilled", "nnUNetTrainerRegionKD", "nnUNetPlansStudent", "student.yaml")
+MODELS = (TEACHER, ALONE, DISTILLED)
+
+
+class Runner:
+    """Runs commands in the demo's own nnU-Net folders; what they print goes to a log file."""
+
+    def __init__(self, output: Path, console: Console) -> None:
+        self.output = output
+        self.console = console
+        self.log = output / "demo.log"
+        self.env = os.environ | {
+            "nnUNet_raw": str(output / "raw"),
+            "nnUNet_preprocessed": str(output / "preprocessed"),
+            "nnUNet_results": str(output / "results"),
+            "nnUNet_n_proc_DA": "1",
+            "nnUNet_def_n_proc": "2",
+        }
+
+    def __call__(self, command: str, options: Path | None = None) -> None:
+        """Run one command.
+
+        Raises:
+            KDError: where it fails; shows the end of its output.
+        """
+        shown = f"nnUNet_kd_config={options.name} {command}" if options else command
+        self.console.print(f"$ {shown}", highlight=False, soft_wrap=True)
+        program, *arguments = shlex.split(command)
+        executable = Path(sys.executable).parent / program
+        env = self.env | ({"nnUNet_kd_config": str(options)} if options else {})
+        started = time.perf_counter()
+        with self.log.open("a") as log:
+            log.write(f"\n$ {shown}\n")
+            log.flush()
+            done = subprocess.run(
+                [str(executable) if executable.exists() else program, *arguments],
+                env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        if done.returncode != 0:
+            end = "\n".join(self.log.read_text().splitlines()[-15:])
+            raise KDError(f"This command failed: {shown}\n{end}\nThe whole log: {self.log}")
+        self.console.print(f"  {time.perf_counter() - started:.0f} s", style="dim")
+
+
+def run_demo(output: Path, seed: int, console: Console, smoke: bool = False) -> None:
+    """Everything up to the predictions of the held-aside cases.
+
+    Args:
+        output: a folder that does not exist yet or is empty.
+        seed: of all three trainings.
+        console: where to show progress.
+        smoke: train for two iterations only, to see that everything runs.
+
+    Raises:
+        KDError: where the folder is in use or a command fails.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise KDError(f"{output} is not empty and was left alone. Choose another folder with -o, or remove it.")
+    shutil.copytree(DATA, output / "raw" / DATASET)
+    (output / "predictions").mkdir()
+    run = Runner(output, console)
+    run(f"nnUNetv2_plan_and_preprocess -d 4 -c {CONFIGURATION} -np 2")
+    run(f"nnUNetv2_kd plan -d 4 -c {CONFIGURATION} --width 0.5 --batch-size 2 -o {TEACHER.plans}")
+    run(f"nnUNetv2_kd plan -d 4 -c {CONFIGURATION} -p {TEACHER.plans} --width 0.25 -o {ALONE.plans}")
+    for model in MODELS:
+        options = write_options(model, output, seed, smoke)
+        run(f"nnUNetv2_train 4 {CONFIGURATION} 0 -p {model.plans} -tr {model.trainer} -device cpu", options)
+    for model in MODELS:
+        run(
+            f"nnUNetv2_predict -i {shlex.quote(str(output / 'raw' / DATASET / 'imagesTs'))} "
+            f"-o {shlex.quote(str(model.predictions(output)))} -d 4 -c {CONFIGURATION} -f 0 -p {model.plans} "
+            f"-tr {model.trainer} -device cpu"
+        )
+
+
+def write_options(model: Model, output: Path, seed: int, smoke: bool) -> Path:
+    """The model's bundled options with the seed, where the user can read them."""
+    options = yaml.safe_load((OPTIONS / model.options).read_text()) | {"seed": seed} | (SMOKE if smoke else {})
+    file = output / f"{model.name.replace(' ', '_')}.yaml"
+    file.write_text(yaml.safe_dump(options, sort_keys=False))
+    return file
+
+
+def read_plans(model: Model, output: Path) -> tuple[dict, dict]:
+    """plans.json and dataset.json of a trained model."""
+    folder = model.folder(output)
+    return json.loads((folder / "plans.json").read_text()), json.loads((folder / "dataset.json").read_text())

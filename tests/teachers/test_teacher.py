@@ -1,0 +1,125 @@
+import pytest
+import torch
+from torch import nn
+
+from nnunetv2_kd.config import TeacherOptions
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.teachers.find import Student, TeacherPath, dataset_id, find_teacher
+from nnunetv2_kd.teachers.teacher import Teacher, TeacherRecord, load_strictly, trained_heads
+from tests.networks import network
+
+STUDENT = Student("Dataset999_Test", "nnUNetPlans", "3d_fullres", 0)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    return tmp_path
+
+
+def make_model(results, name="nnUNetTrainer__nnUNetPlans__3d_fullres", fold="0", checkpoint="checkpoint_final.pth"):
+    folder = results / "Dataset999_Test" / name
+    (folder / f"fold_{fold}").mkdir(parents=True)
+    for file in ("plans.json", "dataset.json", f"fold_{fold}/{checkpoint}"):
+        (folder / file).write_text("{}")
+    return folder
+
+
+def make_teacher(net):
+    record = TeacherRecord("folder", "0", "checkpoint_final.pth", "0" * 64, "nnUNetTrainer", 1, 1, 0)
+    return Teacher(net, record, [True] * 2)
+
+
+def test_default_is_the_users_own_model(results):
+    folder = make_model(results)
+    found = find_teacher(TeacherOptions(), STUDENT)
+    assert found.checkpoint == folder / "fold_0" / "checkpoint_final.pth"
+
+
+def test_options_name_another(results):
+    folder = make_model(results, "nnUNetTrainerDA5__resenc__2d", "all", "checkpoint_best.pth")
+    options = {"trainer": "nnUNetTrainerDA5", "plans": "resenc", "configuration": "2d", "fold": "all"}
+    by_name = find_teacher(TeacherOptions(**options, checkpoint="checkpoint_best.pth"), STUDENT)
+    by_folder = find_teacher(TeacherOptions(folder=folder, fold="all", checkpoint="checkpoint_best.pth"), STUDENT)
+    assert by_name == by_folder
+
+
+def test_no_teacher_lists_what_exists_and_the_line_to_type(results):
+    make_model(results, "nnUNetTrainer__nnUNetPlans__3d_fullres", fold="3")
+    with pytest.raises(KDError) as caught:
+        find_teacher(TeacherOptions(), STUDENT)
+    assert "nnUNetTrainer__nnUNetPlans__3d_fullres, fold 3, checkpoint_final.pth" in str(caught.value)
+    assert "Train it with: nnUNetv2_train 999 3d_fullres 0\n" in str(caught.value)
+
+
+def test_no_teacher_of_other_plans_and_trainer(results):
+    with pytest.raises(KDError, match="nnUNetv2_train 999 3d_fullres 0 -p big -tr nnUNetTrainerDA5\n.*\nNo model of"):
+        find_teacher(TeacherOptions(trainer="nnUNetTrainerDA5", plans="big"), STUDENT)
+
+
+def test_dataset_id():
+    assert dataset_id("Dataset004_Hippocampus") == "4"
+
+
+def test_a_teacher_never_trains():
+    net = network().train()
+    teacher = make_teacher(net)
+    net.train()
+    data = torch.randn(1, 1, 8, 8, 8)
+    logits, features = teacher(data)
+    assert not net.training
+    assert features == {}
+    assert not any(z.requires_grad or z.is_inference() for z in logits)
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+def test_a_teachers_answer_can_be_used_in_a_backward_pass():
+    teacher = make_teacher(network())
+    teacher.tap(["decoder.0"])
+    logits, features = teacher(torch.randn(1, 1, 8, 8, 8))
+    student = torch.ones_like(logits[0], requires_grad=True)
+    ((student * logits[0]).sum() + (student[:, :1] * features["decoder.0"]).sum()).backward()
+    assert student.grad is not None
+
+
+def test_a_teacher_is_no_module():
+    """So that assigning it to a trainer or a module registers nothing."""
+    holder = nn.Module()
+    holder.teacher = make_teacher(network())
+    assert list(holder.parameters()) == []
+    assert holder.state_dict() == {}
+
+
+def test_heads_that_never_had_a_gradient_do_not_teach():
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    output = net(torch.randn(1, 1, 8, 8, 8))
+    assert trained_heads(net, optimizer.state_dict()) == [True, True]
+    output[0].mean().backward()
+    optimizer.step()
+    assert trained_heads(net, optimizer.state_dict()) == [True, False]
+    sum(head.mean() for head in net(torch.randn(1, 1, 8, 8, 8))).backward()
+    optimizer.step()
+    assert trained_heads(net, optimizer.state_dict()) == [True, True]
+    assert trained_heads(net, None) == [True, True]
+    assert trained_heads(nn.Linear(1, 1), None) == [True]
+
+
+def test_weights_are_loaded_strictly(tmp_path):
+    path = TeacherPath(tmp_path, 0, "checkpoint_final.pth")
+    weights = network().state_dict()
+    load_strictly(network(), {f"module.{key}": value for key, value in weights.items()}, path)
+    first, second, *_ = weights
+    weights["extra"] = weights.pop(first)
+    weights[second] = torch.zeros(3)
+    with pytest.raises(KDError) as caught:
+        load_strictly(network(), weights, path)
+    message = str(caught.value)
+    assert f"{first}: missing" in message
+    assert "extra: in the checkpoint only" in message
+    assert f"{second}: (3,) in the checkpoint, (8,) in the network" in message
+
+
+def test_weights_of_another_width(tmp_path):
+    with pytest.raises(KDError, match="and [0-9]+ more"):
+        load_strictly(network(), network(features=(4, 8, 16)).state_dict(), TeacherPath(tmp_path, 0, "c.pth"))

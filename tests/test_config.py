@@ -1,0 +1,125 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nnunetv2_kd.config import Options, Schedule, parse_budget, resolve_options
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.trainers.schedule import factor_at
+
+RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content):
+        file = tmp_path / "options.yaml"
+        file.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return file
+
+    return write
+
+
+def test_there_are_recipes():
+    assert {"emkd.yaml", "logits.yaml", "region.yaml"} <= {recipe.name for recipe in RECIPES}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_every_recipe_loads_and_is_commented(recipe):
+    resolve_options({}, {}, recipe)
+    assert recipe.read_text().startswith("#")
+
+
+def test_precedence_is_file_plans_defaults(write):
+    defaults = {"terms": {"voxel_kl": {}}, "epochs": 1, "seed": 1}
+    plans = {"kd": {"epochs": 2, "seed": 2}}
+    options = resolve_options(defaults, plans, write({"seed": 3}))
+    assert (options.seed, options.epochs) == (3, 2)
+    assert list(options.terms.active()) == ["voxel_kl"]
+
+
+def test_terms_of_the_file_replace_the_defaults_whole(write):
+    options = resolve_options({"terms": {"voxel_kl": {}}}, {}, write({"terms": {"region_kl": {}}}))
+    assert list(options.terms.active()) == ["region_kl"]
+
+
+def test_an_empty_file_changes_nothing(write):
+    assert resolve_options({"epochs": 4}, {}, write("")).epochs == 4
+
+
+def test_a_term_without_weight_is_not_computed():
+    assert Options.model_validate({"terms": {"voxel_kl": {"weight": 0}}}).terms.active() == {}
+
+
+def test_every_problem_is_told_at_once(write):
+    file = write(
+        {
+            "terms": {
+                "voxel_kl": {"weight": -1},
+                "region_kl": {"temperature": float("nan")},
+                "region_afinity": {},
+                "importance_map": {"stages": ["bottleneck"]},
+            },
+            "epochs": 0,
+            "student": {"width": 1.5},
+        }
+    )
+    with pytest.raises(KDError) as caught:
+        resolve_options({}, {}, file)
+    message = str(caught.value)
+    assert str(file) in message
+    for part in ("terms.voxel_kl.weight", "terms.region_kl.temperature", "terms.region_afinity",
+                 "unknown stage 'bottleneck'", "epochs", "student.width", "found -1"):  # fmt: skip
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("terms: [", "not valid YAML"),
+        ("just words", "must hold keys"),
+        ({"student": {"width": 0.5, "params": "1M"}}, "give one of width, params and flops"),
+        ({"student": {"params": "small"}}, "expected a size"),
+        ({"teacher": {"folder": "/a", "trainer": "nnUNetTrainer"}}, "by folder or by trainer"),
+        ({"schedule": {"warmup": 0.5, "decay_from": 0.2}}, "must not come before"),
+        ({"terms": {"region_affinity": {"stages": ["encoder.0", "encoder.0"]}}}, "named twice"),
+        ({"terms": {"region_affinity": {"stages": []}}}, "at least 1 item"),
+    ],
+)
+def test_bad_files(write, content, expected):
+    with pytest.raises(KDError, match=expected):
+        resolve_options({}, {}, write(content))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(KDError, match="No such file"):
+        resolve_options({}, {}, tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0.5M", (5e5, False)), ("120k", (1.2e5, False)), (0.1, (0.1, True)), ("20G", (2e10, False)), (300, (300, False))],
+)
+def test_parse_budget(text, expected):
+    assert parse_budget(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1", "0", "1X", None])
+def test_parse_budget_refuses(text):
+    with pytest.raises(ValueError, match="expected a size"):
+        parse_budget(text)
+
+
+def test_schedule_closed_form():
+    schedule = Schedule(warmup=0.2, decay_from=0.6, final=0.5)
+    assert [factor_at(p, schedule) for p in (0, 0.1, 0.2, 0.6, 0.8, 1.0)] == pytest.approx([0, 0.5, 1, 1, 0.75, 0.5])
+    assert {factor_at(p / 10, Schedule()) for p in range(11)} == {1.0}
+
+
+@given(
+    progress=st.floats(0, 1), bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted), final=st.floats(0, 1)
+)
+def test_factor_is_between_0_and_1(progress, bounds, final):
+    assert 0 <= factor_at(progress, Schedule(warmup=bounds[0], decay_from=bounds[1], final=final)) <= 1
