@@ -39,7 +39,7 @@ AXES = ("students", "budgets", "cases", "arms", "seeds")
 
 def cells(grid: dict[str, Any]) -> list[dict[str, Any]]:
     """Every combination of the grid's axes, seeds outermost, so that an early stop leaves whole comparisons."""
-    order = ("seeds", "budgets", "students", "cases", "arms")
+    order = ("seeds", "cases", "students", "budgets", "arms")
     return [dict(zip(order, combination, strict=True)) for combination in itertools.product(*(grid[a] for a in order))]
 
 

@@ -146,6 +146,7 @@ class Options(_Options):
     epochs: int | None = Field(None, ge=1, description="default: the trainer's own, 1000 in nnU-Net")
     iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 250 in nnU-Net")
     val_iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 50 in nnU-Net")
+    save_every: int | None = Field(None, ge=1, description="epochs between checkpoints; default: nnU-Net's, 50")
     seed: int | None = Field(None, ge=0, lt=2**31, description="seeds weights and, with nnUNet_n_proc_DA=0, the data")
     cpu_bfloat16: bool = Field(False, description="train in bfloat16 on a CPU that has instructions for it")
 

@@ -54,7 +54,7 @@ def match_stages(names: Iterable[str], student: nn.Module, teacher: nn.Module) -
     """For each stage of the student the teacher's stage of the same part and the same stride.
 
     Returns:
-        The student's stage name to the teacher's.
+        The student's stage name, as `resolve_stage` spells it, to the teacher's.
 
     Raises:
         KDError: where the teacher has no stage of that stride.

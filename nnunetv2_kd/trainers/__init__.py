@@ -21,8 +21,9 @@ class nnUNetTrainerRegionKD(DistillationMixin, nnUNetTrainer):
     default_options = {  # noqa: RUF012
         "terms": {
             "region_kl": {"weight": 1.0, "temperature": 1.0},
-            "region_affinity": {"weight": 0.9},
+            "region_affinity": {"weight": 0.9, "stages": ["encoder.1", "decoder.0"]},
         },
+        "schedule": {"decay_from": 0.3, "final": 0.0},
     }
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_kd import losses
-from nnunetv2_kd.config import FeatureTerm, ImportanceMap, RegionAffinity, RegionKL, Term, Terms, VoxelKL
+from nnunetv2_kd.config import FeatureTerm, ImportanceMap, RegionAffinity, RegionKL, Term, VoxelKL
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.features import Taps
+from nnunetv2_kd.features import Taps, resolve_stage, stage_modules
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ class DistillationLoss(nn.Module):
         values: what the last call with an answer computed: ``segmentation`` and every term, unweighted, detached.
     """
 
-    def __init__(self, segmentation: nn.Module, terms: Terms, labels: Labels, taps: Taps) -> None:
+    def __init__(self, segmentation: nn.Module, terms: dict[str, Term], labels: Labels, taps: Taps) -> None:
         super().__init__()
         self.segmentation = segmentation
-        self.terms = terms.active()
+        self.terms = terms
         self.labels = labels
         self.taps = taps
         self.answer: tuple[list[Tensor], dict[str, Tensor]] | None = None
@@ -172,3 +172,19 @@ class DistillationLoss(nn.Module):
 def tapped_stages(terms: dict[str, Term]) -> list[str]:
     """Every stage that a term taps, each once."""
     return sorted({stage for term in terms.values() if isinstance(term, FeatureTerm) for stage in term.stages})
+
+
+def with_resolved_stages(terms: dict[str, Term], student: nn.Module) -> dict[str, Term]:
+    """The terms with every stage's name spelt as the student's `stage_modules` spell it: ``encoder.-1`` and so on.
+
+    Raises:
+        KDError: where the student lacks a stage, or a term names one twice, once from the top and once from below.
+    """
+    resolved = dict(terms)
+    for name, term in terms.items():
+        if isinstance(term, FeatureTerm):
+            stages = tuple(resolve_stage(stage, stage_modules(student)) for stage in term.stages)
+            if len(set(stages)) != len(stages):
+                raise KDError(f"terms.{name} names a stage twice: {', '.join(term.stages)} are {', '.join(stages)}.")
+            resolved[name] = term.model_copy(update={"stages": stages})
+    return resolved

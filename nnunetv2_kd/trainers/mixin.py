@@ -26,7 +26,7 @@ from nnunetv2_kd.teachers.find import dataset_id, teacher_folder
 from nnunetv2_kd.trainers import environment
 from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
 from nnunetv2_kd.trainers.checkpoint import check_same_size, make_stock, stock_name
-from nnunetv2_kd.trainers.loss import DistillationLoss, Labels, tapped_stages
+from nnunetv2_kd.trainers.loss import DistillationLoss, Labels, tapped_stages, with_resolved_stages
 from nnunetv2_kd.trainers.pseudo_dice import pseudo_dice
 from nnunetv2_kd.trainers.schedule import factor_at
 from nnunetv2_kd.trainers.watch import TermGuard, TermHistory, in_log_line
@@ -67,6 +67,7 @@ class DistillationMixin(Base):
         self.num_epochs = self.options.epochs or self.num_epochs
         self.num_iterations_per_epoch = self.options.iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.options.val_iterations_per_epoch or self.num_val_iterations_per_epoch
+        self.save_every = self.options.save_every or self.save_every
         self.teacher: Teacher | None = None
         self._iteration = 0
         self._bar: tqdm | None = None
@@ -117,12 +118,13 @@ class DistillationMixin(Base):
         self._say_teacher(self.teacher)
         terms = self.options.terms.active()
         student = plain_network(self.network)
+        terms = with_resolved_stages(terms, student)
         stages = match_stages(tapped_stages(terms), student, self.teacher.network) if tapped_stages(terms) else {}
         self.teacher.tap(stages)
         labels = Labels(
             self.label_manager.num_segmentation_heads, self.label_manager.has_regions, self.label_manager.ignore_label
         )
-        self.loss = DistillationLoss(self.loss, self.options.terms, labels, Taps(student, list(stages)))
+        self.loss = DistillationLoss(self.loss, terms, labels, Taps(student, list(stages)))
         self._guard = TermGuard()
         self._history = TermHistory(self.output_folder, {name: term.weight for name, term in terms.items()})
         self._history.resume(self.current_epoch)

@@ -1,0 +1,40 @@
+"""One of two gloo processes that train together on the CPU, as nnU-Net's DDP does on GPUs."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def work(rank: int, root: str, port: int) -> None:
+    import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as stock
+    from torch.nn.parallel import DistributedDataParallel
+
+    from nnunetv2_kd.trainers import nnUNetTrainerRegionKD
+    from tests.conftest import World
+    from tests.trainers.helpers import make_trainer
+
+    class OnCPU(nnUNetTrainerRegionKD):
+        """nnU-Net takes cuda:RANK for granted under DDP."""
+
+        def initialize(self) -> None:
+            self.device, self.grad_scaler = torch.device("cpu"), None
+            super().initialize()
+
+    stock.DDP = lambda network, device_ids: DistributedDataParallel(network)
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    terms = {"voxel_kl": {}, "region_kl": {}, "importance_map": {}, "region_affinity": {}}
+    trainer = make_trainer(OnCPU, World(Path(root)), terms=terms)
+    trainer.run_training()
+    weights = torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
+    torch.save({"weights": weights, "rows": len(trainer._history.rows)}, Path(root) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    mp.spawn(work, args=(sys.argv[1], int(sys.argv[2])), nprocs=2)

@@ -1,0 +1,35 @@
+"""Trainers in this process, without nnU-Net's final validation, for what needs no command."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import yaml
+
+from tests.conftest import DATASET, TINY, World
+
+
+def make_trainer(trainer: type, world: World, configuration: str = "3d_fullres", fold: Any = 0,
+                 plans: str = "nnUNetPlans", dataset: str = DATASET, **options: Any):  # fmt: skip
+    """A trainer as nnU-Net constructs it, in the world's folders (set the environment with `inside` first)."""
+    file = world.root / "in_process.yaml"
+    file.write_text(yaml.safe_dump({**TINY, **options}))
+    plans_content = json.loads(world.plans_file(plans, dataset).read_text()) | {"continue_training": False}
+    dataset_json = json.loads((world.preprocessed / dataset / "dataset.json").read_text())
+    with mock.patch.dict(os.environ, {"nnUNet_kd_config": str(file)}):
+        return trainer(plans_content, configuration, fold, dataset_json, torch.device("cpu"))
+
+
+def inside(world: World, monkeypatch) -> World:
+    """Make this process work in the world's folders."""
+    for name, value in world.environment().items():
+        if name.startswith("nnUNet_"):
+            monkeypatch.setenv(name, value)
+    return world
+
+
+def log_of(trainer: Any) -> str:
+    return Path(trainer.log_file).read_text()
