@@ -109,12 +109,14 @@ def main() -> None:
     parser.add_argument("grid", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each")
+    parser.add_argument("--only", default="", help="run only the cells whose folder name matches this pattern")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     args = parser.parse_args()
     grid = yaml.safe_load(args.grid.read_text())
     if not args.table:
+        chosen = [c for c in cells(grid) if re.search(args.only, folder_of(c, args.output).name)]
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lambda cell: run_cell(cell, grid, args.output.absolute()), cells(grid)))
+            list(pool.map(lambda cell: run_cell(cell, grid, args.output.absolute()), chosen))
     Console(width=200).print(table_of(grid, args.output.absolute()))
 
 

@@ -32,7 +32,9 @@ class TeacherOptions(_Options):
     folder: Path | None = Field(None, description="a model folder, instead of trainer, plans and configuration")
     fold: int | Literal["all"] | None = Field(None, description="default: the student's fold")
     checkpoint: str = Field("checkpoint_final.pth", description="file name inside the fold folder")
-    trust_pickle: bool = Field(False, description="load a checkpoint that carries more than plain data. It can run code")
+    trust_pickle: bool = Field(
+        False, description="load a checkpoint that carries more than plain data. It can run code"
+    )
 
     @model_validator(mode="after")
     def _folder_or_names(self) -> "TeacherOptions":

@@ -1,6 +1,7 @@
 """Tap stages of a network: keep what they put out during one forward pass."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ def stage_modules(network: nn.Module) -> dict[str, tuple[nn.Module, Stride]]:
     Raises:
         KDError: where the network is built otherwise.
     """
-    encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
+    encoder: Any = getattr(network, "encoder", None)
+    decoder: Any = getattr(network, "decoder", None)
     if not (hasattr(encoder, "stages") and hasattr(encoder, "strides") and hasattr(decoder, "stages")):
         raise KDError(
             f"Terms on features need a U-Net with encoder and decoder stages; {type(network).__name__} has none. "
@@ -80,25 +82,25 @@ class Taps:
 
     Args:
         network: the network, not compiled and not wrapped. Hooks set here survive both.
-        stages: stage names as in `stage_modules`.
+        stages: under which name each stage is kept; the values are names as in `stage_modules`.
     """
 
-    def __init__(self, network: nn.Module, stages: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, stages: Mapping[str, str]) -> None:
         self.recording = False
         self._features: dict[str, Tensor] = {}
         modules = stage_modules(network) if stages else {}
-        for stage in stages:
-            modules[stage][0].register_forward_hook(self._hook(stage))
+        for name, stage in stages.items():
+            modules[stage][0].register_forward_hook(self._hook(name))
 
-    def _hook(self, stage: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if self.recording:
-                self._features[stage] = output
+                self._features[name] = output
 
         return keep
 
     def take(self) -> dict[str, Tensor]:
-        """The features of the last forward pass, which are then no longer kept."""
+        """The features of the last forward pass by name, which are then no longer kept."""
         features = dict(self._features)
         # cleared and not replaced: a compiled forward pass guards on the dict that it writes to
         self._features.clear()

@@ -118,8 +118,13 @@ def test_schedule_closed_form():
     assert {factor_at(p / 10, Schedule()) for p in range(11)} == {1.0}
 
 
-@given(
-    progress=st.floats(0, 1), bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted), final=st.floats(0, 1)
-)
+@given(progress=st.floats(0, 1), bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted), final=st.floats(0, 1))
 def test_factor_is_between_0_and_1(progress, bounds, final):
     assert 0 <= factor_at(progress, Schedule(warmup=bounds[0], decay_from=bounds[1], final=final)) <= 1
+
+
+def test_the_region_recipe_is_the_trainers_default():
+    from nnunetv2_kd.trainers import nnUNetTrainerRegionKD
+
+    recipe = Path(__file__).parents[1] / "configs" / "region.yaml"
+    assert resolve_options({}, {}, recipe) == resolve_options(nnUNetTrainerRegionKD.default_options, {})

@@ -16,7 +16,7 @@ def test_stages_count_from_full_resolution(residual, dims):
     assert strides["encoder.2"] == (4,) * dims
     assert "decoder.2" not in strides
     names = list(strides)
-    taps = Taps(net, names)
+    taps = Taps(net, {name: name for name in names})
     taps.recording = True
     net(torch.zeros(1, 1, *[16] * dims))
     for name, features in taps.take().items():
@@ -52,7 +52,7 @@ def test_a_network_without_stages():
 
 def test_nothing_is_kept_unless_recording():
     net = network()
-    taps = Taps(net, ["decoder.0"])
+    taps = Taps(net, {"decoder.0": "decoder.0"})
     net(torch.zeros(1, 1, 8, 8, 8))
     assert taps.take() == {}
     taps.recording = True
@@ -64,7 +64,7 @@ def test_nothing_is_kept_unless_recording():
 def test_taps_do_not_change_the_checkpoint():
     net = network()
     before = list(net.state_dict())
-    Taps(net, ["encoder.0"])
+    Taps(net, {"encoder.0": "encoder.0"})
     assert list(net.state_dict()) == before
 
 
@@ -74,7 +74,7 @@ def test_taps_see_through_torch_compile(backend):
     torch.manual_seed(0)
     net = network(features=(2, 4), dims=2)
     compiled = torch.compile(net, backend=backend)
-    taps = Taps(plain_network(compiled), ["encoder.1", "decoder.0"])
+    taps = Taps(plain_network(compiled), {"low": "encoder.1", "high": "decoder.0"})
     taps.recording = True
     data = torch.randn(2, 1, 8, 8)
 
@@ -102,7 +102,7 @@ def test_taps_see_through_torch_compile(backend):
 def test_recording_can_be_switched_after_compilation():
     net = network(features=(2, 4), dims=2)
     compiled = torch.compile(net, backend="eager")
-    taps = Taps(net, ["decoder.0"])
+    taps = Taps(net, {"decoder.0": "decoder.0"})
     data = torch.randn(1, 1, 8, 8)
     compiled(data)
     assert taps.take() == {}

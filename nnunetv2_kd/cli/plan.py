@@ -28,7 +28,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="the teacher's plans")
-    parser.add_argument("-o", default=None, metavar="STUDENT_PLANS", help="the student's plans; default: PLANS + Student")
+    parser.add_argument(
+        "-o", default=None, metavar="STUDENT_PLANS", help="the student's plans; default: PLANS + Student"
+    )
     parser.add_argument("-c", nargs="+", default=None, metavar="CONFIGURATION", help="default: every configuration")
     parser.add_argument("--width", type=float, help="factor on the channels; default: 0.5")
     parser.add_argument("--params", help="at most so many parameters: 0.5M, 120k, or a fraction of the teacher's: 0.1")
@@ -88,7 +90,13 @@ def cost_table(
     for configuration, width in widths.items():
         t, s = (network_cost(plans, configuration, dataset_json) for plans in (teacher, student))
         rows = [
-            (f"{configuration} (width {width:g})", "parameters", in_words(t.params), in_words(s.params), s.params / t.params),
+            (
+                f"{configuration} (width {width:g})",
+                "parameters",
+                in_words(t.params),
+                in_words(s.params),
+                s.params / t.params,
+            ),
             ("", "GFLOPs per patch", f"{t.flops / 1e9:.2f}", f"{s.flops / 1e9:.2f}", s.flops / t.flops),
             (
                 "",

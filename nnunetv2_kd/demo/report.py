@@ -13,16 +13,16 @@ import matplotlib
 
 matplotlib.use("agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder  # noqa: E402
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO  # noqa: E402
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: E402
-from rich.table import Table  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from rich.table import Table
 
-from nnunetv2_kd.demo.run import CONFIGURATION, DATASET, MODELS, Model, read_plans  # noqa: E402
-from nnunetv2_kd.students import in_words, network_cost  # noqa: E402
+from nnunetv2_kd.demo.run import CONFIGURATION, DATASET, MODELS, Model, read_plans
+from nnunetv2_kd.students import in_words, network_cost
 
 COLOURS = {1: "tab:red", 2: "tab:cyan"}
 

@@ -68,7 +68,9 @@ def divisibility_problems(teacher_configuration: dict[str, Any], patch_size: lis
     strides = np.prod(np.vstack(teacher_configuration["architecture"]["arch_kwargs"]["strides"]), axis=0)
     if all(side % stride == 0 for side, stride in zip(patch_size, strides, strict=True)):
         return []
-    return [f"patch size: the student's {list(patch_size)} cannot be divided by the teacher's stride {strides.tolist()}"]
+    return [
+        f"patch size: the student's {list(patch_size)} cannot be divided by the teacher's stride {strides.tolist()}"
+    ]
 
 
 def seen_validation_cases(

@@ -68,8 +68,8 @@ def _refused(file: Path, reason: str) -> str:
         return _broken(file, "not a pickle")
     named = re.search(r"GLOBAL ([\w.]+)", reason)
     return (
-        f"The checkpoint {file} carries more than plain data ({named[1] if named else 'an unknown object'}) and was not "
-        "loaded, because reading it could run code. If you trust where it comes from, set 'teacher: {trust_pickle: "
+        f"The checkpoint {file} carries more than plain data ({named[1] if named else 'an unknown object'}) and was "
+        "not loaded, because reading it could run code. If you trust where it comes from, set 'teacher: {trust_pickle: "
         "true}' in the options file."
     )
 

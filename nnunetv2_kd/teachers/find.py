@@ -57,7 +57,9 @@ def find_teacher(options: TeacherOptions, student: Student) -> TeacherPath:
     folder = teacher_folder(options, student)
     fold = student.fold if options.fold is None else options.fold
     path = TeacherPath(folder, fold, options.checkpoint)
-    missing = [f for f in (path.folder / "plans.json", path.folder / "dataset.json", path.checkpoint) if not f.is_file()]
+    missing = [
+        f for f in (path.folder / "plans.json", path.folder / "dataset.json", path.checkpoint) if not f.is_file()
+    ]
     if missing:
         raise KDError(_no_teacher(path, missing, options, student))
     return path

@@ -1,6 +1,7 @@
 """Load a teacher, freeze it, run it."""
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -53,14 +54,14 @@ class Teacher:
     def __repr__(self) -> str:
         return f"Teacher({self.record})"
 
-    def tap(self, stages: list[str]) -> None:
-        """Keep the features of these stages from now on."""
+    def tap(self, stages: Mapping[str, str]) -> None:
+        """Keep the features of these stages from now on, each under the name of the student's stage that it teaches."""
         self._taps = Taps(self.network, stages)
         self._taps.recording = True
 
     @torch.no_grad()  # not inference_mode: autograd refuses to save inference tensors for the student's backward pass
     def __call__(self, data: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Logits of every trained head, finest first, and features by stage name.
+        """Logits of every trained head, finest first, and features by the names given to `tap`.
 
         Args:
             data: ``(B, C, *S)``.

@@ -57,7 +57,7 @@ def use_bfloat16(network: nn.Module) -> None:
     """
     convolution = next((m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), None)
     memory_format = torch.channels_last_3d if isinstance(convolution, nn.Conv3d) else torch.channels_last
-    network.to(memory_format=memory_format)  # type: ignore[call-overload]
+    network.to(memory_format=memory_format)
     plain_forward = network.forward
     is_teacher = not any(p.requires_grad for p in network.parameters())
 
@@ -69,4 +69,4 @@ def use_bfloat16(network: nn.Module) -> None:
             output = plain_forward(data.contiguous(memory_format=memory_format))
         return [head.float() for head in output] if isinstance(output, (list, tuple)) else output.float()
 
-    network.forward = forward  # type: ignore[method-assign]
+    network.forward = forward

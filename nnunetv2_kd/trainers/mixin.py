@@ -4,11 +4,9 @@ import json
 import shlex
 import sys
 from contextlib import nullcontext
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as stock
 import torch
 import torch.distributed as dist
 import yaml
@@ -20,24 +18,24 @@ from nnunetv2_kd import __version__
 from nnunetv2_kd.config import Options, Terms, options_file, resolve_options
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.features import Taps, match_stages, plain_network
-from nnunetv2_kd.students import in_words, made_from, network_cost, student_plans
+from nnunetv2_kd.students import count_params, made_from, student_plans
 from nnunetv2_kd.teachers import Student, Teacher, load_teacher
 from nnunetv2_kd.teachers.find import dataset_id, teacher_folder
 from nnunetv2_kd.trainers import environment
 from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
 from nnunetv2_kd.trainers.checkpoint import check_same_size, make_stock, stock_name
 from nnunetv2_kd.trainers.loss import DistillationLoss, Labels, tapped_stages, with_resolved_stages
+from nnunetv2_kd.trainers.messages import about_pseudo_dice, about_student, about_teacher
 from nnunetv2_kd.trainers.pseudo_dice import pseudo_dice
 from nnunetv2_kd.trainers.schedule import factor_at
 from nnunetv2_kd.trainers.watch import TermGuard, TermHistory, in_log_line
 
 if TYPE_CHECKING:
-    Base = stock.nnUNetTrainer
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Base
 else:
     Base = object
 
 TEACHER_CHECK_BATCHES = 5
-POOR_DICE = 0.5
 
 
 class DistillationMixin(Base):
@@ -50,6 +48,14 @@ class DistillationMixin(Base):
     default_options: ClassVar[dict[str, Any]] = {}
     distils: ClassVar[bool] = True
 
+    # the other base's
+    num_epochs: int
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
+    save_every: int
+    loss: Any
+    folder_with_segs_from_previous_stage: Any
+
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
                  device: torch.device = torch.device("cuda")) -> None:  # noqa: B008  # fmt: skip
         environment.check_results_folder()
@@ -61,7 +67,6 @@ class DistillationMixin(Base):
                 f"{type(self).__name__} has no distillation term with a weight above 0. Name one under 'terms:', or "
                 "train the student alone with -tr nnUNetTrainerKDBaseline."
             )
-        self._teacher_plans = deepcopy(plans)
         plans, made_here = student_plans(plans, configuration, dataset_json, self.options.student)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.options.epochs or self.num_epochs
@@ -115,7 +120,7 @@ class DistillationMixin(Base):
         self.teacher.network.to(self.device)
         if self._uses_cpu_bfloat16:
             environment.use_bfloat16(self.teacher.network)
-        self._say_teacher(self.teacher)
+        self._say(*about_teacher(self.teacher, count_params(plain_network(self.network)), self.fold))
         terms = self.options.terms.active()
         student = plain_network(self.network)
         terms = with_resolved_stages(terms, student)
@@ -124,7 +129,7 @@ class DistillationMixin(Base):
         labels = Labels(
             self.label_manager.num_segmentation_heads, self.label_manager.has_regions, self.label_manager.ignore_label
         )
-        self.loss = DistillationLoss(self.loss, terms, labels, Taps(student, list(stages)))
+        self.loss = DistillationLoss(self.loss, terms, labels, Taps(student, {stage: stage for stage in stages}))
         self._guard = TermGuard()
         self._history = TermHistory(self.output_folder, {name: term.weight for name, term in terms.items()})
         self._history.resume(self.current_epoch)
@@ -143,10 +148,7 @@ class DistillationMixin(Base):
         self._bar = tqdm(total=self.num_iterations_per_epoch, disable=not on_screen, leave=False, unit="it")
 
     def train_step(self, batch: dict) -> dict:
-        if self.teacher is None:
-            result = super().train_step(batch)
-        else:
-            result = self._distillation_step(batch, self.teacher)
+        result = super().train_step(batch) if self.teacher is None else self._distillation_step(batch, self.teacher)
         self._iteration += 1
         if self._bar is not None:
             self._bar.update()
@@ -180,7 +182,9 @@ class DistillationMixin(Base):
             return
         row = self._history.close_epoch(self.current_epoch, self._factor(), means)
         self.print_to_log_file("distillation:", in_log_line(row, self._history.weights))
-        for logger in self.logger.loggers:  # Weights & Biases where nnU-Net's own switch is on; never nnU-Net's local one
+        for (
+            logger
+        ) in self.logger.loggers:  # Weights & Biases where nnU-Net's own switch is on; never nnU-Net's local one
             for name, value in row.items():
                 if name != "epoch":
                     logger.log(f"kd/{name}", value, self.current_epoch)
@@ -255,52 +259,19 @@ class DistillationMixin(Base):
                 self.configuration_name,
             )
 
-    def _say(self, *words: object) -> None:
-        self.print_to_log_file(*words, also_print_to_console=self.local_rank == 0)
+    def _say(self, *lines: str) -> None:
+        for line in lines:
+            self.print_to_log_file(line, also_print_to_console=self.local_rank == 0)
 
     def _say_student(self, made_here: bool) -> None:
-        student = network_cost(self.plans_manager.plans, self.configuration_name, self.dataset_json)
-        record = self.plans_manager.plans["kd_student"]
-        how = "made by this trainer" if made_here else "read from the plans file"
-        features = self.configuration_manager.network_arch_init_kwargs["features_per_stage"]
-        self._say(
-            f"Student: {in_words(student.params)} parameters, {in_words(student.flops)}FLOPs per patch, channels "
-            f"{features} (width {record['width'].get(self.configuration_name, 1):g} of {record['made_from']}; {how})"
-        )
-        if made_here:
-            teacher = network_cost(self._teacher_plans, self.configuration_name, self.dataset_json)
-            if student.params >= teacher.params and self.distils:
-                self._say("WARNING: the student is as large as its teacher. Set student.width below 1 in the options.")
+        self._say(about_student(self.plans_manager.plans, self.configuration_name, self.dataset_json, made_here))
         if self.options.cpu_bfloat16 and not self._uses_cpu_bfloat16:
             self._say("cpu_bfloat16 is on, but this is no CPU with bfloat16 instructions: training as nnU-Net does.")
 
-    def _say_teacher(self, teacher: Teacher) -> None:
-        record = teacher.record
-        self._say(
-            f"Teacher: {record.folder}, fold {record.fold}, {record.checkpoint} (SHA-256 {record.sha256}), trained by "
-            f"{record.trainer} for {record.epoch} epochs, {in_words(record.params)} parameters, "
-            f"{sum(teacher.trained_heads)} trained heads"
-        )
-        if record.seen_validation_cases != 0:
-            seen = "an unknown number" if record.seen_validation_cases is None else record.seen_validation_cases
-            self._say(
-                f"WARNING: the teacher is of fold {record.fold}, the student of fold {self.fold}: the teacher was "
-                f"trained on {seen} of this student's validation cases, so the student's validation Dice will be too "
-                "good. This is recorded in the checkpoint."
-            )
-
     def _say_pseudo_dice(self, teacher: Teacher) -> None:
-        batches = [next(self.dataloader_val) for _ in range(TEACHER_CHECK_BATCHES)]
         answers: list[tuple[Tensor, Tensor]] = []
-        for batch in batches:
+        for _ in range(TEACHER_CHECK_BATCHES):
+            batch = next(self.dataloader_val)
             target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
-            logits = teacher(batch["data"].to(self.device))[0][0]
-            answers.append((logits, target.to(self.device)))
-        dice = pseudo_dice(answers, self.loss.labels)
-        self._say(f"Teacher's pseudo Dice on {len(batches)} validation batches: {[round(d, 4) for d in dice]}")
-        mean = sum(dice) / len(dice)
-        if not mean >= POOR_DICE:
-            self._say(
-                f"WARNING: that is poor (mean {mean:.2f}). A student cannot learn much from it. Is it the right "
-                "checkpoint, and was it trained on these labels?"
-            )
+            answers.append((teacher(batch["data"].to(self.device))[0][0], target.to(self.device)))
+        self._say(*about_pseudo_dice(pseudo_dice(answers, self.loss.labels), TEACHER_CHECK_BATCHES))

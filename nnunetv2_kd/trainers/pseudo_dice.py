@@ -24,7 +24,9 @@ def pseudo_dice(answers: Sequence[tuple[Tensor, Tensor]], labels: Labels) -> lis
         if labels.has_regions:
             predicted = logits > 0
         else:
-            predicted = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(1, keepdim=True), True)[:, 1:]
+            predicted = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(1, keepdim=True), True)[
+                :, 1:
+            ]
         valid = labels.valid(target)
         if valid is not None:
             predicted = predicted & valid

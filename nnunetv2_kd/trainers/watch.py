@@ -9,10 +9,10 @@ import matplotlib
 
 matplotlib.use("agg")  # before pyplot, as nnU-Net does: trainings run where there is no screen
 
-import matplotlib.pyplot as plt  # noqa: E402
-from torch import Tensor  # noqa: E402
+import matplotlib.pyplot as plt
+from torch import Tensor
 
-from nnunetv2_kd.errors import KDError  # noqa: E402
+from nnunetv2_kd.errors import KDError
 
 GUARDED_ITERATIONS = 10
 

@@ -31,7 +31,10 @@ def test_another_width_depth_and_architecture_fit():
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda p, c: c.update(spacing=[2.0, 1.0, 1.0]), r"spacing: teacher \[2.0, 1.0, 1.0\], student \[1.0, 1.0, 1.0\]"),
+        (
+            lambda p, c: c.update(spacing=[2.0, 1.0, 1.0]),
+            r"spacing: teacher \[2.0, 1.0, 1.0\], student \[1.0, 1.0, 1.0\]",
+        ),
         (lambda p, c: c.update(normalization_schemes=["CTNormalization"]), "normalization_schemes: teacher .'CTNorm"),
         (lambda p, c: p.update(transpose_forward=[2, 0, 1]), r"axis order: teacher \[2, 0, 1\]"),
         (

@@ -57,14 +57,18 @@ def test_previous_stage_is_asked_for_by_name(cascaded):
 def test_some_cases_are_missing(tmp_path):
     (tmp_path / "a.b2nd").touch()
     check_previous_stage(str(tmp_path), ["a"], "command")
-    with pytest.raises(KDError, match=r"1 of 2 are missing \(b\). Train the previous stage on all folds first: command"):
+    with pytest.raises(
+        KDError, match=r"1 of 2 are missing \(b\). Train the previous stage on all folds first: command"
+    ):
         check_previous_stage(str(tmp_path), ["a", "b"], "command")
 
 
 def test_own_previous_stage_comes_first(tmp_path):
     own = tmp_path / "own"
     teacher = tmp_path / DATASET / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres"
-    of_teacher = teacher.parent / "nnUNetTrainer__nnUNetPlans__3d_lowres" / "predicted_next_stage" / "3d_cascade_fullres"
+    of_teacher = (
+        teacher.parent / "nnUNetTrainer__nnUNetPlans__3d_lowres" / "predicted_next_stage" / "3d_cascade_fullres"
+    )
     assert previous_stage_folder(str(own), teacher, "3d_lowres", "3d_cascade_fullres") == str(own)
     of_teacher.mkdir(parents=True)
     assert previous_stage_folder(str(own), teacher, "3d_lowres", "3d_cascade_fullres") == str(of_teacher)

@@ -84,6 +84,20 @@ def test_deep_supervision_off(here):
     assert "distillation: voxel_kl" in train(make_trainer(OneHead, here))
 
 
+def test_a_student_with_other_stages(here):
+    """Fewer stages and larger strides: features and heads are matched by size."""
+    plans = json.loads(here.plans_file().read_text())
+    kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    for key in ("features_per_stage", "kernel_sizes", "n_conv_per_stage"):
+        kwargs[key] = kwargs[key][:2]
+    kwargs |= {"n_stages": 2, "strides": [[1, 1, 1], [4, 4, 4]], "n_conv_per_stage_decoder": [1]}
+    plans |= {"plans_name": "nnUNetPlansShallow", "kd_student": {"made_from": "nnUNetPlans", "width": {}}}
+    here.plans_file("nnUNetPlansShallow").write_text(json.dumps(plans))
+    terms = {"voxel_kl": {}, "region_affinity": {"stages": ["encoder.-1", "decoder.0"]}}
+    log = train(make_trainer(nnUNetTrainerKD, here, plans="nnUNetPlansShallow", terms=terms))
+    assert "distillation: voxel_kl" in log
+
+
 def test_a_teacher_without_trained_low_heads(here):
     """nnU-Net builds the heads of a trainer without deep supervision too, but they are random."""
     single = make_trainer(type("Single", (DistillationMixin, nnUNetTrainerNoDeepSupervision), {"distils": False}), here,
@@ -126,7 +140,7 @@ def test_loss_zero_when_identical(here):
     trainer.initialize()
     trainer.network.load_state_dict(teacher_weights(here))
     trainer.on_train_start()
-    assert "WARNING: the student is as large as its teacher" in log_of(trainer)
+    assert "is as large as its teacher" in log_of(trainer)
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
     trainer.train_step(next(trainer.dataloader_train))
@@ -180,7 +194,7 @@ def test_teacher_of_another_fold_is_a_warning_and_recorded(here):
 
 
 def test_no_term_has_a_weight(here):
-    with pytest.raises(KDError, match="no distillation term with a weight above 0.*nnUNetTrainerKDBaseline"):
+    with pytest.raises(KDError, match=r"no distillation term with a weight above 0.*nnUNetTrainerKDBaseline"):
         make_trainer(nnUNetTrainerKD, here, terms={"voxel_kl": {"weight": 0}})
 
 
@@ -238,7 +252,7 @@ def test_cpu_bfloat16_trains_alike_and_saves_float32(here):
 
 
 def test_cpu_bfloat16_is_off_where_the_processor_lacks_it(here):
-    with mock.patch("nnunetv2_kd.trainers.environment.cpu_has_bfloat16", lambda: False):
+    with mock.patch("nnunetv2_kd.trainers.environment.cpu_has_bfloat16", return_value=False):
         trainer = make_trainer(nnUNetTrainerKDBaseline, here, cpu_bfloat16=True)
         assert not trainer._uses_cpu_bfloat16
     assert "no CPU with bfloat16 instructions" in log_of(trainer)
@@ -256,7 +270,7 @@ def test_weights_and_biases_gets_the_terms(here):
 
 def test_progress_bar_on_a_terminal(here):
     trainer = make_trainer(nnUNetTrainerKDBaseline, here)
-    with mock.patch("sys.stderr.isatty", lambda: True), mock.patch("nnunetv2_kd.trainers.mixin.tqdm") as bar:
+    with mock.patch("sys.stderr.isatty", return_value=True), mock.patch("nnunetv2_kd.trainers.mixin.tqdm") as bar:
         train(trainer)
     assert bar.call_args.kwargs["total"] == 3
     assert bar.call_args.kwargs["disable"] is False

@@ -1,0 +1,146 @@
+import json
+import shutil
+
+import pytest
+
+from nnunetv2_kd.cli.main import main
+from tests.conftest import DATASET, TINY
+from tests.networks import DATASET_JSON, plans
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """A planned dataset without images; enough for planning students."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.delenv("nnUNet_kd_config", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    dataset = tmp_path / "nnUNet_preprocessed" / "Dataset999_Test"
+    dataset.mkdir()
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(plans()))
+    (dataset / "dataset.json").write_text(json.dumps(DATASET_JSON))
+    return tmp_path
+
+
+def student_of(folders, name="nnUNetPlansStudent"):
+    return json.loads((folders / "nnUNet_preprocessed" / "Dataset999_Test" / f"{name}.json").read_text())
+
+
+def test_plan_writes_plans_and_shows_both_sides(folders, capsys):
+    assert main(["plan", "-d", "999"]) == 0
+    out = capsys.readouterr().out
+    for words in ("3d_fullres (width 0.5)", "parameters", "GFLOPs per patch", "activation memory", "nnUNetPlansStudent",
+                  "nnUNetv2_train 999 2d 0 -p nnUNetPlansStudent -tr nnUNetTrainerRegionKD"):  # fmt: skip
+        assert words in out
+    student = student_of(folders)
+    assert student["kd_student"]["width"] == {"2d": 0.5, "3d_fullres": 0.5, "3d_fullres_bs4": 0.5}
+    assert student["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
+
+
+def test_plan_for_one_configuration_by_budget(folders, capsys):
+    assert main(["plan", "-d", "999", "-c", "3d_fullres", "--flops", "0.2", "-o", "Small", "--batch-size", "4"]) == 0
+    student = student_of(folders, "Small")
+    assert list(student["kd_student"]["width"]) == ["3d_fullres"]
+    assert student["configurations"]["3d_fullres"]["batch_size"] == 4
+    assert student["configurations"]["2d"] == plans()["configurations"]["2d"]
+    ratio = capsys.readouterr().out.split("GFLOPs per patch")[1].split("│")[3]
+    assert float(ratio) <= 0.2
+
+
+def test_plan_keeps_a_file_that_is_there(folders, capsys):
+    assert main(["plan", "-d", "999"]) == 0
+    before = student_of(folders)
+    assert main(["plan", "-d", "999", "--width", "0.25"]) == 1
+    assert "already there and was kept. Add --overwrite" in capsys.readouterr().err
+    assert student_of(folders) == before
+    assert main(["plan", "-d", "999", "--width", "0.25", "--overwrite"]) == 0
+    assert student_of(folders) != before
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["-d", "5"], "There is no dataset 5"),
+        (["-d", "999", "-p", "nnUNetOther"], "Plans in this folder: nnUNetPlans"),
+        (["-d", "999", "-c", "3d_lowres"], "no configuration '3d_lowres', only 2d, 3d_fullres"),
+        (["-d", "999", "--width", "0.01"], "leaves a stage without channels"),
+        (["-d", "999", "--width", "2"], "width: Input should be less than or equal to 1"),
+        (["-d", "999", "--width", "0.5", "--params", "1M"], "give one of width, params and flops"),
+        (["-d", "999", "--params", "tiny"], "expected a size"),
+        (["-d", "999", "--convs-per-stage", "0"], "convs_per_stage"),
+        (["-d", "999", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["-d", "999", "-o", "nnUNetPlans"], "cannot have the teacher's name"),
+    ],
+)
+def test_plan_refuses(folders, capsys, flags, expected):
+    assert main(["plan", *flags]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ")
+    assert expected in error
+
+
+def test_plan_without_preprocessed(folders, capsys, monkeypatch):
+    monkeypatch.delenv("nnUNet_preprocessed")
+    assert main(["plan", "-d", "999"]) == 1
+    assert "export nnUNet_preprocessed=" in capsys.readouterr().err
+
+
+def test_plan_of_damaged_plans(folders, capsys):
+    (folders / "nnUNet_preprocessed" / "Dataset999_Test" / "nnUNetPlans.json").write_text("{")
+    assert main(["plan", "-d", "999"]) == 1
+    assert "is not valid JSON" in capsys.readouterr().err
+
+
+def test_doctor_is_content(folders, capsys):
+    fold = folders / "nnUNet_results" / "Dataset999_Test" / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_3"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_final.pth").touch()
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for words in ("nnunetv2_kd", "torch", "automatic; nnU-Net finds nnUNetTrainerRegionKD", "nnUNet_preprocessed",
+                  "nnUNetTrainer__nnUNetPlans__3d_fullres (fold 3)", "Nothing would stop a training"):  # fmt: skip
+        assert words in out
+
+
+def test_doctor_names_what_is_wrong_and_what_mends_it(folders, capsys, monkeypatch):
+    options = folders / "options.yaml"
+    options.write_text("epochs: -3\n")
+    monkeypatch.delenv("nnUNet_raw")
+    monkeypatch.setenv("nnUNet_results", str(folders / "not_there"))
+    monkeypatch.setenv("nnUNet_kd_config", str(options))
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "nnUNet_raw: export nnUNet_raw=/path/to/nnUNet_raw" in out
+    assert f"nnUNet_results: mkdir -p '{folders / 'not_there'}'" in out
+    assert f"options: mend {options}, or: unset nnUNet_kd_config" in out
+    assert "3 would stop a training" in out
+
+
+def test_doctor_without_discovery(folders, capsys, monkeypatch):
+    monkeypatch.setenv("nnUNet_kd_discovery", "0")
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "switched off by nnUNet_kd_discovery=0" in out
+    assert 'discovery: export nnUNet_extTrainer="' in out
+
+
+def test_help_and_version(capsys):
+    for flags in (["--help"], ["--version"], ["plan", "--help"], ["doctor", "--help"], ["demo", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(flags)
+        assert caught.value.code == 0
+    assert "nnunetv2_kd 0." in capsys.readouterr().out
+
+
+@pytest.mark.commands
+def test_a_planned_student_keeps_the_preprocessed_data(world):
+    """The command as a user types it; training reads the teacher's data and preprocesses nothing."""
+    before = sorted(f.name for f in (world.preprocessed / DATASET).iterdir())
+    done = world.run("nnUNetv2_kd", "plan", "-d", "4", "-c", "3d_fullres", "--params", "0.5", "-o", "Half")
+    assert "Written" in done.stdout
+    shutil.rmtree(world.raw)
+    after = sorted(f.name for f in (world.preprocessed / DATASET).iterdir())
+    assert after == sorted([*before, "Half.json"])
+    world.train("nnUNetTrainerKDBaseline", "-p", "Half", epochs=1, iterations_per_epoch=TINY["iterations_per_epoch"])
