@@ -86,21 +86,35 @@ def dice_of(cell: dict[str, Any], grid: dict[str, Any], output: Path) -> float:
     return float("nan") if file is None else json.loads(file.read_text())["foreground_mean"]["Dice"]
 
 
-def table_of(grid: dict[str, Any], output: Path) -> Table:
-    table = Table(title="mean validation Dice: mean (every seed)")
-    for column in ("student", "budget", "cases"):
-        table.add_column(column)
-    for arm in grid["arms"]:
-        table.add_column(arm, justify="right")
-    for student, budget, cases in itertools.product(grid["students"], grid["budgets"], grid["cases"]):
-        row = []
+def rows_of(grid: dict[str, Any], output: Path) -> list[list[str]]:
+    """One row per student, budget and cases: for every arm the mean and every seed; "-" where a run is missing."""
+    rows = []
+    for student, cases, budget in itertools.product(grid["students"], grid["cases"], grid["budgets"]):
+        row = [student, cases, budget]
         for arm in grid["arms"]:
             cell = {"students": student, "budgets": budget, "cases": cases, "arms": arm}
             dice = [dice_of({**cell, "seeds": seed}, grid, output) for seed in grid["seeds"]]
             finished = [d for d in dice if not np.isnan(d)]
             mean = f"{np.mean(finished):.3f}" if finished else "-"
             row.append(f"{mean} ({' '.join('-' if np.isnan(d) else f'{d:.3f}' for d in dice)})")
-        table.add_row(student, budget, cases, *row)
+        if any("0." in cell for cell in row[3:]):
+            rows.append(row)
+    return rows
+
+
+def header_of(grid: dict[str, Any]) -> list[str]:
+    return ["student", "training cases", "budget", *grid["arms"]]
+
+
+def markdown_of(grid: dict[str, Any], output: Path) -> str:
+    lines = [header_of(grid), ["---"] * len(header_of(grid)), *rows_of(grid, output)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def table_of(grid: dict[str, Any], output: Path) -> Table:
+    table = Table(*header_of(grid), title="mean validation Dice: mean (every seed)")
+    for row in rows_of(grid, output):
+        table.add_row(*row)
     return table
 
 
@@ -111,13 +125,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each")
     parser.add_argument("--only", default="", help="run only the cells whose folder name matches this pattern")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args()
     grid = yaml.safe_load(args.grid.read_text())
     if not args.table:
         chosen = [c for c in cells(grid) if re.search(args.only, folder_of(c, args.output).name)]
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda cell: run_cell(cell, grid, args.output.absolute()), chosen))
-    Console(width=200).print(table_of(grid, args.output.absolute()))
+    if args.markdown:
+        print(markdown_of(grid, args.output.absolute()))
+    else:
+        Console(width=200).print(table_of(grid, args.output.absolute()))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,3 +154,18 @@ def world(trained_world: World, tmp_path: Path) -> World:
     root = tmp_path / "world"
     shutil.copytree(trained_world.root, root)
     return World(root)
+
+
+@pytest.fixture(scope="session")
+def stock_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with everything that is installed here except this package."""
+    environment = tmp_path_factory.mktemp("stock") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    target = next(environment.glob("lib/python*/site-packages"))
+    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if "nnunetv2_kd" not in entry.name and not (target / entry.name).exists():
+            (target / entry.name).symlink_to(entry)
+    python = environment / "bin" / "python"
+    done = subprocess.run([python, "-c", "import nnunetv2_kd"], capture_output=True, text=True, cwd=environment)
+    assert "No module named 'nnunetv2_kd'" in done.stderr
+    return python

@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import sysconfig
 import time
 from pathlib import Path
 
@@ -32,21 +30,6 @@ def distilled(trained_world, tmp_path_factory) -> World:
     world = World(root)
     world.log = world.train(TRAINER).stdout
     return world
-
-
-@pytest.fixture(scope="module")
-def stock_python(tmp_path_factory) -> Path:
-    """A Python with everything that is installed here except this package."""
-    environment = tmp_path_factory.mktemp("stock") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    target = next(environment.glob("lib/python*/site-packages"))
-    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
-        if "nnunetv2_kd" not in entry.name and not (target / entry.name).exists():
-            (target / entry.name).symlink_to(entry)
-    python = environment / "bin" / "python"
-    done = subprocess.run([python, "-c", "import nnunetv2_kd"], capture_output=True, text=True, cwd=environment)
-    assert "No module named 'nnunetv2_kd'" in done.stderr
-    return python
 
 
 def run_stock(python: Path, world: World, command: str, *arguments: object) -> str:
