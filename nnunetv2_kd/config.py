@@ -36,6 +36,11 @@ class TeacherOptions(_Options):
         False, description="load a checkpoint that carries more than plain data. It can run code"
     )
 
+    @field_validator("folder")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        return folder and folder.expanduser().absolute()
+
     @model_validator(mode="after")
     def _folder_or_names(self) -> "TeacherOptions":
         named = self.model_fields_set & {"trainer", "plans", "configuration"}
@@ -45,9 +50,11 @@ class TeacherOptions(_Options):
 
 
 class StudentOptions(_Options):
-    """How large the student is. Give one of width, params and flops."""
+    """How large the student is, relative to the plans given with -p. Give one of width, params and flops."""
 
-    width: float | None = Field(None, gt=0, le=1, description="factor on the teacher's channels; default: 0.5")
+    width: float | None = Field(
+        None, gt=0, le=1, description="factor on the channels of the plans given with -p; default: 0.5"
+    )
     params: str | None = Field(None, description='at most so many parameters: "0.5M", "120k", or a fraction, "0.1"')
     flops: str | None = Field(None, description='at most so many FLOPs per patch: "20G", or a fraction, "0.1"')
     convs_per_stage: int | None = Field(None, ge=1, description="convolutions (or blocks) per stage, at most")

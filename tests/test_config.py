@@ -123,6 +123,17 @@ def test_factor_is_between_0_and_1(progress, bounds, final):
     assert 0 <= factor_at(progress, Schedule(warmup=bounds[0], decay_from=bounds[1], final=final)) <= 1
 
 
+def test_emkd_is_not_faded_out_by_the_trainers_own_schedule():
+    from nnunetv2_kd.trainers import nnUNetTrainerRegionKD
+
+    recipe = Path(__file__).parents[1] / "configs" / "emkd.yaml"
+    options = resolve_options(nnUNetTrainerRegionKD.default_options, {}, recipe)
+    assert {factor_at(p / 10, options.schedule) for p in range(11)} == {1.0}
+    weights = {name: term.weight for name, term in options.terms.active().items()}
+    assert weights == {"voxel_kl": 0.1, "importance_map": 0.9, "region_affinity": 0.9}
+    assert options.terms.voxel_kl.temperature == 4
+
+
 def test_the_region_recipe_is_the_trainers_default():
     from nnunetv2_kd.trainers import nnUNetTrainerRegionKD
 

@@ -86,7 +86,7 @@ def found_trainer() -> list[Finding]:
     last_line = (result.stderr.strip().splitlines() or ["no message"])[-1]
     mend = f'export {discovery.VARIABLE}="{discovery.STUB_FOLDER}"'
     if discovery.is_registered():
-        mend = "pip install --force-reinstall --no-deps nnunetv2_kd"
+        mend = "pip install --force-reinstall --no-deps FOLDER_OF_THE_CLONE"
     return [Finding("discovery", f"{how}; nnU-Net does not find {TRAINER}: {last_line}", mend)]
 
 
@@ -95,7 +95,9 @@ def paths() -> list[Finding]:
     for variable in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results):
         name = variable.env_var_name
         export = f"export {name}=/path/to/{name}"
-        if not variable.is_set():
+        if name == "nnUNet_raw" and not (variable.is_set() and Path(variable).is_dir()):
+            findings.append(Finding(name, f"not there; preprocessing needs it, training does not ({export})"))
+        elif not variable.is_set():
             findings.append(Finding(name, "not set", export))
         elif not Path(variable).is_dir():
             findings.append(Finding(name, f"{variable} does not exist", f"mkdir -p '{variable}'"))

@@ -61,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size is not None:
         for configuration in configurations:
             student["configurations"][configuration]["batch_size"] = args.batch_size
-    target.write_text(json.dumps(student, indent=4) + "\n")
+    try:
+        target.write_text(json.dumps(student, indent=4) + "\n")
+    except OSError as error:
+        raise KDError(f"{target} cannot be written: {error.strerror}.") from error
     console = Console()
     console.print(cost_table(plans, student, widths, dataset_json))
     console.print(f"Written: {target}", soft_wrap=True)
@@ -125,7 +128,7 @@ def preprocessed_folder(dataset: str) -> Path:
         )
     try:
         name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise KDError(f"There is no dataset {dataset}: {error}") from error
     folder = Path(nnUNet_preprocessed) / name
     if not folder.is_dir():

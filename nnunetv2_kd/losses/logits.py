@@ -73,15 +73,16 @@ def region_kl(
         sigmoid: whether the heads are overlapping regions.
 
     Returns:
-        Scalar, at least 0; regions are pooled over the batch; 0 where no region is present.
+        Scalar, at least 0; 0 where no region is present. Regions are pooled over the batch. A region whose mass is
+        below one voxel counts by its mass only: the teacher's soft prediction of an absent class is never exactly 0,
+        and must not weigh as much as a present one.
     """
     kl = divergence(student, teacher, temperature, sigmoid).unsqueeze(1)
     weights = soft_membership(teacher, sigmoid) if membership is None else membership.float()
     dims = (0, *range(2, weights.ndim))
     mass = weights.sum(dim=dims)
-    present = mass > 0
-    per_region = (weights * kl).sum(dim=dims) / torch.where(present, mass, 1)
-    return per_region.sum() / present.sum().clamp(min=1)
+    per_region = (weights * kl).sum(dim=dims) / mass.clamp(min=1)
+    return per_region.sum() / mass.clamp(max=1).sum().clamp(min=1e-6)
 
 
 def soft_membership(logits: Tensor, sigmoid: bool) -> Tensor:

@@ -20,8 +20,8 @@ def label_membership(target: Tensor, num_classes: int, ignore_label: int | None 
     """
     labels = target[:, 0].long()
     valid = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
-    one_hot = F.one_hot(torch.where(valid, labels, 0), num_classes).movedim(-1, 1)  # (B, *S, K) -> (B, K, *S)
-    return one_hot.float() * valid.unsqueeze(1)
+    membership = torch.zeros((len(labels), num_classes, *labels.shape[1:]), device=labels.device)
+    return membership.scatter_(1, torch.where(valid, labels, 0).unsqueeze(1), valid.float().unsqueeze(1))
 
 
 def region_membership(target: Tensor, has_ignore: bool = False) -> Tensor:

@@ -99,6 +99,7 @@ def shrink_plans(
             architecture, width, convs_per_stage
         )
     student["plans_name"] = name or plans["plans_name"]
+    student.get("kd", {}).pop("student", None)  # the size that was asked for is now that of the plans
     student[RECORD] = {
         "made_from": plans["plans_name"],
         "width": dict(widths),

@@ -5,7 +5,7 @@ from typing import Any
 from nnunetv2_kd.config import StudentOptions, parse_budget
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.students.cost import in_words, network_cost
-from nnunetv2_kd.students.shrink import Plans, check_configuration, made_from, planned_configurations, shrink_plans
+from nnunetv2_kd.students.shrink import Plans, check_configuration, made_from, shrink_plans
 
 DEFAULT_WIDTH = 0.5
 BISECTIONS = 20
@@ -68,8 +68,8 @@ def student_plans(
     """
     check_configuration(plans, configuration)
     if made_from(plans) is None:
-        widths = {c: width_for(plans, c, dataset_json, student) for c in planned_configurations(plans)}
-        return shrink_plans(plans, widths, student.convs_per_stage), True
+        width = width_for(plans, configuration, dataset_json, student)
+        return shrink_plans(plans, {configuration: width}, student.convs_per_stage), True
     asked = sorted(name for name in type(student).model_fields if getattr(student, name) is not None)
     if asked:
         raise KDError(

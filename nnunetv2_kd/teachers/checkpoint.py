@@ -33,15 +33,16 @@ def read_checkpoint(file: Path, trust_pickle: bool = False) -> dict[str, Any]:
     Raises:
         KDError: where the file cannot be read, is cut short, is no checkpoint, or carries more than plain data.
     """
+    # `from None` below: torch's own message advises to load without the check
     try:
         with torch.serialization.safe_globals(allowed_globals()):
             checkpoint = torch.load(file, map_location="cpu", weights_only=not trust_pickle)
     except OSError as error:
-        raise KDError(f"The checkpoint {file} cannot be read: {error.strerror or error}.") from error
+        raise KDError(f"The checkpoint {file} cannot be read: {error.strerror or error}.") from None
     except pickle.UnpicklingError as error:
-        raise KDError(_refused(file, str(error))) from error
+        raise KDError(_refused(file, str(error))) from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise KDError(_broken(file, f"{type(error).__name__}")) from error
+        raise KDError(_broken(file, f"{type(error).__name__}")) from None
     if not isinstance(checkpoint, dict):
         raise KDError(f"{file} is not an nnU-Net checkpoint: it holds a {type(checkpoint).__name__}.")
     missing = [key for key in KEYS if key not in checkpoint]

@@ -42,7 +42,7 @@ def dataset_id(dataset_name: str) -> str:
 def teacher_folder(options: TeacherOptions, student: Student) -> Path:
     """The model folder that the options name, whether it exists or not."""
     if options.folder is not None:
-        return options.folder.expanduser()
+        return options.folder
     plans = options.plans or student.plans_name
     configuration = options.configuration or student.configuration
     return Path(nnUNet_results) / student.dataset_name / f"{options.trainer}__{plans}__{configuration}"

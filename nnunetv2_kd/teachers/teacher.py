@@ -1,5 +1,6 @@
 """Load a teacher, freeze it, run it."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from copy import deepcopy
@@ -128,9 +129,16 @@ def build_network(
         ) from error
     manager = PlansManager(deepcopy(plans))
     config = manager.get_configuration(configuration)
+    described: tuple[Any, ...] = (manager, config)
+    if "plans_manager" not in inspect.signature(trainer_class.build_network_architecture).parameters:
+        # the older signature, which nnU-Net 2.8 supports too
+        described = (
+            config.network_arch_class_name,
+            config.network_arch_init_kwargs,
+            config.network_arch_init_kwargs_req_import,
+        )
     return trainer_class.build_network_architecture(
-        manager,
-        config,
+        *described,
         determine_num_input_channels(manager, config, dataset_json),
         manager.get_label_manager(dataset_json).num_segmentation_heads,
         deep_supervision,

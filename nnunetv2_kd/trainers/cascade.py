@@ -33,7 +33,7 @@ def check_previous_stage(folder: str, cases: Sequence[str], train_command: str) 
     Raises:
         KDError: says how many are missing and what to type.
     """
-    present = {file.name.split(".")[0] for file in Path(folder).glob("*")} if Path(folder).is_dir() else set()
+    present = {file.stem for file in Path(folder).glob("*")} if Path(folder).is_dir() else set()
     missing = [case for case in cases if case not in present]
     if missing:
         raise KDError(

@@ -8,8 +8,11 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.students import in_words, network_cost
+
+OPTIONS_FILE = "kd_options.yaml"
+RECORD_FILE = "kd_record.json"
 
 
 def stock_name(trainer: type) -> str:
@@ -36,8 +39,13 @@ def make_stock(written: str, filename: str, trainer_name: str, record: dict[str,
     os.replace(written, filename)
 
 
-def check_same_size(file: Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> None:
-    """The checkpoint to resume from is of a student of this size.
+def check_same_size(
+    file: Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
+) -> dict[str, Any]:
+    """The checkpoint to resume from, or to validate, is of a student of this size.
+
+    Returns:
+        What the checkpoint records of its distillation.
 
     Raises:
         KDError: shows both sizes.
@@ -45,13 +53,38 @@ def check_same_size(file: Path, plans: dict[str, Any], configuration: str, datas
     checkpoint = torch.load(file, map_location="cpu", weights_only=False)
     before = checkpoint["init_args"]["plans"]
     if _architecture(before, configuration) == _architecture(plans, configuration):
-        return
+        return checkpoint.get("kd", {})
     raise KDError(
         f"The student in {file} is of another size than the one asked for now:\n"
         f"  in the checkpoint: {_size(before, configuration, dataset_json)}\n"
         f"  asked for now:     {_size(plans, configuration, dataset_json)}\n"
-        "Ask for the size of the checkpoint, or train without --c to start anew."
+        f"Repeat the options it was trained with: export nnUNet_kd_config='{file.parent / OPTIONS_FILE}'"
     )
+
+
+def check_same_method(before: dict[str, Any], now: dict[str, Any], folder: str) -> None:
+    """A training is resumed with the teacher, terms and schedule that it began with.
+
+    Args:
+        before: the record in the checkpoint; empty where nothing is resumed.
+        now: the record of the options at hand.
+        folder: the fold's output folder, which holds the options file of the training.
+
+    Raises:
+        KDError: shows what differs, both sides.
+    """
+    if not before:
+        return
+    differing = [
+        f"{key}: {before['options'][key]} in the checkpoint, {now['options'][key]} now"
+        for key in ("teacher", "terms", "schedule")
+        if before["options"][key] != now["options"][key]
+    ]
+    if differing:
+        raise KDError(
+            listing("The training to resume was begun with other options:", differing)
+            + f"\nRepeat them: export nnUNet_kd_config='{Path(folder) / OPTIONS_FILE}'"
+        )
 
 
 def _architecture(plans: dict[str, Any], configuration: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def about_pseudo_dice(dice: list[float], batches: int) -> list[str]:
     """How good the teacher is on a few patches, with a warning where it is poor."""
     lines = [f"Teacher's pseudo Dice on {batches} validation batches: {[round(d, 4) for d in dice]}"]
     present = [d for d in dice if not math.isnan(d)]
-    mean = sum(present) / len(present) if present else 0.0
+    mean = sum(present) / len(present) if present else math.nan
     if mean < POOR_DICE:
         lines.append(
             f"WARNING: that is poor (mean {mean:.2f}). A student cannot learn much from it. Is it the right "

@@ -3,9 +3,10 @@
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,12 +24,19 @@ from nnunetv2_kd.teachers import Student, Teacher, load_teacher
 from nnunetv2_kd.teachers.find import dataset_id, teacher_folder
 from nnunetv2_kd.trainers import environment
 from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
-from nnunetv2_kd.trainers.checkpoint import check_same_size, make_stock, stock_name
+from nnunetv2_kd.trainers.checkpoint import (
+    OPTIONS_FILE,
+    RECORD_FILE,
+    check_same_method,
+    check_same_size,
+    make_stock,
+    stock_name,
+)
 from nnunetv2_kd.trainers.loss import DistillationLoss, Labels, tapped_stages, with_resolved_stages
 from nnunetv2_kd.trainers.messages import about_pseudo_dice, about_student, about_teacher
 from nnunetv2_kd.trainers.pseudo_dice import pseudo_dice
 from nnunetv2_kd.trainers.schedule import factor_at
-from nnunetv2_kd.trainers.watch import TermGuard, TermHistory, in_log_line
+from nnunetv2_kd.trainers.watch import TermGuard, TermHistory, in_log_line, judge
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Base
@@ -36,6 +44,7 @@ else:
     Base = object
 
 TEACHER_CHECK_BATCHES = 5
+T = TypeVar("T")
 
 
 class DistillationMixin(Base):
@@ -76,6 +85,7 @@ class DistillationMixin(Base):
         self.teacher: Teacher | None = None
         self._iteration = 0
         self._bar: tqdm | None = None
+        self._resumed: dict[str, Any] = {}
         self._find_previous_stage()
         self._say_student(made_here)
 
@@ -91,6 +101,7 @@ class DistillationMixin(Base):
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
+        check_same_method(self._resumed, self._record(), self.output_folder)
         if self.is_cascaded:
             train, val = self.do_split()
             command = (
@@ -138,7 +149,7 @@ class DistillationMixin(Base):
 
     def on_epoch_start(self) -> None:
         if self.options.seed is not None:  # a resumed training sees the batches that an uninterrupted one would see
-            environment.seed_everything(self.options.seed + 1_000_003 * (self.current_epoch + 1))
+            environment.seed_everything(self.options.seed + 1_000_003 * (self.current_epoch + 1) + self.local_rank)
         super().on_epoch_start()
 
     def on_train_epoch_start(self) -> None:
@@ -156,8 +167,7 @@ class DistillationMixin(Base):
 
     def _distillation_step(self, batch: dict, teacher: Teacher) -> dict:
         batch["data"] = batch["data"].to(self.device, non_blocking=True)
-        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            self.loss.answer = teacher(batch["data"])
+        self.loss.answer = self._ask(teacher, batch["data"])
         self.loss.factor = self._factor()
         self.loss.taps.recording = True
         try:
@@ -165,9 +175,15 @@ class DistillationMixin(Base):
         finally:
             self.loss.answer = None
             self.loss.taps.recording = False
-        self._guard.check(self.loss.values)
-        self._history.add(self.loss.values)
+        self._history.add(self.loss.values, self.loss.factor)
+        if self._guard.add(self.loss.values):
+            judge(self._of_all_workers(self._guard.seen))
         return result
+
+    def _ask(self, teacher: Teacher, data: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The teacher's answer under the student's autocast."""
+        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+            return teacher(data)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         if self._bar is not None:
@@ -177,10 +193,11 @@ class DistillationMixin(Base):
             self._close_epoch()
 
     def _close_epoch(self) -> None:
-        means = self._mean_over_workers(self._history.means())
+        workers = self._of_all_workers(self._history.means())
         if self.local_rank != 0:
             return
-        row = self._history.close_epoch(self.current_epoch, self._factor(), means)
+        means = {name: sum(worker[name] for worker in workers) / len(workers) for name in workers[0]}
+        row = self._history.close_epoch(self.current_epoch, means)
         self.print_to_log_file("distillation:", in_log_line(row, self._history.weights))
         for (
             logger
@@ -193,12 +210,12 @@ class DistillationMixin(Base):
         progress = (self.current_epoch + self._iteration / self.num_iterations_per_epoch) / self.num_epochs
         return factor_at(min(progress, 1.0), self.options.schedule)
 
-    def _mean_over_workers(self, means: dict[str, float]) -> dict[str, float]:
+    def _of_all_workers(self, mine: T) -> list[T]:
         if not self.is_ddp:
-            return means
+            return [mine]
         gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, means)
-        return {name: sum(worker[name] for worker in gathered) / len(gathered) for name in means}
+        dist.all_gather_object(gathered, mine)
+        return gathered
 
     # ---- checkpoints
 
@@ -212,7 +229,7 @@ class DistillationMixin(Base):
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         if isinstance(filename_or_checkpoint, str):
-            check_same_size(
+            self._resumed = check_same_size(
                 Path(filename_or_checkpoint), self.plans_manager.plans, self.configuration_name, self.dataset_json
             )
         super().load_checkpoint(filename_or_checkpoint)
@@ -232,9 +249,9 @@ class DistillationMixin(Base):
         if self.local_rank != 0:
             return
         record = self._record()
-        Path(join(self.output_folder, "kd_record.json")).write_text(json.dumps(record, indent=2) + "\n")
-        options = yaml.safe_dump(self.options.model_dump(mode="json", exclude_none=True), sort_keys=False)
-        Path(join(self.output_folder, "kd_options.yaml")).write_text(options)
+        Path(join(self.output_folder, RECORD_FILE)).write_text(json.dumps(record, indent=2) + "\n")
+        options = yaml.safe_dump(self.options.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+        Path(join(self.output_folder, OPTIONS_FILE)).write_text(options)
 
     # ---- helpers
 
@@ -269,9 +286,10 @@ class DistillationMixin(Base):
             self._say("cpu_bfloat16 is on, but this is no CPU with bfloat16 instructions: training as nnU-Net does.")
 
     def _say_pseudo_dice(self, teacher: Teacher) -> None:
-        answers: list[tuple[Tensor, Tensor]] = []
-        for _ in range(TEACHER_CHECK_BATCHES):
-            batch = next(self.dataloader_val)
-            target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
-            answers.append((teacher(batch["data"].to(self.device))[0][0], target.to(self.device)))
-        self._say(*about_pseudo_dice(pseudo_dice(answers, self.loss.labels), TEACHER_CHECK_BATCHES))
+        def answers() -> Iterator[tuple[Tensor, Tensor]]:
+            for _ in range(TEACHER_CHECK_BATCHES):
+                batch = next(self.dataloader_val)
+                target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+                yield self._ask(teacher, batch["data"].to(self.device))[0][0], target.to(self.device)
+
+        self._say(*about_pseudo_dice(pseudo_dice(answers(), self.loss.labels), TEACHER_CHECK_BATCHES))

@@ -1,6 +1,6 @@
 """Pseudo Dice of a network on patches, as nnU-Net shows it during training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from nnunetv2_kd.trainers.loss import Labels
 
 
-def pseudo_dice(answers: Sequence[tuple[Tensor, Tensor]], labels: Labels) -> list[float]:
+def pseudo_dice(answers: Iterable[tuple[Tensor, Tensor]], labels: Labels) -> list[float]:
     """Dice per class or region, counted over all patches together, background left out.
 
     Args:

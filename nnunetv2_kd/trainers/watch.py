@@ -10,41 +10,57 @@ import matplotlib
 matplotlib.use("agg")  # before pyplot, as nnU-Net does: trainings run where there is no screen
 
 import matplotlib.pyplot as plt
+import torch
 from torch import Tensor
 
 from nnunetv2_kd.errors import KDError
 
-GUARDED_ITERATIONS = 10
+GUARDED_ITERATIONS = 50
+Seen = dict[str, list[float]]
 
 
 class TermGuard:
-    """Stops the training where a term is exactly 0, or not finite, in all of its first iterations."""
+    """Remembers the terms of the first iterations, to stop a training in which one is silently off.
+
+    One iteration says little: under DDP some workers may draw patches without foreground only, and AMP may skip steps.
+    """
 
     def __init__(self, iterations: int = GUARDED_ITERATIONS) -> None:
         self.iterations = iterations
-        self._seen: dict[str, list[float]] = {}
+        self.seen: Seen = {}
+        self._count = 0
 
-    def check(self, values: dict[str, Tensor]) -> None:
-        """Look at the unweighted terms of one iteration; costs nothing once the first iterations are over.
+    def add(self, values: dict[str, Tensor]) -> bool:
+        """Note one iteration's unweighted terms; costs nothing once the first iterations are over.
 
-        Raises:
-            KDError: names the term and what is wrong with it.
+        Returns:
+            Whether this was the last of the first iterations, so that it is time to `judge`.
         """
+        self._count += 1
+        if self._count > self.iterations:
+            return False
         for name, value in values.items():
-            seen = self._seen.setdefault(name, [])
-            if name == "segmentation" or len(seen) == self.iterations:
-                continue
-            seen.append(float(value))
-            if len(seen) < self.iterations:
-                continue
-            if all(v == 0 for v in seen):
-                raise KDError(
-                    f"The term {name} was exactly 0 in the first {self.iterations} iterations, so it teaches nothing. "
-                    "Either teacher and student are the same network, or no patch holds what it compares (region "
-                    "terms need two labelled regions in a patch). Set its weight to 0 to train without it."
-                )
-            if not any(math.isfinite(v) for v in seen):
-                raise KDError(f"The term {name} was not finite in any of the first {self.iterations} iterations.")
+            if name != "segmentation":
+                self.seen.setdefault(name, []).append(float(value))
+        return self._count == self.iterations
+
+
+def judge(workers: list[Seen]) -> None:
+    """Whether any term was exactly 0, or not finite, in all first iterations of all workers.
+
+    Raises:
+        KDError: names the term and what is wrong with it.
+    """
+    for name in workers[0]:
+        seen = [value for worker in workers for value in worker[name]]
+        if all(v == 0 for v in seen):
+            raise KDError(
+                f"The term {name} was exactly 0 in the first {len(workers[0][name])} iterations, so it teaches "
+                "nothing. Either teacher and student are the same network, or no patch holds what it compares (region "
+                "terms need two labelled regions in a patch). Set its weight to 0 to train without it."
+            )
+        if not any(math.isfinite(v) for v in seen):
+            raise KDError(f"The term {name} was not finite in any of the first {len(workers[0][name])} iterations.")
 
 
 class TermHistory:
@@ -61,7 +77,7 @@ class TermHistory:
         self.weights = weights
         self.rows: list[dict[str, float]] = []
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._counts: dict[str, Tensor] = {}
 
     def resume(self, epoch: int) -> None:
         """Read back the epochs before ``epoch``; later ones are of a training that was cut off."""
@@ -70,37 +86,44 @@ class TermHistory:
                 rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
             self.rows = [row for row in rows if row["epoch"] < epoch]
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        """The loss parts of one iteration; summed on their device, so that nothing waits for it."""
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-        self._count += 1
+    def add(self, values: dict[str, Tensor], factor: float) -> None:
+        """The loss parts of one iteration and the schedule's factor; summed on their device, so that nothing waits for
+        it. Values that are not finite are left out: under AMP such a step is skipped, and the training is well."""
+        weighted = {f"{name}_weighted": factor * self.weights[name] * values[name] for name in self.weights}
+        parts = {**values, **weighted, "factor": torch.tensor(factor)}
+        for name, value in parts.items():
+            finite = torch.isfinite(value)
+            kept = torch.where(finite, value, torch.zeros_like(value))
+            self._sums[name] = self._sums[name] + kept if name in self._sums else kept
+            self._counts[name] = self._counts[name] + finite if name in self._counts else finite.long()
 
     def means(self) -> dict[str, float]:
-        """Means since the last call, and a fresh start."""
-        means = {name: float(total) / self._count for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
+        """Means since the last call, and a fresh start; nan for a part that was never finite."""
+        means = {
+            name: float(total) / int(self._counts[name]) if int(self._counts[name]) else math.nan
+            for name, total in self._sums.items()
+        }
+        self._sums, self._counts = {}, {}
         return means
 
-    def close_epoch(self, epoch: int, factor: float, means: dict[str, float]) -> dict[str, float]:
+    def close_epoch(self, epoch: int, means: dict[str, float]) -> dict[str, float]:
         """Append an epoch to the CSV file, with every term's share, and redraw the plot.
 
         The share of a term is its weighted value among the absolute values of all loss parts (nnU-Net's loss can be
         negative, as it contains minus the Dice).
 
         Raises:
-            KDError: where a term is not finite, which no later epoch can mend.
+            KDError: where a part was not finite in a single iteration of the epoch.
         """
-        lost = [name for name, value in means.items() if not math.isfinite(value)]
+        lost = [name for name, value in means.items() if not math.isfinite(value) and not name.endswith("_weighted")]
         if lost:
-            raise KDError(f"In epoch {epoch} the mean of {', '.join(lost)} is not finite. Training stops here.")
-        weighted = {name: factor * self.weights[name] * value for name, value in means.items() if name in self.weights}
-        whole = abs(means["segmentation"]) + sum(weighted.values()) or 1.0
-        row = {"epoch": float(epoch), "factor": factor, **means}
-        row |= {f"{name}_share": value / whole for name, value in weighted.items()}
+            raise KDError(f"In epoch {epoch} {', '.join(lost)} was never finite. Training stops here.")
+        whole = abs(means["segmentation"]) + sum(means[f"{name}_weighted"] for name in self.weights) or 1.0
+        row = {"epoch": float(epoch), **means}
+        row |= {f"{name}_share": means[f"{name}_weighted"] / whole for name in self.weights}
         self.rows.append(row)
         self._write()
-        self._plot()
+        self._plot_epochs()
         return row
 
     def _write(self) -> None:
@@ -109,14 +132,17 @@ class TermHistory:
             writer.writeheader()
             writer.writerows(self.rows)
 
-    def _plot(self) -> None:
+    @plt.rc_context(matplotlib.rcParamsDefault)  # nnU-Net sets a huge font for all figures of the process
+    def _plot_epochs(self) -> None:
         epochs = [row["epoch"] for row in self.rows]
+        marker = "o" if len(epochs) == 1 else None
         figure, (values, shares) = plt.subplots(2, 1, figsize=(9, 9), sharex=True, layout="constrained")
-        values.plot(epochs, [row["segmentation"] for row in self.rows], "k", label="nnU-Net's loss")
+        values.plot(epochs, [row["segmentation"] for row in self.rows], "k", marker=marker, label="nnU-Net's loss")
         for name, weight in self.weights.items():
-            weighted = [row["factor"] * weight * row.get(name, math.nan) for row in self.rows]
-            values.plot(epochs, weighted, label=f"{weight:g} × {name}")
-            shares.plot(epochs, [100 * row.get(f"{name}_share", math.nan) for row in self.rows], label=name)
+            weighted = [row.get(f"{name}_weighted", math.nan) for row in self.rows]
+            values.plot(epochs, weighted, marker=marker, label=f"{weight:g} × {name}")
+            share = [100 * row.get(f"{name}_share", math.nan) for row in self.rows]
+            shares.plot(epochs, share, marker=marker, label=name)
         values.set_ylabel("loss part (weighted, with the schedule's factor)")
         shares.set(xlabel="epoch", ylabel="share of the total loss [%]", ylim=(0, 100))
         for axes in (values, shares):

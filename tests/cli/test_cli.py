@@ -62,6 +62,7 @@ def test_plan_keeps_a_file_that_is_there(folders, capsys):
     ("flags", "expected"),
     [
         (["-d", "5"], "There is no dataset 5"),
+        (["-d", "hippocampus"], "There is no dataset hippocampus"),
         (["-d", "999", "-p", "nnUNetOther"], "Plans in this folder: nnUNetPlans"),
         (["-d", "999", "-c", "3d_lowres"], "no configuration '3d_lowres', only 2d, 3d_fullres"),
         (["-d", "999", "--width", "0.01"], "leaves a stage without channels"),
@@ -84,6 +85,14 @@ def test_plan_without_preprocessed(folders, capsys, monkeypatch):
     monkeypatch.delenv("nnUNet_preprocessed")
     assert main(["plan", "-d", "999"]) == 1
     assert "export nnUNet_preprocessed=" in capsys.readouterr().err
+
+
+def test_a_size_in_the_teachers_plans_is_not_asked_for_again(folders):
+    """The plans' own options travel to the student's plans, except for the size, which is done."""
+    file = folders / "nnUNet_preprocessed" / "Dataset999_Test" / "nnUNetPlans.json"
+    file.write_text(json.dumps(plans() | {"kd": {"student": {"width": 0.25}, "epochs": 5}}))
+    assert main(["plan", "-d", "999"]) == 0
+    assert student_of(folders)["kd"] == {"epochs": 5}
 
 
 def test_plan_of_damaged_plans(folders, capsys):
@@ -111,10 +120,10 @@ def test_doctor_names_what_is_wrong_and_what_mends_it(folders, capsys, monkeypat
     monkeypatch.setenv("nnUNet_kd_config", str(options))
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
-    assert "nnUNet_raw: export nnUNet_raw=/path/to/nnUNet_raw" in out
+    assert "preprocessing needs it, training does not" in out
     assert f"nnUNet_results: mkdir -p '{folders / 'not_there'}'" in out
     assert f"options: mend {options}, or: unset nnUNet_kd_config" in out
-    assert "3 would stop a training" in out
+    assert "2 would stop a training" in out
 
 
 def test_doctor_without_discovery(folders, capsys, monkeypatch):

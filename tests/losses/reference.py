@@ -46,8 +46,14 @@ def soft_membership(z: Array, use_sigmoid: bool) -> Array:
 def region_kl(z_s: Array, z_t: Array, membership: Array | None, temperature: float, use_sigmoid: bool) -> float:
     kl = divergence(z_s, z_t, temperature, use_sigmoid)
     m = soft_membership(z_t, use_sigmoid) if membership is None else membership.astype(np.float64)
-    per_region = [(m[:, k] * kl).sum() / m[:, k].sum() for k in range(m.shape[1]) if m[:, k].sum() > 0]
-    return float(np.mean(per_region)) if per_region else 0.0
+    total = counted = 0.0
+    for k in range(m.shape[1]):
+        mass = m[:, k].sum()
+        if mass > 0:
+            share = min(mass, 1.0)  # a region of less than one voxel counts by its mass
+            total += share * (m[:, k] * kl).sum() / mass
+            counted += share
+    return total / counted if counted else 0.0
 
 
 def importance_map(features: Array) -> Array:

@@ -67,6 +67,17 @@ def test_region_kl_weighs_a_small_region_like_a_large_one():
     assert float(voxel_kl(z_s, z_t)) == pytest.approx(at_the_voxel / 100)
 
 
+def test_region_kl_hardly_sees_a_class_that_the_teacher_does_not():
+    """The teacher gives a class 1e-4 everywhere and the student disagrees there: that class must not take a third."""
+    z_t = torch.tensor([5.0, 5.0, -4.2]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    z_s = torch.zeros_like(z_t).requires_grad_()
+    mass = float(soft_membership(z_t, False)[:, 2].sum())
+    assert mass < 0.01
+    region_kl(z_s, z_t).backward()
+    both = region_kl(z_s[:, :2], z_t[:, :2])
+    assert float(region_kl(z_s, z_t)) == pytest.approx(float(both) + math.log(1.5), rel=0.01)
+
+
 @pytest.mark.parametrize("term", [voxel_kl, region_kl])
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_zero_when_identical(term, sigmoid, rng):

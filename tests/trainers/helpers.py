@@ -13,14 +13,14 @@ from tests.conftest import DATASET, TINY, World
 
 
 def make_trainer(trainer: type, world: World, configuration: str = "3d_fullres", fold: Any = 0,
-                 plans: str = "nnUNetPlans", dataset: str = DATASET, **options: Any):  # fmt: skip
+                 plans: str = "nnUNetPlans", dataset: str = DATASET, device: str = "cpu", **options: Any):  # fmt: skip
     """A trainer as nnU-Net constructs it, in the world's folders (set the environment with `inside` first)."""
     file = world.root / "in_process.yaml"
     file.write_text(yaml.safe_dump({**TINY, **options}))
     plans_content = json.loads(world.plans_file(plans, dataset).read_text()) | {"continue_training": False}
     dataset_json = json.loads((world.preprocessed / dataset / "dataset.json").read_text())
     with mock.patch.dict(os.environ, {"nnUNet_kd_config": str(file)}):
-        return trainer(plans_content, configuration, fold, dataset_json, torch.device("cpu"))
+        return trainer(plans_content, configuration, fold, dataset_json, torch.device(device))
 
 
 def inside(world: World, monkeypatch) -> World:

@@ -56,7 +56,8 @@ def test_previous_stage_is_asked_for_by_name(cascaded):
 
 def test_some_cases_are_missing(tmp_path):
     (tmp_path / "a.b2nd").touch()
-    check_previous_stage(str(tmp_path), ["a"], "command")
+    (tmp_path / "1.2.840.npz").touch()
+    check_previous_stage(str(tmp_path), ["a", "1.2.840"], "command")
     with pytest.raises(
         KDError, match=r"1 of 2 are missing \(b\). Train the previous stage on all folds first: command"
     ):

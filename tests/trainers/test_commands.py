@@ -168,15 +168,16 @@ def test_killed_training_resumes_to_the_same_curve(world):
 def test_resuming_with_another_size_is_refused(distilled):
     done = distilled.train(TRAINER, "--c", check=False, student={"width": 0.25})
     assert done.returncode != 0
+    assert "export nnUNet_kd_config='" in done.stderr
     assert "in the checkpoint: 8.40 k parameters, channels [2, 4, 8, 8]" in done.stderr
     assert "asked for now:     " in done.stderr
     assert "channels [1, 2, 4, 4]" in done.stderr
 
 
 def test_number_of_epochs_in_the_name(world):
-    done = world.train(f"{TRAINER}_1epoch", "--disable_checkpointing", epochs=7, check=False)
-    assert "Epoch 0" in done.stdout
-    assert "Epoch 1\n" not in done.stdout
+    done = world.train(f"{TRAINER}_1epoch", epochs=7)
+    assert "Epoch 0 " in done.stdout
+    assert "Epoch 1 " not in done.stdout
     assert world.model(f"{TRAINER}_1epoch").is_dir()
 
 
@@ -248,8 +249,7 @@ def test_unfit_teachers(world, break_it, expected):
     assert done.returncode == 1
     assert expected in done.stderr
     assert "Epoch 0" not in done.stdout
-    assert done.stderr.strip().splitlines()[-1].strip()
-    assert "torch" not in done.stderr.rsplit("KDError", 1)[0].rsplit("File", 1)[-1]
+    assert "site-packages/torch" not in done.stderr
 
 
 def _checkpoint(world: World) -> Path:

@@ -9,11 +9,14 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
     nnUNetTrainerNoDeepSupervision,
 )
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+from nnunetv2_kd.config import resolve_options
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.trainers import (
     DistillationMixin,
@@ -89,8 +92,8 @@ def test_a_student_with_other_stages(here):
     plans = json.loads(here.plans_file().read_text())
     kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     for key in ("features_per_stage", "kernel_sizes", "n_conv_per_stage"):
-        kwargs[key] = kwargs[key][:2]
-    kwargs |= {"n_stages": 2, "strides": [[1, 1, 1], [4, 4, 4]], "n_conv_per_stage_decoder": [1]}
+        kwargs[key] = kwargs[key][:3]
+    kwargs |= {"n_stages": 3, "strides": [[1, 1, 1], [2, 2, 2], [4, 4, 4]], "n_conv_per_stage_decoder": [1, 1]}
     plans |= {"plans_name": "nnUNetPlansShallow", "kd_student": {"made_from": "nnUNetPlans", "width": {}}}
     here.plans_file("nnUNetPlansShallow").write_text(json.dumps(plans))
     terms = {"voxel_kl": {}, "region_affinity": {"stages": ["encoder.-1", "decoder.0"]}}
@@ -149,12 +152,12 @@ def test_loss_zero_when_identical(here):
 
 
 def test_a_term_that_is_silently_off_stops_the_training(here):
-    options = {"terms": {"region_affinity": {"weight": 1e-9}}, "student": {"width": 1.0}, "iterations_per_epoch": 20}
+    options = {"terms": {"region_affinity": {"weight": 1e-9}}, "student": {"width": 1.0}, "iterations_per_epoch": 60}
     trainer = make_trainer(nnUNetTrainerRegionKD, here, **options)
     trainer.on_train_start()
     with (
         mock.patch("nnunetv2_kd.losses.region_affinity", lambda s, t, m: s.sum() * 0),
-        pytest.raises(KDError, match="region_affinity was exactly 0 in the first 10 iterations"),
+        pytest.raises(KDError, match="region_affinity was exactly 0 in the first 50 iterations"),
     ):
         trainer.run_training()
 
@@ -268,6 +271,47 @@ def test_weights_and_biases_gets_the_terms(here):
     assert "kd/region_kl" not in trainer.logger.local_logger.my_fantastic_logging
 
 
+def test_options_file_of_a_training_can_be_used_again(here):
+    """Also with a teacher named by folder, which excludes naming it otherwise."""
+    folder = here.model("nnUNetTrainer")
+    trainer = make_trainer(nnUNetTrainerRegionKD, here, teacher={"folder": str(folder), "fold": 0})
+    trainer.on_train_start()
+    written = resolve_options({}, {}, folder.parent / trainer.output_folder / "kd_options.yaml")
+    assert written == trainer.options
+
+
+def test_resuming_with_other_terms_is_refused(here):
+    """As when the options file is forgotten on the line with --c."""
+    train(make_trainer(nnUNetTrainerRegionKD, here, terms={"region_kl": {"weight": 3}}))
+    again = make_trainer(nnUNetTrainerRegionKD, here)
+    again.load_checkpoint(str(here.model("nnUNetTrainerRegionKD") / "fold_0" / "checkpoint_final.pth"))
+    with pytest.raises(KDError, match=r"(?s)terms: .*'weight': 3.* in the checkpoint.*export nnUNet_kd_config=.*yaml"):
+        again.on_train_start()
+
+
+def test_teacher_of_a_trainer_with_the_old_signature(here):
+    """Which nnU-Net 2.8 still supports."""
+
+    class Old(nnUNetTrainer):
+        @staticmethod
+        def build_network_architecture(name, kwargs, imports, channels, heads, enable_deep_supervision=True):
+            return get_network_from_plans(
+                name, kwargs, imports, channels, heads, deep_supervision=enable_deep_supervision
+            )
+
+    with mock.patch("nnunetv2_kd.teachers.teacher.recursive_find_trainer_class_by_name", return_value=Old):
+        trainer = make_trainer(nnUNetTrainerKD, here)
+        trainer.initialize()
+        trainer._start_distillation()
+    assert trainer.teacher.record.params > 0
+
+
+def test_a_budget_is_solved_for_the_trained_configuration_only(here):
+    """3d_fullres cannot be made that small, which is no concern of a 2d student."""
+    trainer = make_trainer(nnUNetTrainerKDBaseline, here, configuration="2d", student={"flops": "0.2M"})
+    assert list(trainer.plans_manager.plans["kd_student"]["width"]) == ["2d"]
+
+
 def test_progress_bar_on_a_terminal(here):
     trainer = make_trainer(nnUNetTrainerKDBaseline, here)
     with mock.patch("sys.stderr.isatty", return_value=True), mock.patch("nnunetv2_kd.trainers.mixin.tqdm") as bar:
@@ -310,10 +354,6 @@ def test_all_ignored_patch_trains_on(here):
 @pytest.mark.parametrize("compiled", ["0", "1"])
 def test_amp_and_compile_on_cuda(here, monkeypatch, compiled):
     monkeypatch.setenv("nnUNet_compile", compiled)
-    trainer = make_trainer(nnUNetTrainerRegionKD, here, terms=ALL_TERMS)
-    trainer = type(trainer)(
-        trainer.plans_manager.plans | {"continue_training": False}, "3d_fullres", 0, trainer.dataset_json,
-        torch.device("cuda"),
-    )  # fmt: skip
+    trainer = make_trainer(nnUNetTrainerRegionKD, here, terms=ALL_TERMS, device="cuda")
     train(trainer)
     assert all(np.isfinite(row[name]) for row in trainer._history.rows for name in ALL_TERMS)
