@@ -50,7 +50,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     console = Console()
     findings = [finding for look in LOOKS for finding in look()]
-    table = Table("", "what", "found", title="nnUNetv2_kd doctor")
+    table = Table("", "what", title="nnUNetv2_kd doctor")
+    table.add_column("found", overflow="fold")
     for finding in findings:
         table.add_row("✗" if finding.mend else "✓", finding.what, Text(finding.found))
     console.print(table)
@@ -67,7 +68,7 @@ def versions() -> list[Finding]:
         version = importlib.metadata.version(package)
         mend = ""
         if package == "torch" and version.startswith("2.9."):
-            mend = "torch 2.9 trains 3D networks very slowly; nnU-Net excludes it: pip install 'torch!=2.9.*'"
+            mend = "nnU-Net 2.8 excludes torch 2.9: pip install 'torch>=2.5,!=2.9.*'"
         findings.append(Finding(package, version, mend))
     return findings
 
