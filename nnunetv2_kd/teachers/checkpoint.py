@@ -37,11 +37,11 @@ def read_checkpoint(file: Path, trust_pickle: bool = False) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(allowed_globals()):
             checkpoint = torch.load(file, map_location="cpu", weights_only=not trust_pickle)
-    except OSError as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise KDError(f"The checkpoint {file} cannot be read: {error.strerror or error}.") from None
     except pickle.UnpicklingError as error:
         raise KDError(_refused(file, str(error))) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise KDError(_broken(file, f"{type(error).__name__}")) from None
     if not isinstance(checkpoint, dict):
         raise KDError(f"{file} is not an nnU-Net checkpoint: it holds a {type(checkpoint).__name__}.")

@@ -176,8 +176,8 @@ def test_resuming_with_another_size_is_refused(distilled):
 
 def test_number_of_epochs_in_the_name(world):
     done = world.train(f"{TRAINER}_1epoch", epochs=7)
-    assert "Epoch 0 " in done.stdout
-    assert "Epoch 1 " not in done.stdout
+    assert "Epoch 0\n" in done.stdout
+    assert "Epoch 1\n" not in done.stdout
     assert world.model(f"{TRAINER}_1epoch").is_dir()
 
 
