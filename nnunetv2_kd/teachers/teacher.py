@@ -70,6 +70,7 @@ class Teacher:
         self.network.eval()
         output = self.network(data)
         heads = list(output) if isinstance(output, (list, tuple)) else [output]
+        # without deep supervision the network answers with its finest head only, whatever heads it has
         logits = [head for head, trained in zip(heads, self.trained_heads, strict=False) if trained]
         return logits, self._taps.take() if self._taps is not None else {}
 
