@@ -1,9 +1,8 @@
 """Region affinity (RAD) of EMKD, arXiv 2108.09987, for any number of regions."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from nnunetv2_kd.losses.regions import region_vectors
+from nnunetv2_kd.losses.regions import region_vectors, unit_vectors
 from nnunetv2_kd.losses.shapes import require_equal
 
 
@@ -18,7 +17,7 @@ def region_cosines(features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor
         ``(B, K, K)`` float32 in [-1, 1], and which regions are present ``(B, K)`` bool.
     """
     vectors, present = region_vectors(features, membership)
-    unit = F.normalize(vectors, dim=-1)
+    unit = unit_vectors(vectors, dim=-1)
     return unit @ unit.transpose(1, 2), present
 
 
