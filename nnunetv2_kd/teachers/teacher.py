@@ -65,15 +65,15 @@ class Teacher:
         self.network = network.requires_grad_(False).eval()
         self.record = record
         self.trained_heads = trained_heads
-        self._taps: Taps | None = None
+        self.taps: Taps | None = None
 
     def __repr__(self) -> str:
         return f"Teacher({self.record})"
 
     def tap(self, stages: Mapping[str, str]) -> None:
         """Keep the features of these stages from now on, each under the name of the student's stage that it teaches."""
-        self._taps = Taps(self.network, stages)
-        self._taps.recording = True
+        self.taps = Taps(self.network, stages)
+        self.taps.recording = True
 
     @torch.no_grad()  # not inference_mode: autograd refuses to save inference tensors for the student's backward pass
     def __call__(self, data: Tensor) -> Answer:
@@ -87,7 +87,7 @@ class Teacher:
         heads = list(output) if isinstance(output, (list, tuple)) else [output]
         # without deep supervision the network answers with its finest head only, whatever heads it has
         logits = [head for head, trained in zip(heads, self.trained_heads, strict=False) if trained]
-        return Answer(logits, self._taps.take() if self._taps is not None else {})
+        return Answer(logits, self.taps.take() if self.taps is not None else {})
 
 
 def load_teacher(
