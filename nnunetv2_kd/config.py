@@ -11,19 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.term_options import CheckedOptions, Terms
 
 VARIABLE = "nnUNet_kd_config"
-STAGE = re.compile(r"(encoder|decoder)\.(-?\d+)")
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TeacherOptions(_Options):
+class TeacherOptions(CheckedOptions):
     """Which trained model teaches. By default: the same dataset, plans, configuration and fold as the student."""
 
     trainer: str = Field("nnUNetTrainer", description="the teacher's -tr")
@@ -49,7 +45,22 @@ class TeacherOptions(_Options):
         return self
 
 
-class StudentOptions(_Options):
+class WeightedTeacherOptions(TeacherOptions):
+    """One of several teachers."""
+
+    weight: float = Field(1.0, ge=0, description="how much this teacher counts beside the others")
+
+
+class CombineOptions(CheckedOptions):
+    """How several teachers become one answer, always on probabilities."""
+
+    rule: Literal["mean", "confidence", "region"] = Field(
+        "mean", description="everywhere alike, by how right each is at a voxel, or by how well each knows a region"
+    )
+    tau: float = Field(1.0, gt=0, description="of the rule confidence: the smaller, the more the best one decides")
+
+
+class StudentOptions(CheckedOptions):
     """How large the student is, relative to the plans given with -p. Give one of width, params and flops."""
 
     width: float | None = Field(
@@ -74,64 +85,7 @@ class StudentOptions(_Options):
         return self
 
 
-class Term(_Options):
-    """What every distillation term has."""
-
-    weight: float = Field(1.0, ge=0, description="factor on the term in the total loss, before the schedule")
-
-
-class VoxelKL(Term):
-    """KL divergence of the class probabilities, mean over voxels, on every supervised head."""
-
-    temperature: float = Field(1.0, gt=0)
-
-
-class RegionKL(Term):
-    """KL divergence averaged within each region, then over regions, on every supervised head."""
-
-    temperature: float = Field(1.0, gt=0)
-    membership: Literal["teacher", "labels"] = Field("teacher", description="whose regions")
-
-
-class FeatureTerm(Term):
-    """A term on tapped stages, counted from full resolution: encoder.0 is the first, encoder.-1 the deepest."""
-
-    stages: tuple[str, ...] = Field(("encoder.1", "decoder.0"), min_length=1)
-
-    @field_validator("stages")
-    @classmethod
-    def _known_form(cls, stages: tuple[str, ...]) -> tuple[str, ...]:
-        for stage in stages:
-            if not STAGE.fullmatch(stage):
-                raise ValueError(f"unknown stage {stage!r}; expected encoder.<level> or decoder.<level>, as encoder.0")
-        if len(set(stages)) != len(stages):
-            raise ValueError(f"a stage is named twice in {list(stages)}")
-        return stages
-
-
-class ImportanceMap(FeatureTerm):
-    """Where a stage is active (EMKD's IMD), summed over the stages."""
-
-
-class RegionAffinity(FeatureTerm):
-    """How alike the regions look to a stage (EMKD's RAD), summed over the stages."""
-
-
-class Terms(_Options):
-    """The distillation terms by name. One that is not named is not computed."""
-
-    voxel_kl: VoxelKL | None = None
-    region_kl: RegionKL | None = None
-    importance_map: ImportanceMap | None = None
-    region_affinity: RegionAffinity | None = None
-
-    def active(self) -> dict[str, Term]:
-        """The terms that are named and whose weight is not 0."""
-        named = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: term for name, term in named.items() if term is not None and term.weight > 0}
-
-
-class Schedule(_Options):
+class Schedule(CheckedOptions):
     """One factor on all distillation terms over the training: linear rise, plateau, cosine fall."""
 
     warmup: float = Field(0.0, ge=0, le=1, description="share of the training over which the factor rises from 0")
@@ -145,10 +99,12 @@ class Schedule(_Options):
         return self
 
 
-class Options(_Options):
+class Options(CheckedOptions):
     """All options of one training."""
 
     teacher: TeacherOptions = TeacherOptions()
+    teachers: tuple[WeightedTeacherOptions, ...] | None = Field(None, description="several, instead of teacher")
+    combine: CombineOptions = CombineOptions()
     student: StudentOptions = StudentOptions()
     terms: Terms = Terms()
     schedule: Schedule = Schedule()
@@ -158,6 +114,24 @@ class Options(_Options):
     save_every: int | None = Field(None, ge=1, description="epochs between checkpoints; default: nnU-Net's, 50")
     seed: int | None = Field(None, ge=0, lt=2**31, description="seeds weights and, with nnUNet_n_proc_DA=0, the data")
     cpu_bfloat16: bool = Field(False, description="train in bfloat16 on a CPU that has instructions for it")
+
+    @model_validator(mode="after")
+    def _one_or_several_teachers(self) -> "Options":
+        if self.teachers is None:
+            if "combine" in self.model_fields_set and self.combine != CombineOptions():
+                raise ValueError("combine says how several teachers are combined; name them under teachers")
+            return self
+        if "teacher" in self.model_fields_set:
+            raise ValueError("name one teacher under teacher or several under teachers, not both")
+        if len(self.teachers) < 2:
+            raise ValueError(f"teachers needs at least two models, found {len(self.teachers)}; for one use teacher")
+        if sum(teacher.weight for teacher in self.teachers) == 0:
+            raise ValueError("the weights of the teachers sum to 0")
+        return self
+
+    def all_teachers(self) -> tuple[TeacherOptions, ...]:
+        """The one teacher, or the several."""
+        return self.teachers or (self.teacher,)
 
 
 def parse_budget(value: Any) -> tuple[float, bool]:

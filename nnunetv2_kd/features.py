@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_kd.config import STAGE
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.term_options import STAGE
 
 Stride = tuple[int, ...]
 
@@ -36,8 +36,8 @@ def stage_modules(network: nn.Module) -> dict[str, tuple[nn.Module, Stride]]:
     return stages | {f"decoder.{level}": (stage, strides[level]) for level, stage in enumerate(decoder_stages)}
 
 
-def resolve_stage(name: str, available: Iterable[str]) -> str:
-    """``encoder.-1`` to the name of the deepest encoder stage, and so on.
+def resolve_stages(name: str, available: Iterable[str]) -> list[str]:
+    """``encoder.-1`` to the name of the deepest encoder stage, ``encoder.:-1`` to those of all but the deepest.
 
     Raises:
         KDError: where the network has no such stage.
@@ -45,10 +45,16 @@ def resolve_stage(name: str, available: Iterable[str]) -> str:
     available = list(available)
     match = STAGE.fullmatch(name)
     if match is not None:
-        part, level = match[1], int(match[2])
-        count = sum(stage.startswith(part) for stage in available)
-        if -count <= level < count:
-            return f"{part}.{level % count}"
+        part, levels = match[1], match[2]
+        of_part = [stage for stage in available if stage.startswith(part)]
+        if ":" in levels:
+            start, stop = (int(bound) if bound else None for bound in levels.split(":"))
+            found = of_part[start:stop]
+        else:
+            level = int(levels)
+            found = [of_part[level]] if -len(of_part) <= level < len(of_part) else []
+        if found:
+            return found
     raise KDError(f"The student has no stage {name!r}. Its stages are {', '.join(available)}.")
 
 
@@ -56,15 +62,14 @@ def match_stages(names: Iterable[str], student: nn.Module, teacher: nn.Module) -
     """For each stage of the student the teacher's stage of the same part and the same stride.
 
     Returns:
-        The student's stage name, as `resolve_stage` spells it, to the teacher's.
+        The student's stage name, as `resolve_stages` spells it, to the teacher's.
 
     Raises:
         KDError: where the teacher has no stage of that stride.
     """
     of_student, of_teacher = stage_modules(student), stage_modules(teacher)
     matched = {}
-    for name in names:
-        stage = resolve_stage(name, of_student)
+    for stage in (stage for name in names for stage in resolve_stages(name, of_student)):
         part, stride = stage.split(".")[0], of_student[stage][1]
         same = [other for other, (_, s) in of_teacher.items() if s == stride and other.startswith(part)]
         if not same:
@@ -75,6 +80,12 @@ def match_stages(names: Iterable[str], student: nn.Module, teacher: nn.Module) -
             )
         matched[stage] = same[-1]
     return matched
+
+
+def stage_channels(network: nn.Module) -> dict[str, int]:
+    """Feature channels of every stage: a decoder stage has as many as the encoder stage that it is joined with."""
+    encoder: Any = network.encoder
+    return {name: int(encoder.output_channels[int(name.split(".")[1])]) for name in stage_modules(network)}
 
 
 class Taps:

@@ -20,6 +20,7 @@ from nnunetv2_kd import discovery
 from nnunetv2_kd.config import VARIABLE, options_file, resolve_options
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.teachers import trained_models
+from nnunetv2_kd.trainers.environment import why_not_writable
 
 TRAINER = "nnUNetTrainerRegionKD"
 FIND = (
@@ -102,7 +103,7 @@ def paths() -> list[Finding]:
             findings.append(Finding(name, "not set", export))
         elif not Path(variable).is_dir():
             findings.append(Finding(name, f"{variable} does not exist", f"mkdir -p '{variable}'"))
-        elif name == "nnUNet_results" and not _can_write(Path(variable)):
+        elif name == "nnUNet_results" and why_not_writable(Path(variable)):
             findings.append(Finding(name, f"{variable} cannot be written to", f"chmod u+w '{variable}', or {export}"))
         else:
             findings.append(Finding(name, str(variable)))
@@ -141,14 +142,6 @@ def teachers() -> list[Finding]:
         found = "; ".join(f"{name} (fold {', '.join(numbers)})" for name, numbers in folds.items())
         findings.append(Finding(f"models of {dataset.name}", found or "none is trained to the end"))
     return findings or [Finding("models", "none yet; train a teacher first: nnUNetv2_train DATASET CONFIGURATION FOLD")]
-
-
-def _can_write(folder: Path) -> bool:
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
 
 
 LOOKS: tuple[Callable[[], list[Finding]], ...] = (versions, found_trainer, paths, device, options, teachers)

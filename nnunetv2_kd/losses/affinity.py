@@ -1,9 +1,9 @@
 """Region affinity (RAD) of EMKD, arXiv 2108.09987, for any number of regions."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from nnunetv2_kd.losses.regions import region_vectors
+from nnunetv2_kd.losses.regions import region_vectors, unit_vectors
+from nnunetv2_kd.losses.shapes import require_equal
 
 
 def region_cosines(features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,8 +17,28 @@ def region_cosines(features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor
         ``(B, K, K)`` float32 in [-1, 1], and which regions are present ``(B, K)`` bool.
     """
     vectors, present = region_vectors(features, membership)
-    unit = F.normalize(vectors, dim=-1)
+    unit = unit_vectors(vectors, dim=-1)
     return unit @ unit.transpose(1, 2), present
+
+
+def affinity_difference(cosines_s: Tensor, cosines_t: Tensor, present: Tensor) -> Tensor:
+    """Squared difference of two networks' region cosines, see `region_affinity`.
+
+    Args:
+        cosines_s, cosines_t: ``(B, K, K)`` in [-1, 1]; the teacher's may be a mean over teachers.
+        present: which regions are present ``(B, K)`` bool.
+
+    Returns:
+        Scalar in [0, 4].
+    """
+    require_equal(cosines_s, cosines_t, "cosines")
+    if present.shape != cosines_s.shape[:2]:
+        raise ValueError(
+            f"expected as many regions as cosines have rows, got {tuple(present.shape)} and {tuple(cosines_s.shape)}"
+        )
+    pairs = (present.unsqueeze(1) & present.unsqueeze(2)).triu(diagonal=1)
+    squares = (cosines_s - cosines_t.detach()).square() * pairs
+    return (squares.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)).mean()
 
 
 def region_affinity(student: Tensor, teacher: Tensor, membership: Tensor) -> Tensor:
@@ -38,6 +58,4 @@ def region_affinity(student: Tensor, teacher: Tensor, membership: Tensor) -> Ten
     """
     cosines_s, present = region_cosines(student, membership)
     cosines_t, _ = region_cosines(teacher.detach(), membership)
-    pairs = (present.unsqueeze(1) & present.unsqueeze(2)).triu(diagonal=1)
-    squares = (cosines_s - cosines_t).square() * pairs
-    return (squares.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)).mean()
+    return affinity_difference(cosines_s, cosines_t, present)

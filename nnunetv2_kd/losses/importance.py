@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunetv2_kd.losses.regions import map_at_grid
+
 
 def importance_map(features: Tensor) -> Tensor:
     """Where a stage is active: ``A(F) = vec(mean_c F^4) / ||.||_2``.
@@ -32,7 +34,6 @@ def importance_map_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     map_s, map_t = importance_map(student), importance_map(teacher.detach())
     if map_s.shape != map_t.shape:
-        mode = "bilinear" if map_s.ndim == 3 else "trilinear"
-        resized = F.interpolate(map_s.unsqueeze(1), size=map_t.shape[1:], mode=mode, align_corners=False)[:, 0]
+        resized = map_at_grid(map_s, map_t.shape[1:])
         map_s = F.normalize(resized.flatten(1), dim=1).view_as(map_t)
     return (map_s - map_t).square().flatten(1).sum(dim=1).mean()

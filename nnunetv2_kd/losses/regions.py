@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunetv2_kd.losses.shapes import require_same_batch
+
 
 def label_membership(target: Tensor, num_classes: int, ignore_label: int | None = None) -> Tensor:
     """Regions of ordinary labels: one per class, background included.
@@ -57,6 +59,29 @@ def at_grid(membership: Tensor, size: Sequence[int]) -> Tensor:
     return pool(membership, tuple(size))
 
 
+def map_at_grid(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """A map of one value per voxel at another grid, linearly interpolated.
+
+    Args:
+        maps: ``(B, *S)``.
+        size: the spatial size wanted.
+
+    Returns:
+        ``(B, *size)``.
+    """
+    mode = "bilinear" if maps.ndim == 3 else "trilinear"
+    return F.interpolate(maps.unsqueeze(1), size=tuple(size), mode=mode, align_corners=False)[:, 0]
+
+
+def unit_vectors(vectors: Tensor, dim: int) -> Tensor:
+    """Vectors at unit length along ``dim``; a vector of 0 stays 0, and has no gradient.
+
+    The direction of 0 is undefined, and the gradient through its clamped length would be 1e12 times too large.
+    """
+    dead = vectors.detach().abs().amax(dim=dim, keepdim=True) == 0
+    return F.normalize(vectors.masked_fill(dead, 0), dim=dim)
+
+
 def region_vectors(features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
     """Mean feature vector of every region: ``r_k = sum_v m_k F / sum_v m_k``.
 
@@ -68,6 +93,7 @@ def region_vectors(features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor
         The vectors ``(B, K, C)`` float32, and which regions are present ``(B, K)`` bool. A region without voxels is
         absent, and its vector is 0.
     """
+    require_same_batch(features, membership, "features and membership")
     membership = at_grid(membership.float(), features.shape[2:]).flatten(2)
     mass = membership.sum(dim=2)
     sums = torch.einsum("bkv,bcv->bkc", membership, features.float().flatten(2))

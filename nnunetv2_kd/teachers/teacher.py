@@ -4,7 +4,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -42,6 +42,21 @@ class TeacherRecord:
         return asdict(self)
 
 
+@dataclass
+class Answer:
+    """What a teacher, or several combined, says about a batch.
+
+    Attributes:
+        logits: ``(B, K, *S)`` of every trained head, finest first.
+        features: of the tapped stages, by the student's names of them; empty where several teachers are combined.
+        edges: cosines between all regions of the batch ``(B*K, B*K)`` by stage, of several teachers combined.
+    """
+
+    logits: list[Tensor]
+    features: dict[str, Tensor] = field(default_factory=dict)
+    edges: dict[str, Tensor] = field(default_factory=dict)
+
+
 class Teacher:
     """A frozen network that answers with logits and tapped features. Not an nn.Module on purpose: nothing that walks
     over the trainer's modules can train it, wrap it or save it."""
@@ -50,18 +65,18 @@ class Teacher:
         self.network = network.requires_grad_(False).eval()
         self.record = record
         self.trained_heads = trained_heads
-        self._taps: Taps | None = None
+        self.taps: Taps | None = None
 
     def __repr__(self) -> str:
         return f"Teacher({self.record})"
 
     def tap(self, stages: Mapping[str, str]) -> None:
         """Keep the features of these stages from now on, each under the name of the student's stage that it teaches."""
-        self._taps = Taps(self.network, stages)
-        self._taps.recording = True
+        self.taps = Taps(self.network, stages)
+        self.taps.recording = True
 
     @torch.no_grad()  # not inference_mode: autograd refuses to save inference tensors for the student's backward pass
-    def __call__(self, data: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def __call__(self, data: Tensor) -> Answer:
         """Logits of every trained head, finest first, and features by the names given to `tap`.
 
         Args:
@@ -72,7 +87,7 @@ class Teacher:
         heads = list(output) if isinstance(output, (list, tuple)) else [output]
         # without deep supervision the network answers with its finest head only, whatever heads it has
         logits = [head for head, trained in zip(heads, self.trained_heads, strict=False) if trained]
-        return logits, self._taps.take() if self._taps is not None else {}
+        return Answer(logits, self.taps.take() if self.taps is not None else {})
 
 
 def load_teacher(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_kd.trainers.joint import JointMixin
 from nnunetv2_kd.trainers.mixin import DistillationMixin
 
 
@@ -27,13 +28,57 @@ class nnUNetTrainerRegionKD(DistillationMixin, nnUNetTrainer):
     }
 
 
+class nnUNetTrainerRegionGraphKD(DistillationMixin, nnUNetTrainer):
+    """Feature filtering and region graph (MSKD, doi 10.1016/j.compbiomed.2023.107284; formulas ours)."""
+
+    default_options = {  # noqa: RUF012
+        "terms": {
+            "voxel_kl": {"weight": 0.1, "temperature": 4.0},
+            "feature_filtering": {"weight": 0.1, "stages": ["encoder.1", "decoder.0"]},
+            "region_graph": {"weight": 1.0, "stages": ["encoder.1", "decoder.0"]},
+        }
+    }
+
+
+class nnUNetTrainerMultiTeacherKD(DistillationMixin, nnUNetTrainer):
+    """Several teachers, named under ``teachers:``, each trained on its own few cases (arXiv 2303.09494)."""
+
+    default_options = {  # noqa: RUF012
+        "terms": {
+            "voxel_kl": {"weight": 1.0, "temperature": 1.0},
+            "lovasz": {"weight": 0.5},
+            "soft_dice": {"weight": 0.5},
+            "region_affinity": {"weight": 0.9, "stages": ["encoder.1", "decoder.0"]},
+        }
+    }
+    least_teachers = 2
+
+
+class nnUNetTrainerJointKD(JointMixin, nnUNetTrainer):
+    """Teacher and student trained together (doi 10.1007/978-3-031-51455-5_21; details ours)."""
+
+    default_options = {  # noqa: RUF012
+        "terms": {
+            "region_kl": {"weight": 1.0, "temperature": 1.0},
+            "region_affinity": {"weight": 0.9, "stages": ["encoder.1", "decoder.0"]},
+        }
+    }
+
+
 class nnUNetTrainerKDBaseline(DistillationMixin, nnUNetTrainer):
     """The same student, options, seed and schedule without a teacher: what a distilled student is compared with."""
 
     distils = False
 
 
-TRAINERS = (nnUNetTrainerKD, nnUNetTrainerRegionKD, nnUNetTrainerKDBaseline)
+TRAINERS = (
+    nnUNetTrainerKD,
+    nnUNetTrainerRegionKD,
+    nnUNetTrainerRegionGraphKD,
+    nnUNetTrainerMultiTeacherKD,
+    nnUNetTrainerJointKD,
+    nnUNetTrainerKDBaseline,
+)
 
 
 def with_epochs(trainer: type[nnUNetTrainer], epochs: int, name: str) -> type[nnUNetTrainer]:
@@ -59,4 +104,12 @@ def __getattr__(name: str) -> Any:
     return trainer
 
 
-__all__ = ["DistillationMixin", "nnUNetTrainerKD", "nnUNetTrainerKDBaseline", "nnUNetTrainerRegionKD"]
+__all__ = [
+    "DistillationMixin",
+    "nnUNetTrainerJointKD",
+    "nnUNetTrainerKD",
+    "nnUNetTrainerKDBaseline",
+    "nnUNetTrainerMultiTeacherKD",
+    "nnUNetTrainerRegionGraphKD",
+    "nnUNetTrainerRegionKD",
+]

@@ -10,6 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.students import in_words, network_cost
+from nnunetv2_kd.trainers.adapters import split_optimizer_state
 
 OPTIONS_FILE = "kd_options.yaml"
 RECORD_FILE = "kd_record.json"
@@ -22,7 +23,9 @@ def stock_name(trainer: type) -> str:
     return next(definers, nnUNetTrainer).__name__
 
 
-def make_stock(written: str, filename: str, trainer_name: str, record: dict[str, Any]) -> None:
+def make_stock(
+    written: str, filename: str, trainer_name: str, record: dict[str, Any], added: int, state: dict[str, Any]
+) -> None:
     """Turn a checkpoint that was just written into one of stock nnU-Net and move it to its place in one step, so that
     a training killed in the middle leaves the previous checkpoint whole.
 
@@ -31,21 +34,27 @@ def make_stock(written: str, filename: str, trainer_name: str, record: dict[str,
         filename: where it belongs.
         trainer_name: the stock trainer's name.
         record: plain values on where the student comes from, kept under the key ``kd``.
+        added: how many parameters of ours the optimizer has, in its last group.
+        state: what only a resumed training needs, tensors and plain values. Kept under the key ``kd_training`` in
+            checkpoint_latest.pth, which nnU-Net deletes at the end, and in no other.
     """
     checkpoint = torch.load(written, map_location="cpu", weights_only=False)
     checkpoint["trainer_name"] = trainer_name
     checkpoint["kd"] = record
+    checkpoint["optimizer_state"], of_added = split_optimizer_state(checkpoint["optimizer_state"], added)
+    if Path(filename).name == "checkpoint_latest.pth":
+        checkpoint["kd_training"] = {**state, "adapters_optimizer": of_added}
     torch.save(checkpoint, written)
     os.replace(written, filename)
 
 
 def check_same_size(
     file: Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The checkpoint to resume from, or to validate, is of a student of this size.
 
     Returns:
-        What the checkpoint records of its distillation.
+        What the checkpoint records of its distillation, and what a resumed training needs of it.
 
     Raises:
         KDError: shows both sizes.
@@ -53,7 +62,7 @@ def check_same_size(
     checkpoint = torch.load(file, map_location="cpu", weights_only=False)
     before = checkpoint["init_args"]["plans"]
     if _architecture(before, configuration) == _architecture(plans, configuration):
-        return checkpoint.get("kd", {})
+        return checkpoint.get("kd", {}), checkpoint.get("kd_training", {})
     raise KDError(
         f"The student in {file} is of another size than the one asked for now:\n"
         f"  in the checkpoint: {_size(before, configuration, dataset_json)}\n"
@@ -76,9 +85,9 @@ def check_same_method(before: dict[str, Any], now: dict[str, Any], folder: str) 
     if not before:
         return
     differing = [
-        f"{key}: {before['options'][key]} in the checkpoint, {now['options'][key]} now"
-        for key in ("teacher", "terms", "schedule")
-        if before["options"][key] != now["options"][key]
+        f"{key}: {before['options'].get(key)} in the checkpoint, {now['options'].get(key)} now"
+        for key in ("teacher", "teachers", "combine", "terms", "schedule")
+        if before["options"].get(key) != now["options"].get(key)
     ]
     if differing:
         raise KDError(

@@ -25,15 +25,22 @@ def check_results_folder() -> None:
             "teacher to find. Set it: export nnUNet_results=/path/to/nnUNet_results"
         )
     folder = Path(nnUNet_results)
+    problem = why_not_writable(folder)
+    if problem:
+        raise KDError(
+            f"nnUNet_results={folder} cannot be written to ({problem}). Mend its permissions, or point it elsewhere: "
+            "export nnUNet_results=/path/to/nnUNet_results"
+        )
+
+
+def why_not_writable(folder: Path) -> str:
+    """What keeps files from being written into a folder, which is made where it is missing; "" for nothing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            return ""
     except OSError as error:
-        raise KDError(
-            f"nnUNet_results={folder} cannot be written to ({error.strerror}). Mend its permissions, or point it "
-            "elsewhere: export nnUNet_results=/path/to/nnUNet_results"
-        ) from error
+        return error.strerror or str(error)
 
 
 def seed_everything(seed: int) -> None:

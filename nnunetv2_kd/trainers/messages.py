@@ -48,9 +48,9 @@ def about_teacher(teacher: Teacher, student_params: int, student_fold: int | str
     return lines
 
 
-def about_pseudo_dice(dice: list[float], batches: int) -> list[str]:
-    """How good the teacher is on a few patches, with a warning where it is poor."""
-    lines = [f"Teacher's pseudo Dice on {batches} validation batches: {[round(d, 4) for d in dice]}"]
+def about_pseudo_dice(name: str, dice: list[float], batches: int) -> list[str]:
+    """How good a teacher is on a few patches, with a warning where it is poor."""
+    lines = [f"{name.capitalize()}'s pseudo Dice on {batches} validation batches: {[round(d, 4) for d in dice]}"]
     present = [d for d in dice if not math.isnan(d)]
     mean = sum(present) / len(present) if present else math.nan
     if mean < POOR_DICE:

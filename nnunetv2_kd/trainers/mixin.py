@@ -1,53 +1,36 @@
 """Distillation for any nnU-Net trainer: ``class Mine(DistillationMixin, nnUNetTrainerDA5)``."""
 
 import json
-import shlex
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
-import yaml
-from batchgenerators.utilities.file_and_folder_operations import join
 from torch import Tensor
 from tqdm import tqdm
 
-from nnunetv2_kd import __version__
-from nnunetv2_kd.config import Options, Terms, options_file, resolve_options
+from nnunetv2_kd.config import Options, Terms, WeightedTeacherOptions, options_file, resolve_options
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.features import Taps, match_stages, plain_network
-from nnunetv2_kd.students import count_params, made_from, student_plans
-from nnunetv2_kd.teachers import Student, Teacher, load_teacher
+from nnunetv2_kd.labels import Labels
+from nnunetv2_kd.students import made_from, student_plans
+from nnunetv2_kd.teachers import Answer, Ensemble, Student, Teacher, check_different, load_teacher
 from nnunetv2_kd.teachers.find import dataset_id, teacher_folder
-from nnunetv2_kd.trainers import environment
+from nnunetv2_kd.trainers import adapters, environment
 from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
-from nnunetv2_kd.trainers.checkpoint import (
-    OPTIONS_FILE,
-    RECORD_FILE,
-    check_same_method,
-    check_same_size,
-    make_stock,
-    stock_name,
-)
-from nnunetv2_kd.trainers.loss import DistillationLoss, Labels, tapped_stages, with_resolved_stages
-from nnunetv2_kd.trainers.messages import about_pseudo_dice, about_student, about_teacher
-from nnunetv2_kd.trainers.pseudo_dice import pseudo_dice
+from nnunetv2_kd.trainers.checkpoint import check_same_method, check_same_size, make_stock, stock_name
+from nnunetv2_kd.trainers.loss import DistillationLoss
+from nnunetv2_kd.trainers.report import ReportMixin
 from nnunetv2_kd.trainers.schedule import factor_at
+from nnunetv2_kd.trainers.terms import build_adapters, check_terms, tapped_stages, with_resolved_stages
 from nnunetv2_kd.trainers.watch import TermGuard, TermHistory, in_log_line, judge
 
-if TYPE_CHECKING:
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Base
-else:
-    Base = object
-
-TEACHER_CHECK_BATCHES = 5
 T = TypeVar("T")
 
 
-class DistillationMixin(Base):
+class DistillationMixin(ReportMixin):
     """Trains a shrunken student beside a frozen teacher. Put it first among the bases of a trainer.
 
     Everything that is not distillation is the other base's. Each training step runs the teacher on the batch, then
@@ -56,6 +39,7 @@ class DistillationMixin(Base):
 
     default_options: ClassVar[dict[str, Any]] = {}
     distils: ClassVar[bool] = True
+    least_teachers: ClassVar[int] = 1
 
     # the other base's
     num_epochs: int
@@ -76,16 +60,25 @@ class DistillationMixin(Base):
                 f"{type(self).__name__} has no distillation term with a weight above 0. Name one under 'terms:', or "
                 "train the student alone with -tr nnUNetTrainerKDBaseline."
             )
+        if len(self.options.all_teachers()) < self.least_teachers:
+            raise KDError(
+                f"{type(self).__name__} needs at least {self.least_teachers} teachers, named under 'teachers:' in the "
+                "options file that nnUNet_kd_config points to (see configs/multi_teacher.yaml). To train some, each "
+                f"on its own share of the cases: nnUNetv2_kd split-teachers -d {dataset_id(plans['dataset_name'])}"
+            )
         plans, made_here = student_plans(plans, configuration, dataset_json, self.options.student)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.options.epochs or self.num_epochs
         self.num_iterations_per_epoch = self.options.iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.options.val_iterations_per_epoch or self.num_val_iterations_per_epoch
         self.save_every = self.options.save_every or self.save_every
-        self.teacher: Teacher | None = None
+        self.teachers: list[Teacher] = []
+        self.ensemble: Ensemble | None = None
         self._iteration = 0
         self._bar: tqdm | None = None
         self._resumed: dict[str, Any] = {}
+        self._resumed_state: dict[str, Any] = {}
+        self._split: tuple[Any, Any] | None = None
         self._find_previous_stage()
         self._say_student(made_here)
 
@@ -114,36 +107,77 @@ class DistillationMixin(Base):
             self._start_distillation()
         super().on_train_start()
         self._write_record()
-        if self.teacher is not None:
-            self._say_pseudo_dice(self.teacher)
+        if self.teachers:
+            self._say_pseudo_dice(self.loss.labels)
+
+    def do_split(self) -> tuple[Any, Any]:
+        # asked for by several; nnU-Net says the same lines into the log every time
+        if self._split is None:
+            self._split = super().do_split()
+        return self._split
 
     def _start_distillation(self) -> None:
-        """Load the teacher, tap both networks, put the terms into the loss."""
-        self.teacher = load_teacher(
-            self.options.teacher,
-            self._as_student(),
-            self.plans_manager.plans,
-            self.dataset_json,
-            self._splits(),
-            self.do_split()[1],
-            self.enable_deep_supervision,
-        )
-        self.teacher.network.to(self.device)
-        if self._uses_cpu_bfloat16:
-            environment.use_bfloat16(self.teacher.network)
-        self._say(*about_teacher(self.teacher, count_params(plain_network(self.network)), self.fold))
-        terms = self.options.terms.active()
-        student = plain_network(self.network)
-        terms = with_resolved_stages(terms, student)
-        stages = match_stages(tapped_stages(terms), student, self.teacher.network) if tapped_stages(terms) else {}
-        self.teacher.tap(stages)
+        """Load the teachers, tap all networks, put the terms into the loss."""
         labels = Labels(
             self.label_manager.num_segmentation_heads, self.label_manager.has_regions, self.label_manager.ignore_label
         )
-        self.loss = DistillationLoss(self.loss, terms, labels, Taps(student, {stage: stage for stage in stages}))
+        self.teachers = self._make_teachers()
+        self._say_teachers(labels)
+        if len(self.teachers) > 1:
+            weights = [t.weight if isinstance(t, WeightedTeacherOptions) else 1 for t in self.options.all_teachers()]
+            self.ensemble = Ensemble(self.teachers, weights, self.options.combine, labels)
+        student = plain_network(self.network)
+        terms = with_resolved_stages(self.options.terms.active(), student)
+        self._say(*check_terms(terms, len(self.teachers), self.batch_size))
+        tapped = tapped_stages(terms)
+        stages: dict[str, str] = {}
+        for teacher in self.teachers:
+            stages = match_stages(tapped, student, teacher.network) if tapped else {}
+            teacher.tap(stages)
+        dims = len(self.configuration_manager.patch_size)
+        trained = build_adapters(terms, student, self.teachers[0].network, stages, dims).to(self.device)
+        self.loss = DistillationLoss(
+            self.loss, terms, labels, Taps(student, {stage: stage for stage in stages}), trained
+        )
+        self._start_adapters(trained)
         self._guard = TermGuard()
         self._history = TermHistory(self.output_folder, {name: term.weight for name, term in terms.items()})
         self._history.resume(self.current_epoch)
+
+    def _make_teachers(self) -> list[Teacher]:
+        teachers = []
+        several = len(self.options.all_teachers()) > 1
+        for number, options in enumerate(self.options.all_teachers(), start=1):
+            try:
+                teacher = load_teacher(
+                    options,
+                    self._as_student(),
+                    self.plans_manager.plans,
+                    self.dataset_json,
+                    self._splits(),
+                    self.do_split()[1],
+                    self.enable_deep_supervision,
+                )
+            except KDError as error:
+                raise KDError(f"Teacher {number} under 'teachers': {error}" if several else str(error)) from error
+            teacher.network.to(self.device)
+            if self._uses_cpu_bfloat16:
+                environment.use_bfloat16(teacher.network)
+            teachers.append(teacher)
+        check_different(teachers)
+        return teachers
+
+    def _start_adapters(self, trained: torch.nn.ModuleDict) -> None:
+        if not list(trained.parameters()):
+            return
+        adapters.add_to_optimizer(trained, self.optimizer, self.lr_scheduler)
+        if "adapters" in self._resumed_state:
+            trained.load_state_dict(self._resumed_state["adapters"])
+            adapters.restore_optimizer_state(trained, self.optimizer, self._resumed_state["adapters_optimizer"])
+        elif self.current_epoch > 0:
+            self._say("WARNING: the checkpoint holds no adapters (only checkpoint_latest.pth does): they start anew.")
+        if self.is_ddp:
+            adapters.keep_equal_on_workers(trained)
 
     # ---- during the training
 
@@ -159,15 +193,34 @@ class DistillationMixin(Base):
         self._bar = tqdm(total=self.num_iterations_per_epoch, disable=not on_screen, leave=False, unit="it")
 
     def train_step(self, batch: dict) -> dict:
-        result = super().train_step(batch) if self.teacher is None else self._distillation_step(batch, self.teacher)
+        answer = self._answer(batch) if self.teachers else None
+        result = super().train_step(batch) if answer is None else self._distillation_step(batch, answer)
         self._iteration += 1
         if self._bar is not None:
             self._bar.update()
         return result
 
-    def _distillation_step(self, batch: dict, teacher: Teacher) -> dict:
+    def _answer(self, batch: dict) -> Answer | None:
+        """The teachers' answer to a batch; None where they have none yet."""
         batch["data"] = batch["data"].to(self.device, non_blocking=True)
-        self.loss.answer = self._ask(teacher, batch["data"])
+        if self.ensemble is None:
+            return self._ask(self.teachers[0], batch["data"])
+        target = batch["target"]
+        on_device = (
+            [y.to(self.device, non_blocking=True) for y in target]
+            if isinstance(target, list)
+            else target.to(self.device, non_blocking=True)
+        )
+        batch["target"] = on_device
+        return self.ensemble(batch["data"], on_device, self._ask)
+
+    def _ask(self, teacher: Teacher, data: Tensor) -> Answer:
+        """One teacher's answer under the student's autocast."""
+        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+            return teacher(data)
+
+    def _distillation_step(self, batch: dict, answer: Answer) -> dict:
+        self.loss.answer = answer
         self.loss.factor = self._factor()
         self.loss.taps.recording = True
         try:
@@ -175,26 +228,23 @@ class DistillationMixin(Base):
         finally:
             self.loss.answer = None
             self.loss.taps.recording = False
-        self._history.add(self.loss.values, self.loss.factor)
+        shares = self.ensemble.shares if self.ensemble is not None else ()
+        notes = {f"weight_of_teacher_{number}": share for number, share in enumerate(shares, start=1)}
+        self._history.add(self.loss.values, self.loss.factor, notes)
         if self._guard.add(self.loss.values):
             judge(self._of_all_workers(self._guard.seen))
         return result
-
-    def _ask(self, teacher: Teacher, data: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The teacher's answer under the student's autocast."""
-        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            return teacher(data)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         if self._bar is not None:
             self._bar.close()
         super().on_train_epoch_end(train_outputs)
-        if self.teacher is not None:
+        if self.teachers:
             self._close_epoch()
 
     def _close_epoch(self) -> None:
         workers = self._of_all_workers(self._history.means())
-        if self.local_rank != 0:
+        if self.local_rank != 0 or not workers[0]:
             return
         means = {name: sum(worker[name] for worker in workers) / len(workers) for name in workers[0]}
         row = self._history.close_epoch(self.current_epoch, means)
@@ -225,39 +275,21 @@ class DistillationMixin(Base):
             return
         unfinished = f"{filename}.unfinished"
         super().save_checkpoint(unfinished)
-        make_stock(unfinished, filename, stock_name(type(self)), self._record())
+        added = len(list(self.loss.adapters.parameters())) if self.teachers else 0
+        make_stock(unfinished, filename, stock_name(type(self)), self._record(), added, self._training_state())
+
+    def _training_state(self) -> dict[str, Any]:
+        """What a resumed training needs beside nnU-Net's own checkpoint, and nothing else does."""
+        return {"adapters": self.loss.adapters.state_dict()} if self.teachers else {}
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         if isinstance(filename_or_checkpoint, str):
-            self._resumed = check_same_size(
+            self._resumed, self._resumed_state = check_same_size(
                 Path(filename_or_checkpoint), self.plans_manager.plans, self.configuration_name, self.dataset_json
             )
         super().load_checkpoint(filename_or_checkpoint)
 
-    def _record(self) -> dict[str, Any]:
-        """Where this student comes from, in plain values."""
-        return {
-            "nnunetv2_kd": __version__,
-            "trainer": type(self).__name__,
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "options": self.options.model_dump(mode="json"),
-            "student": self.plans_manager.plans["kd_student"],
-            "teacher": self.teacher.record.as_dict() if self.teacher is not None else None,
-        }
-
-    def _write_record(self) -> None:
-        if self.local_rank != 0:
-            return
-        record = self._record()
-        Path(join(self.output_folder, RECORD_FILE)).write_text(json.dumps(record, indent=2) + "\n")
-        options = yaml.safe_dump(self.options.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-        Path(join(self.output_folder, OPTIONS_FILE)).write_text(options)
-
     # ---- helpers
-
-    @property
-    def _uses_cpu_bfloat16(self) -> bool:
-        return self.options.cpu_bfloat16 and self.device.type == "cpu" and environment.cpu_has_bfloat16()
 
     def _as_student(self) -> Student:
         plans_name = made_from(self.plans_manager.plans) or self.plans_manager.plans_name
@@ -271,25 +303,7 @@ class DistillationMixin(Base):
         if self.is_cascaded:
             self.folder_with_segs_from_previous_stage = previous_stage_folder(
                 self.folder_with_segs_from_previous_stage,
-                teacher_folder(self.options.teacher, self._as_student()),
+                teacher_folder(self.options.all_teachers()[0], self._as_student()),
                 self.configuration_manager.previous_stage_name,
                 self.configuration_name,
             )
-
-    def _say(self, *lines: str) -> None:
-        for line in lines:
-            self.print_to_log_file(line, also_print_to_console=self.local_rank == 0)
-
-    def _say_student(self, made_here: bool) -> None:
-        self._say(about_student(self.plans_manager.plans, self.configuration_name, self.dataset_json, made_here))
-        if self.options.cpu_bfloat16 and not self._uses_cpu_bfloat16:
-            self._say("cpu_bfloat16 is on, but this is no CPU with bfloat16 instructions: training as nnU-Net does.")
-
-    def _say_pseudo_dice(self, teacher: Teacher) -> None:
-        def answers() -> Iterator[tuple[Tensor, Tensor]]:
-            for _ in range(TEACHER_CHECK_BATCHES):
-                batch = next(self.dataloader_val)
-                target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
-                yield self._ask(teacher, batch["data"].to(self.device))[0][0], target.to(self.device)
-
-        self._say(*about_pseudo_dice(pseudo_dice(answers(), self.loss.labels), TEACHER_CHECK_BATCHES))

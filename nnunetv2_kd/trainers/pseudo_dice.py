@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from nnunetv2_kd.trainers.loss import Labels
+from nnunetv2_kd.labels import Labels
 
 
 def pseudo_dice(answers: Iterable[tuple[Tensor, Tensor]], labels: Labels) -> list[float]:

@@ -86,11 +86,14 @@ class TermHistory:
                 rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
             self.rows = [row for row in rows if row["epoch"] < epoch]
 
-    def add(self, values: dict[str, Tensor], factor: float) -> None:
-        """The loss parts of one iteration and the schedule's factor; summed on their device, so that nothing waits for
-        it. Values that are not finite are left out: under AMP such a step is skipped, and the training is well."""
+    def add(self, values: dict[str, Tensor], factor: float, notes: dict[str, Tensor] | None = None) -> None:
+        """The loss parts of one iteration, the schedule's factor, and what else is to be noted.
+
+        They are summed on their device, so that nothing waits for it. Values that are not finite are left out: under
+        AMP such a step is skipped, and the training is well.
+        """
         weighted = {f"{name}_weighted": factor * self.weights[name] * values[name] for name in self.weights}
-        parts = {**values, **weighted, "factor": torch.tensor(factor)}
+        parts = {**values, **weighted, "factor": torch.tensor(factor), **(notes or {})}
         for name, value in parts.items():
             finite = torch.isfinite(value)
             kept = torch.where(finite, value, torch.zeros_like(value))
@@ -153,6 +156,9 @@ class TermHistory:
 
 
 def in_log_line(row: dict[str, float], weights: dict[str, float]) -> str:
-    """``region_kl 0.1234 (12.3 %), ...; schedule 1.00``"""
+    """``region_kl 0.1234 (12.3 %), ...; nnU-Net's loss -0.5; schedule 1.00``, and how much each of several teachers
+    counted."""
     terms = [f"{name} {row[name]:.4f} ({100 * row[f'{name}_share']:.1f} %)" for name in weights]
-    return f"{', '.join(terms)}; nnU-Net's loss {row['segmentation']:.4f}; schedule {row['factor']:.2f}"
+    line = f"{', '.join(terms)}; nnU-Net's loss {row['segmentation']:.4f}; schedule {row['factor']:.2f}"
+    teachers = [f"{row[name]:.3f}" for name in row if name.startswith("weight_of_teacher_")]
+    return f"{line}; teachers' weights {' '.join(teachers)}" if teachers else line

@@ -66,17 +66,18 @@ def test_a_teacher_never_trains():
     teacher = make_teacher(net)
     net.train()
     data = torch.randn(1, 1, 8, 8, 8)
-    logits, features = teacher(data)
+    answer = teacher(data)
     assert not net.training
-    assert features == {}
-    assert not any(z.requires_grad or z.is_inference() for z in logits)
+    assert answer.features == {}
+    assert not any(z.requires_grad or z.is_inference() for z in answer.logits)
     assert not any(p.requires_grad for p in net.parameters())
 
 
 def test_a_teachers_answer_can_be_used_in_a_backward_pass():
     teacher = make_teacher(network())
     teacher.tap({"decoder.0": "decoder.0"})
-    logits, features = teacher(torch.randn(1, 1, 8, 8, 8))
+    answer = teacher(torch.randn(1, 1, 8, 8, 8))
+    logits, features = answer.logits, answer.features
     student = torch.ones_like(logits[0], requires_grad=True)
     ((student * logits[0]).sum() + (student[:, :1] * features["decoder.0"]).sum()).backward()
     assert student.grad is not None
@@ -86,8 +87,8 @@ def test_features_come_under_the_students_names():
     """A student with one stage of stride 4 where the teacher has two of stride 2."""
     teacher = make_teacher(network(features=(2, 4, 8)))
     teacher.tap({"encoder.1": "encoder.2"})
-    _, features = teacher(torch.randn(1, 1, 8, 8, 8))
-    assert features["encoder.1"].shape == (1, 8, 2, 2, 2)
+    answer = teacher(torch.randn(1, 1, 8, 8, 8))
+    assert answer.features["encoder.1"].shape == (1, 8, 2, 2, 2)
 
 
 def test_a_teacher_is_no_module():

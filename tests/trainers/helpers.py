@@ -11,6 +11,8 @@ import yaml
 
 from tests.conftest import DATASET, TINY, World
 
+TERMS_OF_THE_MAIN_PATH = {"voxel_kl": {}, "region_kl": {}, "importance_map": {}, "region_affinity": {}}
+
 
 def make_trainer(trainer: type, world: World, configuration: str = "3d_fullres", fold: Any = 0,
                  plans: str = "nnUNetPlans", dataset: str = DATASET, device: str = "cpu", **options: Any):  # fmt: skip
@@ -33,3 +35,9 @@ def inside(world: World, monkeypatch) -> World:
 
 def log_of(trainer: Any) -> str:
     return Path(trainer.log_file).read_text()
+
+
+def train(trainer: Any) -> str:
+    """Run nnU-Net's training loop without its final validation; returns the log."""
+    trainer.run_training()
+    return log_of(trainer)

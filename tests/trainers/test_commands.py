@@ -86,7 +86,7 @@ def test_checkpoint_is_stock_and_plain(distilled):
         checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=True)
     assert checkpoint["trainer_name"] == "nnUNetTrainer"
     assert checkpoint["kd"]["trainer"] == TRAINER
-    assert checkpoint["kd"]["teacher"]["seen_validation_cases"] == 0
+    assert checkpoint["kd"]["teachers"][0]["seen_validation_cases"] == 0
     assert not list(fold.glob("*.unfinished"))
     parameters = sum(
         value.numel() for key, value in checkpoint["network_weights"].items()

@@ -1,113 +1,22 @@
-"""Trainers in this process on real cases: what nnU-Net's switches do to a distillation."""
+"""Trainers in this process on real cases: the loss, the teacher, options, and resuming."""
 
-import functools
 import json
 import shutil
-import textwrap
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
-from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
-    nnUNetTrainerNoDeepSupervision,
-)
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunetv2_kd.config import resolve_options
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.trainers import (
-    DistillationMixin,
-    nnUNetTrainerKD,
-    nnUNetTrainerKDBaseline,
-    nnUNetTrainerRegionKD,
-)
-from nnunetv2_kd.trainers.environment import cpu_has_bfloat16
-from tests.trainers.helpers import inside, log_of, make_trainer
-
-ALL_TERMS = {"voxel_kl": {}, "region_kl": {}, "importance_map": {}, "region_affinity": {}}
-
-
-class Mine(DistillationMixin, nnUNetTrainerDA5):
-    """All that a user writes to distil with another trainer."""
-
-    default_options = {"terms": {"region_kl": {}, "region_affinity": {"stages": ["encoder.-1"]}}}  # noqa: RUF012
-
-
-class OneHead(DistillationMixin, nnUNetTrainerNoDeepSupervision):
-    default_options = {"terms": ALL_TERMS}  # noqa: RUF012
-
-
-class MeanOfLogits(torch.nn.Module):
-    def forward(self, output, target):
-        return output.mean()
-
-
-@pytest.fixture
-def here(world, monkeypatch):
-    return inside(world, monkeypatch)
-
-
-def train(trainer):
-    trainer.run_training()
-    return log_of(trainer)
+from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline, nnUNetTrainerRegionKD
+from tests.trainers.helpers import TERMS_OF_THE_MAIN_PATH as ALL_TERMS
+from tests.trainers.helpers import log_of, make_trainer, train
 
 
 def teacher_weights(world):
     file = world.model("nnUNetTrainer") / "fold_0" / "checkpoint_final.pth"
     return torch.load(file, weights_only=False)["network_weights"]
-
-
-def test_another_trainer_needs_the_mixin_and_nothing_else(here):
-    trainer = make_trainer(Mine, here)
-    assert "distillation: region_kl" in train(trainer)
-    checkpoint = torch.load(here.model("Mine") / "fold_0" / "checkpoint_final.pth", weights_only=False)
-    assert checkpoint["trainer_name"] == "nnUNetTrainer"
-
-
-def test_users_own_trainer_through_the_command(world):
-    folder = world.root / "my_trainers"
-    folder.mkdir()
-    (folder / "mine.py").write_text(
-        textwrap.dedent("""
-        from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
-        from nnunetv2_kd.trainers import DistillationMixin
-
-        class MyDA5(DistillationMixin, nnUNetTrainerDA5):
-            default_options = {"terms": {"voxel_kl": {}}}
-        """)
-    )
-    log = world.train("MyDA5", env={"nnUNet_extTrainer": str(folder)}).stdout
-    assert "distillation: voxel_kl" in log
-
-
-def test_deep_supervision_off(here):
-    assert "distillation: voxel_kl" in train(make_trainer(OneHead, here))
-
-
-def test_a_student_with_other_stages(here):
-    """Fewer stages and larger strides: features and heads are matched by size."""
-    plans = json.loads(here.plans_file().read_text())
-    kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
-    for key in ("features_per_stage", "kernel_sizes", "n_conv_per_stage"):
-        kwargs[key] = kwargs[key][:3]
-    kwargs |= {"n_stages": 3, "strides": [[1, 1, 1], [2, 2, 2], [4, 4, 4]], "n_conv_per_stage_decoder": [1, 1]}
-    plans |= {"plans_name": "nnUNetPlansShallow", "kd_student": {"made_from": "nnUNetPlans", "width": {}}}
-    here.plans_file("nnUNetPlansShallow").write_text(json.dumps(plans))
-    terms = {"voxel_kl": {}, "region_affinity": {"stages": ["encoder.-1", "decoder.0"]}}
-    log = train(make_trainer(nnUNetTrainerKD, here, plans="nnUNetPlansShallow", terms=terms))
-    assert "distillation: voxel_kl" in log
-
-
-def test_a_teacher_without_trained_low_heads(here):
-    """nnU-Net builds the heads of a trainer without deep supervision too, but they are random."""
-    single = make_trainer(type("Single", (DistillationMixin, nnUNetTrainerNoDeepSupervision), {"distils": False}), here,
-                          student={"width": 1.0})  # fmt: skip
-    train(single)
-    log = train(make_trainer(nnUNetTrainerKD, here, teacher={"trainer": "Single"}))
-    assert "1 trained heads" in log
 
 
 def test_loss_is_nnunets_plus_weighted_terms(here):
@@ -156,7 +65,7 @@ def test_a_term_that_is_silently_off_stops_the_training(here):
     trainer = make_trainer(nnUNetTrainerRegionKD, here, **options)
     trainer.on_train_start()
     with (
-        mock.patch("nnunetv2_kd.losses.region_affinity", lambda s, t, m: s.sum() * 0),
+        mock.patch("nnunetv2_kd.losses.affinity_difference", lambda s, t, present: s.sum() * 0),
         pytest.raises(KDError, match="region_affinity was exactly 0 in the first 50 iterations"),
     ):
         trainer.run_training()
@@ -166,11 +75,11 @@ def test_a_teacher_never_changes(here):
     before = teacher_weights(here)
     trainer = make_trainer(nnUNetTrainerRegionKD, here)
     train(trainer)
-    assert not trainer.teacher.network.training
-    for key, value in trainer.teacher.network.state_dict().items():
+    assert not trainer.teachers[0].network.training
+    for key, value in trainer.teachers[0].network.state_dict().items():
         assert torch.equal(value, before[key])
     mine = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert not mine & {id(p) for p in trainer.teacher.network.parameters()}
+    assert not mine & {id(p) for p in trainer.teachers[0].network.parameters()}
 
 
 def test_baseline_trains_the_same_student_without_a_teacher(here):
@@ -193,7 +102,7 @@ def test_teacher_of_another_fold_is_a_warning_and_recorded(here):
     trainer.initialize()
     trainer._start_distillation()
     assert "the teacher is of fold 0, the student of fold 1: the teacher was trained on" in log_of(trainer)
-    assert trainer._record()["teacher"]["seen_validation_cases"] > 0
+    assert trainer._record()["teachers"][0]["seen_validation_cases"] > 0
 
 
 def test_no_term_has_a_weight(here):
@@ -223,54 +132,6 @@ def test_a_stage_named_twice_in_two_ways(here):
         trainer.on_train_start()
 
 
-def test_compiled_student(here):
-    """nnU-Net compiles on CUDA by default. Here with a backend that compiles nothing but traces everything."""
-
-    class Compiled(nnUNetTrainerRegionKD):
-        def _do_i_compile(self):
-            return True
-
-    with mock.patch("torch.compile", functools.partial(torch.compile, backend="eager")):
-        trainer = make_trainer(Compiled, here, terms=ALL_TERMS)
-        log = train(trainer)
-    assert isinstance(trainer.network, torch._dynamo.OptimizedModule)
-    assert "distillation: voxel_kl" in log
-    plain = make_trainer(nnUNetTrainerRegionKD, here, terms=ALL_TERMS)
-    train(plain)
-    assert plain._history.rows[-1]["region_affinity"] == pytest.approx(
-        trainer._history.rows[-1]["region_affinity"], rel=1e-3
-    )
-
-
-@pytest.mark.skipif(not cpu_has_bfloat16(), reason="this processor has no bfloat16 instructions")
-def test_cpu_bfloat16_trains_alike_and_saves_float32(here):
-    full = make_trainer(nnUNetTrainerRegionKD, here)
-    train(full)
-    half = make_trainer(nnUNetTrainerRegionKD, here, cpu_bfloat16=True)
-    train(half)
-    for name in ("segmentation", "region_kl"):
-        assert half._history.rows[0][name] == pytest.approx(full._history.rows[0][name], rel=0.05)
-    checkpoint = torch.load(here.model("nnUNetTrainerRegionKD") / "fold_0" / "checkpoint_final.pth", weights_only=False)
-    assert {value.dtype for value in checkpoint["network_weights"].values()} == {torch.float32}
-
-
-def test_cpu_bfloat16_is_off_where_the_processor_lacks_it(here):
-    with mock.patch("nnunetv2_kd.trainers.environment.cpu_has_bfloat16", return_value=False):
-        trainer = make_trainer(nnUNetTrainerKDBaseline, here, cpu_bfloat16=True)
-        assert not trainer._uses_cpu_bfloat16
-    assert "no CPU with bfloat16 instructions" in log_of(trainer)
-
-
-def test_weights_and_biases_gets_the_terms(here):
-    trainer = make_trainer(nnUNetTrainerRegionKD, here)
-    wandb = mock.Mock()
-    trainer.logger.loggers.append(wandb)
-    train(trainer)
-    logged = {call.args[0] for call in wandb.log.call_args_list}
-    assert {"kd/region_kl", "kd/region_kl_share", "kd/segmentation", "kd/factor"} <= logged
-    assert "kd/region_kl" not in trainer.logger.local_logger.my_fantastic_logging
-
-
 def test_options_file_of_a_training_can_be_used_again(here):
     """Also with a teacher named by folder, which excludes naming it otherwise."""
     folder = here.model("nnUNetTrainer")
@@ -289,36 +150,10 @@ def test_resuming_with_other_terms_is_refused(here):
         again.on_train_start()
 
 
-def test_teacher_of_a_trainer_with_the_old_signature(here):
-    """Which nnU-Net 2.8 still supports."""
-
-    class Old(nnUNetTrainer):
-        @staticmethod
-        def build_network_architecture(name, kwargs, imports, channels, heads, enable_deep_supervision=True):
-            return get_network_from_plans(
-                name, kwargs, imports, channels, heads, deep_supervision=enable_deep_supervision
-            )
-
-    with mock.patch("nnunetv2_kd.teachers.teacher.recursive_find_trainer_class_by_name", return_value=Old):
-        trainer = make_trainer(nnUNetTrainerKD, here)
-        trainer.initialize()
-        trainer._start_distillation()
-    assert trainer.teacher.record.params > 0
-
-
 def test_a_budget_is_solved_for_the_trained_configuration_only(here):
     """3d_fullres cannot be made that small, which is no concern of a 2d student."""
     trainer = make_trainer(nnUNetTrainerKDBaseline, here, configuration="2d", student={"flops": "0.2M"})
     assert list(trainer.plans_manager.plans["kd_student"]["width"]) == ["2d"]
-
-
-def test_progress_bar_on_a_terminal(here):
-    trainer = make_trainer(nnUNetTrainerKDBaseline, here)
-    with mock.patch("sys.stderr.isatty", return_value=True), mock.patch("nnunetv2_kd.trainers.mixin.tqdm") as bar:
-        train(trainer)
-    assert bar.call_args.kwargs["total"] == 3
-    assert bar.call_args.kwargs["disable"] is False
-    assert bar.return_value.update.call_count == 6
 
 
 def test_checkpoint_survives_a_kill_while_saving(here):
@@ -332,28 +167,3 @@ def test_checkpoint_survives_a_kill_while_saving(here):
     ):
         trainer.save_checkpoint(str(file))
     assert file.read_bytes() == before
-
-
-def test_all_ignored_patch_trains_on(here):
-    """A patch without a single label must not make anything nan."""
-    trainer = make_trainer(nnUNetTrainerRegionKD, here, terms={**ALL_TERMS, "region_kl": {"membership": "labels"}})
-    trainer.on_train_start()
-    trainer.loss.labels = type(trainer.loss.labels)(3, False, ignore_label=9)
-    trainer.on_epoch_start()
-    trainer.on_train_epoch_start()
-    batch = next(trainer.dataloader_train)
-    trainer.loss.segmentation.loss = MeanOfLogits()  # nnU-Net's own was built for a dataset without ignore label
-    batch["target"] = [torch.full_like(target, 9) for target in batch["target"]]
-    assert np.isfinite(trainer.train_step(batch)["loss"])
-    assert float(trainer.loss.values["voxel_kl"]) == 0
-    assert all(torch.isfinite(p.grad).all() for p in trainer.network.parameters() if p.grad is not None)
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("compiled", ["0", "1"])
-def test_amp_and_compile_on_cuda(here, monkeypatch, compiled):
-    monkeypatch.setenv("nnUNet_compile", compiled)
-    trainer = make_trainer(nnUNetTrainerRegionKD, here, terms=ALL_TERMS, device="cuda")
-    train(trainer)
-    assert all(np.isfinite(row[name]) for row in trainer._history.rows for name in ALL_TERMS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.trainers.loss import Labels
+from nnunetv2_kd.labels import Labels
 from nnunetv2_kd.trainers.pseudo_dice import pseudo_dice
 from nnunetv2_kd.trainers.watch import TermGuard, TermHistory, judge
 

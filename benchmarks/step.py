@@ -1,0 +1,268 @@
+"""What a distillation step costs above its floor: a plain student step and one forward pass of the teacher.
+
+For every recipe in configs/ (and any given with --recipe) the time of a distillation step is divided by the sum of a
+plain student step and a teacher's forward pass, all measured in turn within one run; the median of these ratios counts.
+Memory is the peak of a process that does such steps only.
+
+    python benchmarks/step.py                        # the hippocampus configuration, on the CPU
+    python benchmarks/step.py --size large --device cuda
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from nnunetv2_kd.features import Taps, match_stages
+from nnunetv2_kd.labels import Labels
+from nnunetv2_kd.teachers import Teacher, TeacherRecord
+from nnunetv2_kd.term_options import Terms
+from nnunetv2_kd.trainers.environment import use_bfloat16
+from nnunetv2_kd.trainers.loss import DistillationLoss
+from nnunetv2_kd.trainers.terms import build_adapters, tapped_stages, with_resolved_stages
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+UNET = "dynamic_network_architectures.architectures.unet."
+SIZES: dict[str, dict[str, Any]] = {
+    "hippocampus": {"patch": (40, 56, 40), "batch": 2, "classes": 3, "teacher": ("PlainConvUNet", [32, 64, 128, 256]),
+                    "student": [16, 32, 64, 128]},
+    "large": {"patch": (128, 128, 128), "batch": 2, "classes": 3,
+              "teacher": ("ResidualEncoderUNet", [32, 64, 128, 256, 320, 320]), "student": [16, 32, 64, 128, 160, 160]},
+    "tiny": {"patch": (16, 16, 16), "batch": 2, "classes": 3, "teacher": ("PlainConvUNet", [8, 16, 32]),
+             "student": [4, 8, 16]},
+}  # fmt: skip
+BLOCKS = (1, 3, 4, 6, 6, 6)  # of nnU-Net's residual encoders
+Step = Callable[[], Any]
+
+
+def network(architecture: str, features: list[int], classes: int) -> nn.Module:
+    stages = len(features)
+    residual = architecture == "ResidualEncoderUNet"
+    kwargs = {
+        "n_stages": stages,
+        "features_per_stage": features,
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * stages,
+        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+        "n_blocks_per_stage" if residual else "n_conv_per_stage": list(BLOCKS[:stages]) if residual else [2] * stages,
+        "n_conv_per_stage_decoder": [1 if residual else 2] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    imports = ["conv_op", "norm_op", "nonlin"]
+    return get_network_from_plans(UNET + architecture, kwargs, imports, 1, classes, deep_supervision=True)
+
+
+class Bench:
+    """One student and one teacher on random data: the three kinds of steps."""
+
+    def __init__(self, size: dict[str, Any], device: str, bfloat16: bool) -> None:
+        torch.manual_seed(0)
+        self.device = device
+        self.classes = size["classes"]
+        self.student = network("PlainConvUNet", size["student"], self.classes).to(device)
+        self.teacher = Teacher(
+            network(*size["teacher"], self.classes).to(device),
+            TeacherRecord("", "0", "", "", "", 0, 0, 0),
+            [True] * (len(size["teacher"][1]) - 1),
+        )
+        if bfloat16:
+            use_bfloat16(self.student)
+            use_bfloat16(self.teacher.network)
+        self.optimizer = torch.optim.SGD(self.student.parameters(), 1e-3, momentum=0.99, nesterov=True)
+        self.data = torch.randn(size["batch"], 1, *size["patch"], device=device)
+        heads = len(size["student"]) - 1
+        self.targets = [self._blocks(size["batch"], [side // 2**h for side in size["patch"]]) for h in range(heads)]
+        weights = [1 / 2**h for h in range(heads)]
+        weights[-1] = 0
+        dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
+        plain = DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
+        self.plain_loss = DeepSupervisionWrapper(plain, [w / sum(weights) for w in weights])
+
+    def _blocks(self, batch: int, size: list[int]) -> Tensor:
+        """Labels in slabs, as organs are connected, and not noise."""
+        rows = torch.arange(size[0], device=self.device) * self.classes // size[0]
+        return rows.view(1, 1, -1, 1, 1).expand(batch, 1, *size).contiguous().float()
+
+    def autocast(self) -> Any:
+        return torch.autocast("cuda", enabled=self.device == "cuda")
+
+    def learn(self, loss: nn.Module) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            value = loss(self.student(self.data), self.targets)
+        value.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), 12)
+        self.optimizer.step()
+
+    def plain_step(self) -> None:
+        self.learn(self.plain_loss)
+
+    def teacher_forward(self) -> None:
+        with self.autocast():
+            self.teacher(self.data)
+
+    def distillation(self, options: dict[str, Any]) -> Step:
+        terms = with_resolved_stages(Terms(**options).active(), self.student)
+        tapped = tapped_stages(terms)
+        stages = match_stages(tapped, self.student, self.teacher.network) if tapped else {}
+        adapters = build_adapters(terms, self.student, self.teacher.network, stages, 3).to(self.device)
+        loss = DistillationLoss(
+            self.plain_loss,
+            terms,
+            Labels(self.classes, False, None),
+            Taps(self.student, {s: s for s in stages}),
+            adapters,
+        )
+        teacher = Teacher(self.teacher.network, self.teacher.record, self.teacher.trained_heads)
+        teacher.tap(stages)
+        if teacher.taps is not None:
+            teacher.taps.recording = False
+
+        def step() -> None:
+            # hooks of the other recipes sit on the same networks; they keep nothing while they do not record
+            recorders = [taps for taps in (teacher.taps, loss.taps) if taps is not None]
+            for taps in recorders:
+                taps.recording = True
+            with self.autocast():
+                loss.answer = teacher(self.data)
+            self.learn(loss)
+            loss.answer = None
+            for taps in recorders:
+                taps.recording = False
+
+        return step
+
+
+def seconds(step: Step, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def peak_mib(recipe: dict[str, Any] | None, size: str, device: str, bfloat16: bool, queue: Any) -> None:
+    """Put the peak memory of a few steps of one kind into the queue; runs in a process of its own."""
+    bench = Bench(SIZES[size], device, bfloat16)
+    step = bench.plain_step if recipe is None else bench.distillation(recipe)
+    step()
+    step()
+    if device == "cuda":
+        queue.put(torch.cuda.max_memory_allocated() / 2**20)
+    else:
+        queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+
+
+def in_its_own_process(*arguments: Any) -> float:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=peak_mib, args=(*arguments, queue))
+    process.start()
+    value = queue.get()
+    process.join()
+    return value
+
+
+def measure(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    bench = Bench(SIZES[args.size], args.device, args.bfloat16)
+    steps = {name: bench.distillation(options) for name, options in recipes.items()}
+    took: dict[str, list[float]] = {name: [] for name in ("plain", "teacher", *steps)}
+    for number in range(args.rounds + 1):
+        for name, step in {"plain": bench.plain_step, "teacher": bench.teacher_forward, **steps}.items():
+            elapsed = seconds(step, args.device)
+            if number > 0:  # the first round warms up
+                took[name].append(elapsed)
+    floors = [plain + teacher for plain, teacher in zip(took["plain"], took["teacher"], strict=True)]
+    rows = {
+        name: {
+            "ms": 1000 * statistics.median(took[name]),
+            "over_floor": statistics.median(t / floor for t, floor in zip(took[name], floors, strict=True)),
+            "over_plain": statistics.median(t / plain for t, plain in zip(took[name], took["plain"], strict=True)),
+        }
+        for name in steps
+    }
+    if not args.no_memory:
+        own = (args.size, args.device, args.bfloat16)
+        plain_mib = in_its_own_process(None, *own)
+        for name, options in recipes.items():
+            rows[name]["mib_over_plain"] = in_its_own_process(options, *own) - plain_mib
+    return {
+        "size": args.size, "device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "bfloat16": args.bfloat16, "rounds": args.rounds, "plain_ms": 1000 * statistics.median(took["plain"]),
+        "teacher_ms": 1000 * statistics.median(took["teacher"]), "recipes": rows,
+    }  # fmt: skip
+
+
+def show(result: dict[str, Any]) -> None:
+    title = (
+        f"{result['size']}, {result['device']}, {result['threads']} threads, bfloat16 {result['bfloat16']}: plain step "
+        f"{result['plain_ms']:.0f} ms, teacher's forward pass {result['teacher_ms']:.0f} ms"
+    )
+    table = Table(title=title)
+    for column in ("recipe", "ms", "/ (plain + teacher)", "/ plain", "MiB more than plain"):
+        table.add_column(column, justify="left" if column == "recipe" else "right")
+    for name, row in result["recipes"].items():
+        memory = f"{row['mib_over_plain']:.0f}" if "mib_over_plain" in row else "-"
+        table.add_row(name, f"{row['ms']:.0f}", f"{row['over_floor']:.3f}", f"{row['over_plain']:.2f}", memory)
+    Console(width=140).print(table)
+
+
+def markdown_of(result: dict[str, Any]) -> str:
+    lines = [["recipe", "step", "over plain + teacher", "over plain", "memory over plain"], ["---"] * 5]
+    for name, row in result["recipes"].items():
+        memory = f"{row['mib_over_plain']:.0f} MiB" if "mib_over_plain" in row else "-"
+        lines.append(
+            [f"`{name}`", f"{row['ms']:.0f} ms", f"{row['over_floor']:.2f}", f"{row['over_plain']:.2f}", memory]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def read_recipes(chosen: list[Path]) -> dict[str, dict[str, Any]]:
+    """Terms of every recipe that has some; of several teachers' recipes the terms with one."""
+    read = {file.stem: yaml.safe_load(file.read_text()) for file in chosen or sorted(CONFIGS.glob("*.yaml"))}
+    return {name: options["terms"] for name, options in read.items() if "terms" in options}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="hippocampus")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="as the option cpu_bfloat16 does")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--recipe", type=Path, nargs="+", default=[], help="options files; default: all in configs/")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--json", type=Path, default=None, help="write the numbers here")
+    args = parser.parse_args()
+    result = measure(args, read_recipes(args.recipe))
+    if args.markdown:
+        print(markdown_of(result))
+    else:
+        show(result)
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

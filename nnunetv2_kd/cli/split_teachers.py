@@ -1,0 +1,134 @@
+"""``nnUNetv2_kd split-teachers``: give each of several teachers its own share of the training cases."""
+
+import argparse
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+from rich.console import Console
+from rich.table import Table
+
+from nnunetv2_kd.cli.plan import preprocessed_folder, read_json
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.teachers import dataset_id
+from nnunetv2_kd.teachers.splits import Split, shares, shares_by_group, with_teachers
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "split-teachers",
+        help="write folds for several teachers",
+        description="Give each of several teachers its own share of the training cases of one fold, as further folds "
+        "of splits_final.json. The folds that are there stay as they are, and so do the validation cases. Prints the "
+        "lines that train the teachers and the student.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
+    parser.add_argument("-n", type=int, default=None, metavar="TEACHERS", help="how many; default: 3, or one per group")
+    parser.add_argument("-f", type=int, default=0, metavar="FOLD", help="whose training cases are shared out")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="the teachers' plans, for the lines printed")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="for the lines printed")
+    parser.add_argument("--cases", type=int, default=None, help="at most so many cases per teacher; default: all")
+    parser.add_argument(
+        "--groups", type=Path, default=None, metavar="FILE",
+        help="CSV file with the columns case and group (site, scanner); a group stays with one teacher",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffling")
+    parser.add_argument("-o", type=Path, default=Path("teachers.yaml"), help="options file for the student's training")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.n is not None and args.n < 2:
+        raise KDError(f"-n must be at least 2, found {args.n}. One teacher needs no shares: train it on the fold.")
+    if args.cases is not None and args.cases < 1:
+        raise KDError(f"--cases must be at least 1, found {args.cases}.")
+    folder = preprocessed_folder(args.d)
+    splits = read_splits(folder)
+    if not 0 <= args.f < len(splits):
+        raise KDError(f"There is no fold {args.f}: {folder / 'splits_final.json'} has folds 0 to {len(splits) - 1}.")
+    cases = splits[args.f]["train"]
+    if args.groups is not None:
+        dealt = shares_by_group(cases, read_groups(args.groups), args.n, args.cases, args.seed)
+    else:
+        dealt = shares(cases, args.n or 3, args.cases, args.seed)
+    extended, folds = with_teachers(splits, args.f, dealt)
+    teachers = {"teachers": [{"plans": args.p, "fold": fold} for fold in folds]}
+    write(args.o, yaml.safe_dump(teachers, sort_keys=False))
+    write(folder / "splits_final.json", json.dumps(extended, indent=4) + "\n")
+    show(args, folder, dealt, folds, len(splits[args.f]["val"]))
+    return 0
+
+
+def read_splits(folder: Path) -> list[Split]:
+    """The dataset's folds; nnU-Net's own five where none were made yet."""
+    file = folder / "splits_final.json"
+    if file.is_file():
+        splits: Any = read_json(file)
+        return splits
+    ending = read_json(folder / "dataset.json")["file_ending"]
+    cases = sorted(f.name.removesuffix(ending) for f in (folder / "gt_segmentations").glob(f"*{ending}"))
+    if len(cases) < 5:
+        raise KDError(
+            f"{folder} holds {len(cases)} preprocessed cases, nnU-Net's five folds need five. "
+            f"Preprocess the dataset: nnUNetv2_plan_and_preprocess -d {dataset_id(folder.name)}"
+        )
+    return [{key: [str(case) for case in split[key]] for key in split} for split in generate_crossval_split(cases)]
+
+
+def read_groups(file: Path) -> dict[str, str]:
+    """Case to group.
+
+    Raises:
+        KDError: where the file cannot be read, lacks a column, or gives a case two groups.
+    """
+    try:
+        with file.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError) as error:
+        raise KDError(f"The groups file {file} cannot be read: {error}") from error
+    if not rows or not {"case", "group"} <= set(rows[0]):
+        found = ", ".join(rows[0]) if rows else "nothing"
+        raise KDError(f"The groups file {file} needs the columns case and group in its first line, found {found}.")
+    groups: dict[str, str] = {}
+    for row in rows:
+        if groups.setdefault(row["case"], row["group"]) != row["group"]:
+            raise KDError(f"The groups file {file} gives {row['case']} to {groups[row['case']]} and to {row['group']}.")
+    return groups
+
+
+def write(file: Path, text: str) -> None:
+    """In one step, so that a file is never half written.
+
+    Raises:
+        KDError: where the folder cannot be written to.
+    """
+    unfinished = file.with_name(f"{file.name}.unfinished")
+    try:
+        unfinished.write_text(text)
+        os.replace(unfinished, file)
+    except OSError as error:
+        raise KDError(f"{file} cannot be written: {error.strerror}.") from error
+
+
+def show(args: argparse.Namespace, folder: Path, dealt: list[list[str]], folds: list[int], validation: int) -> None:
+    console = Console()
+    table = Table(title=f"Teachers of {folder.name}, fold {args.f}: {validation} validation cases, in no share")
+    for column in ("teacher", "fold", "training cases", "the first"):
+        table.add_column(column)
+    for number, (share, fold) in enumerate(zip(dealt, folds, strict=True), start=1):
+        table.add_row(str(number), str(fold), str(len(share)), ", ".join(share[:3]))
+    console.print(table)
+    dataset = dataset_id(folder.name)
+    plans = "" if args.p == "nnUNetPlans" else f" -p {args.p}"
+    lines = ["Train the teachers, then the student:"]
+    lines += [f"  nnUNetv2_train {dataset} {args.c} {fold}{plans}" for fold in folds]
+    lines.append(
+        f"  nnUNet_kd_config={args.o} nnUNetv2_train {dataset} {args.c} {args.f}{plans} -tr nnUNetTrainerMultiTeacherKD"
+    )
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,115 @@
+"""Several teachers as one: limit-trained multi-teacher distillation, arXiv 2303.09494. How the teachers are combined is
+not public; the three rules are ours."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from nnunetv2_kd import losses
+from nnunetv2_kd.config import CombineOptions
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.labels import Labels
+from nnunetv2_kd.teachers.teacher import Answer, Teacher
+
+Ask = Callable[[Teacher, Tensor], Answer]
+Size = tuple[int, ...]
+
+
+class Ensemble:
+    """Asks one teacher after the other and mixes their probabilities, and their cosines between regions.
+
+    A teacher's features are reduced to cosines before the next one is asked, so that never two sets of them are held.
+
+    Args:
+        teachers: at least two.
+        weights: one per teacher, at least 0, not all 0.
+        options: the rule.
+        labels: how to read the targets.
+
+    Attributes:
+        shares: of the last batch, how much each teacher counted on the average voxel, ``(M,)``, summing to 1.
+    """
+
+    def __init__(
+        self, teachers: Sequence[Teacher], weights: Sequence[float], options: CombineOptions, labels: Labels
+    ) -> None:
+        self.teachers = list(teachers)
+        self.base = torch.tensor(weights, dtype=torch.float32) / sum(weights)
+        self.options = options
+        self.labels = labels
+        self.shares = self.base
+
+    @torch.no_grad()
+    def __call__(self, data: Tensor, targets: Tensor | list[Tensor], ask: Ask) -> Answer:
+        """The combined answer: logits whose softmax (or sigmoid) is the mixture, and combined cosines by stage.
+
+        Args:
+            data: ``(B, C, *S)``.
+            targets: nnU-Net's, one per head or a single one.
+            ask: how one teacher is asked.
+        """
+        by_size = {tuple(y.shape[2:]): y for y in (targets if isinstance(targets, (list, tuple)) else [targets])}
+        finest = self.labels.membership(next(iter(by_size.values())))
+        probabilities: dict[Size, list[Tensor]] = defaultdict(list)
+        edges: dict[str, list[Tensor]] = defaultdict(list)
+        with torch.autocast(data.device.type, enabled=False):
+            for teacher in self.teachers:
+                heads, graphs = self._reduced(ask(teacher, data), finest)
+                for p in heads:
+                    probabilities[tuple(p.shape[2:])].append(p)
+                for stage, graph in graphs.items():
+                    edges[stage].append(graph)
+            return self._combine(probabilities, edges, by_size)
+
+    def _reduced(self, answer: Answer, membership: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """A teacher's probabilities, and cosines instead of its features, which nobody holds once this is left."""
+        edges = {stage: losses.region_graph(features, membership)[0] for stage, features in answer.features.items()}
+        return [self._probabilities(z) for z in answer.logits], edges
+
+    def _combine(
+        self, probabilities: dict[Size, list[Tensor]], edges: dict[str, list[Tensor]], targets: dict[Size, Tensor]
+    ) -> Answer:
+        logits, of_regions = [], None
+        base = self.base.to(next(iter(targets.values())).device)
+        for size, target in targets.items():
+            if len(probabilities.get(size, [])) != len(self.teachers):
+                continue  # a head that some teacher does not have, or that was never trained
+            membership = self.labels.membership(target)
+            weights = losses.voxel_weights(
+                self.options.rule, probabilities[size], membership, base, self.options.tau,
+                self.labels.has_regions,
+            )  # fmt: skip
+            mixture = losses.mix(probabilities[size], weights)
+            logits.append(losses.as_logits(mixture, self.labels.has_regions))
+            if of_regions is None:
+                of_regions = losses.region_weights(weights, membership, base)
+                self.shares = weights.flatten(1).mean(dim=1)
+        if of_regions is None:
+            raise KDError(f"The teachers have no segmentation head of the same size: {sorted(probabilities)}.")
+        nodes = of_regions.flatten(1).unsqueeze(1)  # (M, 1, B * K): the graph of a batch as one sample
+        combined = {
+            stage: losses.mean_affinity([one.unsqueeze(0) for one in own], nodes)[0] for stage, own in edges.items()
+        }
+        return Answer(logits, {}, combined)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.float().sigmoid() if self.labels.has_regions else logits.float().softmax(dim=1)
+
+
+def check_different(teachers: Sequence[Teacher]) -> None:
+    """No teacher is named twice.
+
+    Raises:
+        KDError: names the one that is.
+    """
+    seen: dict[str, Teacher] = {}
+    for teacher in teachers:
+        before = seen.setdefault(teacher.record.sha256, teacher)
+        if before is not teacher:
+            raise KDError(
+                f"The same teacher is named twice under 'teachers': {before.record.folder}, fold {before.record.fold}, "
+                f"and {teacher.record.folder}, fold {teacher.record.fold} (SHA-256 {teacher.record.sha256}). "
+                "To let it count more, name it once and give it a larger weight."
+            )

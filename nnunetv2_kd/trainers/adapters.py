@@ -1,0 +1,57 @@
+"""Terms with trained parts: their parameters are in the optimizer, equal on all workers, and kept for resuming, and
+never in what a student is exported from."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+State = dict[str, Any]
+
+
+def add_to_optimizer(adapters: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    """Train the adapters with the optimizer and the learning rate of the network, in a group of their own."""
+    parameters = list(adapters.parameters())
+    if parameters:
+        optimizer.add_param_group({"params": parameters, "lr": optimizer.param_groups[0]["lr"]})
+        scheduler.base_lrs = [*scheduler.base_lrs, scheduler.base_lrs[0]]  # torch's own schedulers count the groups
+
+
+def keep_equal_on_workers(adapters: nn.Module) -> None:
+    """What DDP does for the network, which the adapters are not part of: same start, gradients averaged."""
+
+    def average(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+
+    for parameter in adapters.parameters():
+        dist.broadcast(parameter.data, src=0)
+        parameter.register_post_accumulate_grad_hook(average)
+
+
+def split_optimizer_state(state: State, added: int) -> tuple[State, list[State]]:
+    """An optimizer's state as nnU-Net's own trainer would have it, and that of the parameters in the last group.
+
+    Args:
+        state: of an optimizer whose last group has ``added`` parameters; 0: there is no such group.
+    """
+    if added == 0:
+        return state, []
+    groups = state["param_groups"]
+    last = groups[-1]["params"]
+    plain = {
+        **state,
+        "state": {index: value for index, value in state["state"].items() if index not in last},
+        "param_groups": groups[:-1],
+    }
+    return plain, [state["state"].get(index, {}) for index in last]
+
+
+def restore_optimizer_state(adapters: nn.Module, optimizer: torch.optim.Optimizer, states: list[State]) -> None:
+    """Give the adapters back what `split_optimizer_state` took."""
+    for parameter, state in zip(adapters.parameters(), states, strict=True):
+        optimizer.state[parameter] = {
+            key: value.to(parameter.device) if isinstance(value, Tensor) else value for key, value in state.items()
+        }

@@ -1,0 +1,129 @@
+"""Several teachers as one."""
+
+import weakref
+
+import pytest
+import torch
+
+from nnunetv2_kd import losses
+from nnunetv2_kd.config import CombineOptions
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.labels import Labels
+from nnunetv2_kd.teachers import Ensemble, Teacher, TeacherRecord, check_different
+from tests.networks import network
+
+LABELS = Labels(num_heads=3, has_regions=False, ignore_label=None)
+IGNORING = Labels(num_heads=3, has_regions=False, ignore_label=3)
+REGIONS = Labels(num_heads=3, has_regions=True, ignore_label=None)
+
+
+def make_teacher(width=8, sha="0", **kwargs):
+    net = network(features=(width, 2 * width, 4 * width), **kwargs)
+    teacher = Teacher(net, TeacherRecord("folder", sha, "c.pth", sha, "nnUNetTrainer", 1, 1, 0), [True, True])
+    teacher.tap({"encoder.1": "encoder.1"})
+    return teacher
+
+
+def ask(teacher, data):
+    return teacher(data)
+
+
+@pytest.fixture
+def batch(rng):
+    data = torch.randn(2, 1, 8, 8, 8, generator=rng)
+    target = torch.randint(0, 3, (2, 1, 8, 8, 8), generator=rng)
+    return data, [target, target[:, :, ::2, ::2, ::2]]
+
+
+def probabilities(teacher, data):
+    return [z.softmax(1) for z in teacher(data).logits]
+
+
+def test_mean_is_the_mean_of_probabilities(batch):
+    """Of networks of different width and architecture."""
+    data, targets = batch
+    one, other = make_teacher(8), make_teacher(4, residual=True)
+    answer = Ensemble([one, other], [3, 1], CombineOptions(), LABELS)(data, targets, ask)
+    for head, p, q in zip(answer.logits, probabilities(one, data), probabilities(other, data), strict=True):
+        torch.testing.assert_close(head.softmax(1), 0.75 * p + 0.25 * q, rtol=1e-4, atol=1e-5)
+    assert answer.features == {}
+
+
+def test_edges_are_mixed_and_not_features(batch):
+    data, targets = batch
+    teachers = [make_teacher(8), make_teacher(4)]
+    answer = Ensemble(teachers, [1, 1], CombineOptions(), LABELS)(data, targets, ask)
+    membership = LABELS.membership(targets[0])
+    own = [losses.region_graph(t(data).features["encoder.1"], membership)[0] for t in teachers]
+    torch.testing.assert_close(answer.edges["encoder.1"], (own[0] + own[1]) / 2)
+
+
+@pytest.mark.parametrize("labels", [LABELS, IGNORING, REGIONS])
+@pytest.mark.parametrize("rule", ["mean", "confidence", "region"])
+def test_two_equal_teachers_answer_as_one(batch, rule, labels):
+    data, targets = batch
+    if labels.has_regions:
+        targets = [torch.cat([y == k for k in range(3)], dim=1).float() for y in targets]
+    teacher = make_teacher()
+    answer = Ensemble([teacher, teacher], [1, 1], CombineOptions(rule=rule), labels)(data, targets, ask)
+    activate = torch.sigmoid if labels.has_regions else lambda z: z.softmax(1)
+    for mixed, own in zip(answer.logits, teacher(data).logits, strict=True):
+        torch.testing.assert_close(activate(mixed), activate(own), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["confidence", "region"])
+def test_the_better_teacher_is_heard(batch, rule):
+    """One teacher whose head is replaced by the truth."""
+    data, targets = batch
+    ensemble = Ensemble([make_teacher(), make_teacher()], [1, 1], CombineOptions(rule=rule, tau=0.5), LABELS)
+
+    def ask_right(teacher, data):
+        answer = teacher(data)
+        if teacher is ensemble.teachers[1]:
+            answer.logits = [10 * LABELS.membership(y) for y in targets]
+        return answer
+
+    ensemble(data, targets, ask_right)
+    assert ensemble.shares[1] > 0.6
+    assert float(ensemble.shares.sum()) == pytest.approx(1)
+
+
+def test_ignored_voxels_fall_back_to_the_mean(batch):
+    data, targets = batch
+    nothing = [torch.full_like(y, 3) for y in targets]
+    teachers = [make_teacher(), make_teacher(4)]
+    by_rule = Ensemble(teachers, [1, 3], CombineOptions(rule="region"), IGNORING)(data, nothing, ask)
+    mean = Ensemble(teachers, [1, 3], CombineOptions(), IGNORING)(data, nothing, ask)
+    torch.testing.assert_close(by_rule.logits, mean.logits)
+
+
+def test_never_two_sets_of_features_at_once(batch):
+    data, targets = batch
+    alive = []
+
+    def ask_and_watch(teacher, data):
+        assert not [1 for features in alive if features() is not None]
+        answer = teacher(data)
+        alive.extend(weakref.ref(features) for features in answer.features.values())
+        return answer
+
+    Ensemble([make_teacher(), make_teacher(), make_teacher()], [1, 1, 1], CombineOptions(), LABELS)(
+        data, targets, ask_and_watch
+    )
+    assert len(alive) == 3
+
+
+def test_a_head_that_one_teacher_lacks_is_left_out(batch):
+    data, targets = batch
+    single = make_teacher()
+    single.trained_heads = [True, False]
+    answer = Ensemble([make_teacher(), single], [1, 1], CombineOptions(), LABELS)(data, targets, ask)
+    assert len(answer.logits) == 1
+    with pytest.raises(KDError, match="no segmentation head of the same size"):
+        Ensemble([single, single], [1, 1], CombineOptions(), LABELS)(data, targets[1:], ask)
+
+
+def test_the_same_teacher_twice():
+    check_different([make_teacher(sha="1"), make_teacher(sha="2")])
+    with pytest.raises(KDError, match=r"same teacher is named twice.*give it a larger weight"):
+        check_different([make_teacher(sha="1"), make_teacher(sha="2"), make_teacher(sha="1")])

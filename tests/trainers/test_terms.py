@@ -1,0 +1,172 @@
+"""Every term in a training step, and the parts of terms that are trained."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.term_options import Terms
+from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerRegionGraphKD
+from nnunetv2_kd.trainers.adapters import split_optimizer_state
+from nnunetv2_kd.trainers.terms import ADAPTERS, TERMS, check_terms, own_blocks
+from tests.trainers.helpers import log_of, make_trainer, train
+
+ALL_TERMS = {name: {} for name in Terms.model_fields}
+WITH_ADAPTERS = {"fitnet": {"stages": ["encoder.1"]}, "recokd": {}, "displacement": {}}
+
+
+def test_every_option_has_a_term_and_every_adapter_an_option():
+    assert set(TERMS) == set(Terms.model_fields)
+    assert set(ADAPTERS) <= set(TERMS)
+
+
+def test_all_terms_together_train(here):
+    trainer = make_trainer(nnUNetTrainerKD, here, terms=ALL_TERMS)
+    log = train(trainer)
+    assert "displacement: a batch of two has a single pair" in log
+    for row in trainer._history.rows:
+        assert all(np.isfinite(row[name]) for name in ALL_TERMS)
+        assert all(row[name] != 0 for name in ALL_TERMS)
+
+
+def test_all_terms_in_2d(here):
+    terms = {name: term for name, term in ALL_TERMS.items() if name != "recokd"} | {"recokd": {"stages": ["encoder.0"]}}
+    here.model("nnUNetTrainer").rename(here.model("nnUNetTrainerKeep"))
+    teacher = make_trainer(
+        type("nnUNetTrainerKDBaseline", (nnUNetTrainerKD,), {"distils": False}), here, "2d", student={"width": 1.0}
+    )
+    train(teacher)
+    options = {"teacher": {"trainer": "nnUNetTrainerKDBaseline"}, "terms": terms}
+    trainer = make_trainer(nnUNetTrainerKD, here, "2d", **options)
+    train(trainer)
+    assert all(np.isfinite(row[name]) for row in trainer._history.rows for name in ALL_TERMS)
+
+
+def test_region_graph_trainer(here):
+    assert "distillation: voxel_kl" in train(make_trainer(nnUNetTrainerRegionGraphKD, here))
+
+
+def test_affinities_are_the_blocks_of_the_graph():
+    edges = torch.arange(36.0).view(6, 6)
+    blocks = own_blocks(edges, samples=2, regions=3)
+    assert torch.equal(blocks[0], edges[:3, :3])
+    assert torch.equal(blocks[1], edges[3:, 3:])
+
+
+def adapters_of(trainer):
+    return {key: value.clone() for key, value in trainer.loss.adapters.state_dict().items()}
+
+
+def test_adapters_are_trained_with_the_networks_learning_rate(here):
+    trainer = make_trainer(nnUNetTrainerKD, here, terms=WITH_ADAPTERS)
+    trainer.on_train_start()
+    before = adapters_of(trainer)
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    for _ in range(2):
+        trainer.train_step(next(trainer.dataloader_train))
+    after = adapters_of(trainer)
+    changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"fitnet", "recokd", "displacement"}
+    student, added = trainer.optimizer.param_groups
+    assert student["lr"] == added["lr"]
+    assert {id(p) for p in added["params"]} == {id(p) for p in trainer.loss.adapters.parameters()}
+
+
+def test_adapters_are_resumed_and_not_exported(here):
+    """Killed after two of four epochs, and run through: the same adapters and the same student."""
+    options = {"terms": WITH_ADAPTERS, "epochs": 4, "save_every": 1}
+    whole = make_trainer(nnUNetTrainerKD, here, **options)
+    train(whole)
+    folder = here.model("nnUNetTrainerKD") / "fold_0"
+    final = torch.load(folder / "checkpoint_final.pth", weights_only=False)
+    assert "kd_training" not in final
+    assert len(final["optimizer_state"]["param_groups"]) == 1
+    of_student = list(range(len(list(whole.network.parameters()))))
+    assert final["optimizer_state"]["param_groups"][0]["params"] == of_student
+    assert set(final["optimizer_state"]["state"]) <= set(of_student)
+
+    cut = make_trainer(nnUNetTrainerKD, here, **options)
+    cut.on_train_start()
+    for _ in range(2):
+        one_epoch(cut)
+    latest = folder / "checkpoint_latest.pth"
+    assert "kd_training" in torch.load(latest, weights_only=False)
+
+    resumed = make_trainer(nnUNetTrainerKD, here, **options)
+    resumed.load_checkpoint(str(latest))
+    train(resumed)
+    for key, value in adapters_of(whole).items():
+        torch.testing.assert_close(adapters_of(resumed)[key], value)
+    for key, value in whole.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[key], value)
+
+
+def one_epoch(trainer):
+    """As nnU-Net's run_training does."""
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    outputs = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(trainer.num_iterations_per_epoch)]
+    trainer.on_train_epoch_end(outputs)
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        outputs = [trainer.validation_step(next(trainer.dataloader_val))]
+        trainer.on_validation_epoch_end(outputs)
+    trainer.on_epoch_end()
+
+
+def test_resuming_from_a_checkpoint_without_adapters_is_said(here):
+    trainer = make_trainer(nnUNetTrainerKD, here, terms=WITH_ADAPTERS)
+    train(trainer)
+    again = make_trainer(nnUNetTrainerKD, here, terms=WITH_ADAPTERS, epochs=3)
+    again.load_checkpoint(str(here.model("nnUNetTrainerKD") / "fold_0" / "checkpoint_final.pth"))
+    again.on_train_start()
+    assert "holds no adapters" in log_of(again)
+
+
+def test_optimizer_state_without_ours_is_nnunets_own():
+    network, adapter = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    optimizer.add_param_group({"params": list(adapter.parameters())})
+    adapter(network(torch.ones(1, 2))).sum().backward()
+    optimizer.step()
+    plain, added = split_optimizer_state(optimizer.state_dict(), 2)
+    torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9).load_state_dict(plain)
+    assert set(plain["state"]) == {0, 1}
+    assert torch.equal(added[0]["momentum_buffer"], adapter.weight.grad)
+    assert split_optimizer_state(plain, 0) == (plain, [])
+
+
+def test_terms_that_do_not_fit():
+    terms = Terms(**ALL_TERMS).active()
+    with pytest.raises(KDError, match=r"importance_map, .*fitnet.* compares features, which several teachers"):
+        check_terms(terms, teachers=2, batch_size=2)
+    few = {name: terms[name] for name in ("voxel_kl", "region_affinity", "region_graph")}
+    assert check_terms(few, teachers=3, batch_size=1) == []
+    with pytest.raises(KDError, match=r"at least two; this batch size is 1.*--batch-size 4"):
+        check_terms({"displacement": terms["displacement"]}, teachers=1, batch_size=1)
+    assert check_terms({"displacement": terms["displacement"]}, teachers=1, batch_size=4) == []
+
+
+def test_a_tapped_stage_that_the_teacher_lacks(here):
+    """The teacher's deepest stage is the student's last but one."""
+    plans = json.loads(here.plans_file().read_text())
+    kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    kwargs["strides"] = [[1, 1, 1], [1, 2, 1], *kwargs["strides"][2:]]
+    plans |= {"plans_name": "nnUNetPlansOther", "kd_student": {"made_from": "nnUNetPlans", "width": {}}}
+    here.plans_file("nnUNetPlansOther").write_text(json.dumps(plans))
+    trainer = make_trainer(nnUNetTrainerKD, here, plans="nnUNetPlansOther", terms={"fitnet": {"stages": ["encoder.1"]}})
+    with pytest.raises(KDError, match=r"teacher has no encoder stage of stride \(1, 2, 1\), which the student's encod"):
+        trainer.on_train_start()
+
+
+def test_progress_file_has_every_term(here):
+    trainer = make_trainer(nnUNetTrainerKD, here, terms=WITH_ADAPTERS)
+    train(trainer)
+    with (here.model("nnUNetTrainerKD") / "fold_0" / "kd_progress.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 2
+    assert set(WITH_ADAPTERS) <= set(rows[0])
