@@ -11,6 +11,7 @@ does, with one thread per run, so that as many runs as there are cores go side b
 """
 
 import argparse
+import csv
 import itertools
 import json
 import os
@@ -28,12 +29,14 @@ from rich.console import Console
 from rich.table import Table
 
 RUN = """
-import sys, torch
+import resource, sys, torch
 torch.set_num_threads(1)
 from nnunetv2.run.run_training import run_training
 dataset, configuration, fold, trainer, plans = sys.argv[1:]
 run_training(dataset, configuration, fold, trainer, plans, device=torch.device("cpu"))
+print("Peak memory:", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "MiB")
 """
+CONFIGS = Path(__file__).parents[1] / "configs"
 AXES = ("students", "budgets", "cases", "arms", "seeds")
 
 
@@ -48,8 +51,12 @@ def folder_of(cell: dict[str, Any], output: Path) -> Path:
 
 
 def options_of(cell: dict[str, Any], grid: dict[str, Any]) -> dict[str, Any]:
-    arm = {key: value for key, value in grid["arms"][cell["arms"]].items() if key != "trainer"}
-    return {**grid["options"], **grid["budgets"][cell["budgets"]], **arm, "seed": cell["seeds"]}
+    """Of the grid, then the budget, then the arm's recipe in configs/, then the arm itself."""
+    arm = {key: value for key, value in grid["arms"][cell["arms"]].items() if key not in ("trainer", "recipe")}
+    recipe = grid["arms"][cell["arms"]].get("recipe")
+    from_recipe = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text()) if recipe else {}
+    options = {**grid["options"], **grid["budgets"][cell["budgets"]], **from_recipe, **arm, "seed": cell["seeds"]}
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def run_cell(cell: dict[str, Any], grid: dict[str, Any], output: Path) -> None:
@@ -102,18 +109,45 @@ def rows_of(grid: dict[str, Any], output: Path) -> list[list[str]]:
     return rows
 
 
+def details_of(grid: dict[str, Any], output: Path) -> list[list[str]]:
+    """One row per arm that was run: Dice, seconds per epoch, peak memory, and every term's first and last epoch."""
+    rows = []
+    for cell in cells(grid):
+        log = folder_of(cell, output) / "log.txt"
+        if summary_file(cell, grid, output) is None or not log.is_file():
+            continue
+        text = log.read_text()
+        epochs = sorted(float(t) for t in re.findall(r"Epoch time: ([\d.]+) s", text))
+        memory = re.search(r"Peak memory: (\d+ MiB)", text)
+        of_cell = [str(cell[axis]) for axis in ("students", "budgets", "arms", "seeds")]
+        dice = f"{dice_of(cell, grid, output):.3f}"
+        seconds = f"{epochs[len(epochs) // 4]:.1f}" if epochs else "-"
+        rows.append([*of_cell, dice, seconds, memory[1] if memory else "-", ", ".join(term_falls(cell, output)) or "-"])
+    return rows
+
+
+def term_falls(cell: dict[str, Any], output: Path) -> list[str]:
+    """``voxel_kl 0.52 → 0.11`` for every term of a run."""
+    file = next(folder_of(cell, output).glob("*/*/fold_*/kd_progress.csv"), None)
+    if file is None:
+        return []
+    with file.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    terms = [name.removesuffix("_weighted") for name in rows[0] if name.endswith("_weighted")]
+    return [f"{name} {float(rows[0][name]):.3g} → {float(rows[-1][name]):.3g}" for name in terms]
+
+
 def header_of(grid: dict[str, Any]) -> list[str]:
     return ["student", "training cases", "budget", *grid["arms"]]
 
 
-def markdown_of(grid: dict[str, Any], output: Path) -> str:
-    lines = [header_of(grid), ["---"] * len(header_of(grid)), *rows_of(grid, output)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def markdown_of(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
 
 
-def table_of(grid: dict[str, Any], output: Path) -> Table:
-    table = Table(*header_of(grid), title="mean validation Dice: mean (every seed)")
-    for row in rows_of(grid, output):
+def table_of(header: list[str], rows: list[list[str]]) -> Table:
+    table = Table(*header, title="mean validation Dice")
+    for row in rows:
         table.add_row(*row)
     return table
 
@@ -126,16 +160,23 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only the cells whose folder name matches this pattern")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument(
+        "--details", action="store_true", help="per run: seconds per epoch (lower quartile), memory, terms"
+    )
     args = parser.parse_args()
     grid = yaml.safe_load(args.grid.read_text())
     if not args.table:
         chosen = [c for c in cells(grid) if re.search(args.only, folder_of(c, args.output).name)]
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda cell: run_cell(cell, grid, args.output.absolute()), chosen))
+    header, rows = header_of(grid), rows_of(grid, args.output.absolute())
+    if args.details:
+        header = ["student", "budget", "arm", "seed", "Dice", "s per epoch", "memory", "terms, first and last epoch"]
+        rows = details_of(grid, args.output.absolute())
     if args.markdown:
-        print(markdown_of(grid, args.output.absolute()))
+        print(markdown_of(header, rows))
     else:
-        Console(width=200).print(table_of(grid, args.output.absolute()))
+        Console(width=200).print(table_of(header, rows))
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def run_demo(output: Path, seed: int, console: Console, smoke: bool = False) -> 
     run = Runner(output, console)
     run(f"nnUNetv2_plan_and_preprocess -d 4 -c {CONFIGURATION} -np 2")
     run(f"nnUNetv2_kd plan -d 4 -c {CONFIGURATION} --width 0.5 --batch-size 2 -o {TEACHER.plans}")
-    run(f"nnUNetv2_kd plan -d 4 -c {CONFIGURATION} -p {TEACHER.plans} --width 0.25 -o {ALONE.plans}")
+    run(f"nnUNetv2_kd plan -d 4 -c {CONFIGURATION} -p {TEACHER.plans} --width 0.5 -o {ALONE.plans}")
     for model in MODELS:
         options = write_options(model, output, seed, smoke)
         run(f"nnUNetv2_train 4 {CONFIGURATION} 0 -p {model.plans} -tr {model.trainer} -device cpu", options)
@@ -112,7 +112,7 @@ def run_demo(output: Path, seed: int, console: Console, smoke: bool = False) -> 
         run(
             f"nnUNetv2_predict -i {shlex.quote(str(output / 'raw' / DATASET / 'imagesTs'))} "
             f"-o {shlex.quote(str(model.predictions(output)))} -d 4 -c {CONFIGURATION} -f 0 -p {model.plans} "
-            f"-tr {model.trainer} -device cpu"
+            f"-tr {model.trainer} -device cpu -npp 1 -nps 1"
         )
 
 
