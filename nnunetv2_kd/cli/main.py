@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from nnunetv2_kd import __version__
-from nnunetv2_kd.cli import demo, doctor, plan
+from nnunetv2_kd.cli import demo, doctor, leaderboard, plan
 from nnunetv2_kd.errors import KDError
 
-COMMANDS = (plan, doctor, demo)
+COMMANDS = (plan, doctor, leaderboard, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:
