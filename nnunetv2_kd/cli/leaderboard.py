@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-o", type=Path, metavar="FOLDER", help="where to write; default: print the table only")
     parser.add_argument("-i", type=Path, metavar="IMAGES", help="predict these images instead (CASE_0000.nii.gz ...)")
     parser.add_argument("-gt", type=Path, metavar="LABELS", help="their ground truth (CASE.nii.gz)")
-    parser.add_argument("--reference", metavar="NAME", help="test the others against this model (or a part of its name)")
+    parser.add_argument("--reference", metavar="NAME", help="test the others against this model (a part will do)")
     parser.add_argument("--teacher", metavar="NAME", help="the teacher of the students; default: as recorded in them")
     parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the surface Dice; default: 1.0")
     parser.add_argument("--time", type=int, default=0, metavar="N", help="time every model on N cases; default: 0")

@@ -15,6 +15,7 @@ from nnunetv2_kd.leaderboard.notes import about_labels, about_reference, convent
 from nnunetv2_kd.leaderboard.scores import BOTH_EMPTY, FAILED, FALSE_ALARM, MISSED, SCORED
 from nnunetv2_kd.leaderboard.statistics import Gap
 
+ROW = ("model", "fold", "case", "structure", "state", "dice", "nsd", "hd95_mm", "note")
 COUNTED = {"missed": MISSED, "false_alarms": FALSE_ALARM, "both_empty": BOTH_EMPTY, "failed": FAILED}
 
 
@@ -75,7 +76,8 @@ class Board:
         per_case: mean Dice per case, ``(models, cases)`` with names; every case of every model.
         source: where the numbers come from, in words.
         problems: what is missing or went wrong, one line each.
-        notes: conventions and how the comparisons were made, one line each.
+        conventions: how the numbers are made, one line each.
+        notes: how the models were compared here, one line each.
         timed: how the models were timed; empty where they were not.
         truths, predictions, images: where the files are: a folder, by model and case, by case (one file per channel).
     """
@@ -90,6 +92,7 @@ class Board:
     source: str
     tolerance: float
     problems: list[str]
+    conventions: list[str]
     notes: list[str]
     timed: str = ""
     truths: Path | None = None
@@ -132,7 +135,7 @@ def make_board(
         KDError: where `reference` or `teacher` names no model.
     """
     models = list(models)
-    table = pd.DataFrame(list(rows), columns=["model", "fold", "case", "structure", "state", "dice", "nsd", "hd95_mm", "note"])  # fmt: skip
+    table = pd.DataFrame(list(rows), columns=list(ROW))
     teachers = origin.teachers_of(models)
     if teacher is not None:
         chosen = pick(models, teacher, "--teacher").name
@@ -145,7 +148,7 @@ def make_board(
     entries.sort(key=lambda entry: (np.isnan(entry.mean_dice), -np.nan_to_num(entry.mean_dice), entry.name))
     compared = [entry for entry in entries if not np.isnan(entry.mean_dice)]
     dice, shared = _on_shared_cases([entry.name for entry in compared], table, structures)
-    notes = [*conventions(tolerance), *about_labels(models)]
+    notes = about_labels(models)
     chosen_reference = _reference(compared, models, reference)
     if compared:
         entry = next(entry for entry in entries if entry.name == chosen_reference)
@@ -157,7 +160,8 @@ def make_board(
     return Board(
         dataset=models[0].dataset, entries=entries, rows=table, structures=structures, shared=shared,
         per_case=_per_case(table, [entry.name for entry in compared]), reference=chosen_reference, source=source,
-        tolerance=tolerance, problems=problems, notes=notes,
+        tolerance=tolerance, problems=problems,
+        conventions=conventions(tolerance), notes=notes,
     )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from nnunetv2.evaluation.evaluate_predictions import region_or_label_to_mask
-from numpy.typing import NDArray
 
 from nnunetv2_kd.leaderboard.board import Board, Entry
 from nnunetv2_kd.leaderboard.origin import DISTILLED, TEACHER
@@ -48,7 +47,7 @@ def worst_cases(board: Board, entry: Entry, count: int = 3) -> tuple[list[Pictur
     pictures = []
     for case in scores.index[:count]:
         files = [board.predictions.get((other.name, case)) for other in shown]
-        present = [(other, file) for other, file in zip(shown, files, strict=True) if file is not None and file.is_file()]
+        present = [(other, file) for other, file in zip(shown, files, strict=True) if file and file.is_file()]
         if not board.images.get(case) or board.truths is None:
             return [], "No pictures: the images (nnUNet_raw, imagesTr) or the ground truth are not on this machine."
         if entry not in [other for other, _ in present]:
@@ -77,7 +76,7 @@ def _picture(board: Board, case: str, predictions: Sequence[tuple[Entry, Path]])
     index = int(wrong.argmax())
     window = _window([truth[index], *(answer[index] for answer in answers)])
     spacing = [float(value) for value in properties["spacing"]]
-    scores = [float(board.per_case.loc[entry.name, case]) for entry, _ in predictions]  # type: ignore[arg-type]
+    scores = [float(board.per_case.loc[entry.name, case]) for entry, _ in predictions]
     titles = ["image", "truth"]
     titles += [f"{entry.kind}\n{entry.label}\nDice {s:.3f}" for (entry, _), s in zip(predictions, scores, strict=True)]
     overlays = [None, truth[index], *(answer[index] for answer in answers)]
@@ -89,7 +88,7 @@ def _picture(board: Board, case: str, predictions: Sequence[tuple[Entry, Path]])
     return Picture(case, png, f"Case {case}: {slice_ if len(truth) > 1 else ''}image, truth, {told}.")
 
 
-def _window(masks: Sequence[NDArray[Any]]) -> tuple[slice, slice]:
+def _window(masks: Sequence[np.ndarray]) -> tuple[slice, slice]:
     """Rows and columns around everything that is outlined, with a margin; the whole slice where nothing is."""
     where = np.argwhere(np.any([mask > 0 for mask in masks], axis=0))
     if not len(where):
@@ -100,7 +99,7 @@ def _window(masks: Sequence[NDArray[Any]]) -> tuple[slice, slice]:
     return rows, columns
 
 
-def _draw(image: NDArray[Any], overlays: Sequence[NDArray[Any] | None], titles: Sequence[str],
+def _draw(image: np.ndarray, overlays: Sequence[np.ndarray | None], titles: Sequence[str],
           structures: Sequence[Any], aspect: float) -> str:  # fmt: skip
     height = 2.2 * image.shape[0] * aspect / image.shape[1]
     figure = Figure(figsize=(2.2 * len(overlays), min(max(height, 1.2), 4.4) + 0.7), layout="constrained")

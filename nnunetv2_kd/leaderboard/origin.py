@@ -1,5 +1,6 @@
 """How each model was made, who its teacher is, and the same student without a teacher."""
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -96,7 +97,9 @@ def made(model: Model) -> list[tuple[str, str]]:
         student = record.get("student") or {}
         facts.append(("plans made from", f"{student.get('made_from')}, width {student.get('width')}"))
     for fold in model.folds:
-        facts.append((f"fold {fold.name}", fold.problem or f"{fold.epoch} epochs, {_versions(fold.folder, fold.record)}"))
+        facts.append(
+            (f"fold {fold.name}", fold.problem or f"{fold.epoch} epochs, {_versions(fold.folder, fold.record)}")
+        )
         teacher = fold.record.get("teacher")
         if teacher:
             told = f"{teacher['folder']}, fold {teacher['fold']}, {teacher['checkpoint']}, SHA-256 {teacher['sha256']}"
@@ -127,8 +130,6 @@ def _without_nothing(options: Any) -> Any:
 
 def _versions(folder: Path, record: dict[str, Any]) -> str:
     versions = [f"nnunetv2_kd {record['nnunetv2_kd']}"] if "nnunetv2_kd" in record else []
-    try:  # written by nnU-Net at the start of every training
+    with contextlib.suppress(OSError, ValueError, KeyError):  # nnU-Net writes the file at the start of every training
         versions.append(f"torch {json.loads((folder / 'debug.json').read_text())['torch_version']}")
-    except (OSError, ValueError, KeyError):
-        pass
     return ", ".join(versions) or "versions not recorded"

@@ -12,7 +12,7 @@ from nnunetv2_kd import __version__
 from nnunetv2_kd.leaderboard import cases, plots
 from nnunetv2_kd.leaderboard.board import Board, Entry
 from nnunetv2_kd.leaderboard.origin import made
-from nnunetv2_kd.leaderboard.words import columns, footnotes, verdict
+from nnunetv2_kd.leaderboard.words import NOTHING, columns, conventions, remarks, verdict
 
 FILES = Path(__file__).parent / "page_files"
 
@@ -31,7 +31,7 @@ def to_page(boards: Sequence[Board]) -> str:
 
 
 def _section(number: int, board: Board) -> dict[str, Any]:
-    shown = columns(board)
+    shown = [c for c in columns(board) if c.heading == "#" or any(c.text(e) != NOTHING for e in board.entries)]
     featured = cases.featured(board)
     pictures, why_none = cases.worst_cases(board, featured) if featured is not None else ([], "No case was scored.")
     return {
@@ -42,15 +42,16 @@ def _section(number: int, board: Board) -> dict[str, Any]:
         "rows": [{"entry": e, "cells": [(c.text(e), _key(c.key(e))) for c in shown]} for e in board.entries],
         "kinds": sorted({entry.kind for entry in board.entries}),
         "ranked": [_ranks(entry) for entry in board.compared if entry.rank_shares],
-        "by_params": plots.dice_against(board, lambda e: e.cost.params, "parameters"),
-        "by_ms": plots.dice_against(board, lambda e: e.cost.ms, "milliseconds per case"),
-        "per_case": plots.per_case(board),
+        "by_params": plots.dice_against(board, lambda e: e.cost.params, "parameters", f"params{number}"),
+        "by_ms": plots.dice_against(board, lambda e: e.cost.ms, "milliseconds per case", f"ms{number}"),
+        "per_case": plots.per_case(board, f"cases{number}"),
         "featured": featured,
         "pictures": pictures,
         "why_none": why_none,
         "legend": cases.legend(board),
         "made": [(entry, made(entry.model)) for entry in board.entries],
-        "footnotes": footnotes(board),
+        "conventions": conventions(board),
+        "remarks": remarks(board),
     }
 
 

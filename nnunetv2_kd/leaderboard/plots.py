@@ -8,7 +8,7 @@ from collections.abc import Callable
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from nnunetv2_kd.leaderboard.board import Board, Entry
 from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, STOCK, TEACHER
@@ -28,13 +28,14 @@ SETTINGS = {
 }
 
 
-def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: str) -> Markup:
+def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: str, name: str) -> Markup:
     """Dice against a cost, with the models that no other beats joined by a line; empty where the cost is not known.
 
     Args:
         board: the models.
         cost: greater than 0, or None.
         heading: of the axis.
+        name: no other figure of the page has it.
     """
     entries = [entry for entry in board.compared if cost(entry)]
     if not entries:
@@ -48,25 +49,29 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
         for kind, (colour, marker) in STYLE.items():
             mine = [entry for entry in entries if entry.kind == kind]
             if mine:
-                axes.scatter([cost(e) for e in mine], [e.mean_dice for e in mine], c=colour, marker=marker, s=42,  # type: ignore[misc]
+                axes.scatter([cost(e) for e in mine], [e.mean_dice for e in mine], c=colour, marker=marker, s=42,
                              alpha=0.8, label=kind, zorder=2)  # fmt: skip
         low, high = axes.get_ylim()
         axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
-        axes.set_xscale("log")
-        axes.margins(x=0.2)
-        for entry in front:
-            axes.annotate(entry.label, (cost(entry), entry.mean_dice), xytext=(0, 8), textcoords="offset points",  # type: ignore[arg-type]
-                          ha="center", fontsize=8)  # fmt: skip
+        costs = [cost(entry) or 0 for entry in entries]
+        if max(costs) > 5 * min(costs):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.margins(x=0.15)
+        for i, entry in enumerate(front):
+            side = "left" if i == 0 else "right" if i == len(front) - 1 else "center"
+            axes.annotate(entry.label, (cost(entry) or 0, entry.mean_dice), xytext=(0, (8, -14)[i % 2]),
+                          textcoords="offset points", ha=side, fontsize=8)  # fmt: skip
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: in_words(value).replace(".00", "")))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=heading, ylabel="mean Dice")
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
         told = "; ".join(f"{e.label}: {e.mean_dice:.3f} at {in_words(cost(e) or 0)}" for e in front)
-        return _svg(figure, f"Mean Dice against {heading}. Models that no other beats, cheapest first: {told}.")
+        return _svg(figure, f"Mean Dice against {heading}. Models that no other beats, cheapest first: {told}.", name)
 
 
-def per_case(board: Board) -> Markup:
+def per_case(board: Board, name: str) -> Markup:
     """Every case's mean Dice, a box and the cases as points per model; empty where nothing was scored."""
     entries = board.compared
     if not entries or board.per_case.empty:
@@ -85,14 +90,16 @@ def per_case(board: Board) -> Markup:
         axes.invert_yaxis()
         axes.set_xlabel("mean Dice of a case (box: quartiles and median)")
         axes.grid(axis="x", alpha=0.25)
-        return _svg(figure, f"Mean Dice of every case for {len(entries)} models, as boxes and points, best model on top.")
+        return _svg(figure, f"Mean Dice of every case of {len(entries)} models, best model on top.", name)
 
 
-def _svg(figure: Figure, told: str) -> Markup:
+def _svg(figure: Figure, told: str, name: str) -> Markup:
     """The figure as an element of a page, with a text for those who do not see it."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # every figure of matplotlib's has the same ids, and a page may have each only once
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(told)}" ', 1))

@@ -108,7 +108,7 @@ def _validated(models: list[Model], request: Request, problems: list[str]) -> tu
     truths, splits = truth_folder(models[0].dataset), _splits(models[0].dataset)
     if truths is None:
         problems.append(
-            "No ground truth under nnUNet_preprocessed (gt_segmentations) or nnUNet_raw (labelsTr): no surface distances."
+            "No surface distances: no ground truth in nnUNet_preprocessed (gt_segmentations) or nnUNet_raw (labelsTr)."
         )
     jobs: list[Job] = []
     rows: list[Row] = []
@@ -174,7 +174,7 @@ def _time(
     return (
         f"ms: median of {len(cases)} cases on {device}{threads}, from image to segmentation, one fold, nnU-Net's "
         "mirroring and sliding window, models taking turns. Peak memory: "
-        + ("CUDA memory allocated." if request.device.type == "cuda" else "of the whole process, Python and torch included.")
+        + ("CUDA memory allocated." if request.device.type == "cuda" else "of the whole process with Python and torch.")
     )  # fmt: skip
 
 

@@ -24,7 +24,6 @@ import torch
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, load_summary_json, region_or_label_to_mask
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from numpy.typing import NDArray
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.leaderboard.models import Fold, Model
@@ -135,7 +134,7 @@ def score(job: Job) -> list[Row]:
 
 
 def surface_scores(
-    truth: NDArray[np.bool_], prediction: NDArray[np.bool_], spacing: Sequence[float], tolerance: float
+    truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], tolerance: float
 ) -> tuple[float, float]:
     """Normalised surface Dice and 95 % Hausdorff distance of two masks that both hold something; MONAI's.
 
@@ -152,10 +151,12 @@ def surface_scores(
         warnings.simplefilter("ignore")  # MONAI's, about its own deprecations
         from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # seconds to import
 
-        pair = [torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (prediction, truth)]
-        spacing = [float(value) for value in spacing]
-        nsd = compute_surface_dice(*pair, [tolerance], include_background=True, spacing=spacing, use_subvoxels=True)
-        hd95 = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
+        predicted, true = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (prediction, truth))
+        millimetres = [float(value) for value in spacing]
+        nsd = compute_surface_dice(
+            predicted, true, [tolerance], include_background=True, spacing=millimetres, use_subvoxels=True
+        )
+        hd95 = compute_hausdorff_distance(predicted, true, include_background=True, percentile=95, spacing=millimetres)
     return float(nsd), float(hd95)
 
 
@@ -181,7 +182,7 @@ def geometry_difference(first: Any, second: Any, properties: tuple[dict, dict]) 
 def _score(job: Job) -> list[Row]:
     reader = job.reader()
     truth, truth_properties = reader.read_seg(str(job.truth))
-    prediction, properties = reader.read_seg(str(job.prediction))
+    prediction, _ = reader.read_seg(str(job.prediction))
     if truth.shape != prediction.shape:
         raise ValueError(f"truth and prediction differ: {truth.shape[1:]} against {prediction.shape[1:]} voxels")
     keys = list(job.structures.values())
@@ -197,8 +198,10 @@ def _score(job: Job) -> list[Row]:
             if job.ignore_label is not None and (truth == job.ignore_label).any():
                 row["note"] = "no surface distances: the truth has ignored voxels, so its surface is not known"
             else:
-                masks = [region_or_label_to_mask(seg[0], key) for seg in (truth, prediction)]
-                row["nsd"], row["hd95_mm"] = surface_scores(*_squeezed(*masks, truth_properties), job.tolerance)
+                true, predicted = (region_or_label_to_mask(seg[0], key) for seg in (truth, prediction))
+                row["nsd"], row["hd95_mm"] = surface_scores(
+                    *_squeezed(true, predicted, truth_properties), job.tolerance
+                )
         rows.append(row)
     return rows
 

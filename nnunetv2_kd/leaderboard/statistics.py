@@ -8,13 +8,10 @@ model would differ they cannot tell.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import bootstrap, rankdata, wilcoxon
 
 LEVEL = 0.95
 RESAMPLES = 2000
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -26,10 +23,10 @@ class Intervals:
         resampled: ``(M, B)``, the means in each of the B resamples; B is 0 where there are fewer than two cases.
     """
 
-    mean: Array
-    low: Array
-    high: Array
-    resampled: Array
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    resampled: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Gap:
     reason: str = ""
 
 
-def foreground_mean(dice: Array, axis: int = -2) -> Array:
+def foreground_mean(dice: np.ndarray, axis: int = -2) -> np.ndarray:
     """nnU-Net's ``foreground_mean``: the mean over structures of the mean over cases, nan left out.
 
     Args:
@@ -57,7 +54,7 @@ def foreground_mean(dice: Array, axis: int = -2) -> Array:
     return _nanmean(per_structure, -1)
 
 
-def intervals(dice: Array, seed: int = 0, resamples: int = RESAMPLES) -> Intervals:
+def intervals(dice: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Intervals:
     """Mean Dice of each model and its percentile bootstrap interval over cases.
 
     Args:
@@ -70,7 +67,7 @@ def intervals(dice: Array, seed: int = 0, resamples: int = RESAMPLES) -> Interva
         nothing = np.full(len(dice), np.nan)
         return Intervals(mean, nothing, nothing, np.empty((len(dice), 0)))
 
-    def statistic(cases: NDArray[np.intp], axis: int = -1) -> Array:  # (batch, C) to (M, batch)
+    def statistic(cases: np.ndarray, axis: int = -1) -> np.ndarray:  # (batch, C) to (M, batch)
         return foreground_mean(dice[:, cases])
 
     result = bootstrap(
@@ -81,12 +78,12 @@ def intervals(dice: Array, seed: int = 0, resamples: int = RESAMPLES) -> Interva
     return Intervals(mean, np.asarray(interval.low), np.asarray(interval.high), result.bootstrap_distribution)
 
 
-def per_case(dice: Array) -> Array:
+def per_case(dice: np.ndarray) -> np.ndarray:
     """``(..., C, S)`` to ``(..., C)``: the mean over the structures of each case, nan left out."""
     return _nanmean(dice, -1)
 
 
-def signed_rank(model: Array, reference: Array) -> float:
+def signed_rank(model: np.ndarray, reference: np.ndarray) -> float:
     """Two-sided p of Wilcoxon's signed-rank test on the mean Dice per case.
 
     Args:
@@ -104,7 +101,7 @@ def signed_rank(model: Array, reference: Array) -> float:
     return float(wilcoxon(difference).pvalue)
 
 
-def holm(p: Array) -> Array:
+def holm(p: np.ndarray) -> np.ndarray:
     """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979).
 
     Args:
@@ -119,7 +116,7 @@ def holm(p: Array) -> Array:
     return corrected
 
 
-def rank_shares(resampled: Array) -> Array:
+def rank_shares(resampled: np.ndarray) -> np.ndarray:
     """How often each model has each rank (Wiesenfarth et al., Scientific Reports 11, 2021).
 
     Args:
@@ -158,7 +155,7 @@ def gap_closed(teacher: int, alone: int, distilled: int, found: Intervals) -> Ga
     return Gap(share, float(low), float(high))
 
 
-def pareto(costs: Array, values: Array) -> NDArray[np.bool_]:
+def pareto(costs: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Which models no other model beats: none is as cheap or cheaper and as good or better, and one of both strictly.
 
     Args:
@@ -171,7 +168,7 @@ def pareto(costs: Array, values: Array) -> NDArray[np.bool_]:
     return np.array(front, dtype=bool)
 
 
-def _nanmean(values: Array, axis: int) -> Array:
+def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
     """np.nanmean, nan without a warning where everything is."""
     with np.errstate(invalid="ignore", divide="ignore"):
         counts = (~np.isnan(values)).sum(axis=axis)

@@ -12,13 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunetv2_kd import __version__
-from nnunetv2_kd.leaderboard.board import Board, Entry
+from nnunetv2_kd.leaderboard.board import ROW, Board, Entry
 from nnunetv2_kd.leaderboard.origin import made
 from nnunetv2_kd.leaderboard.scores import FAILED
 from nnunetv2_kd.leaderboard.words import NOTHING, columns, footnotes, verdict
 
 LEFT_OUT_OF_PAPERS = ("#", "kind", "folds", "cases", "empty", "MiB file", "MiB peak", "difference")
-ROW = ("model", "fold", "case", "structure", "state", "dice", "nsd", "hd95_mm", "note")
 
 
 def print_board(board: Board, console: Console) -> None:

@@ -37,31 +37,31 @@ def columns(board: Board) -> list[Column]:
         return Column(heading, lambda e: number(value(e), digits), lambda e: _plain(value(e)), explained)
 
     return [
-        Column("#", lambda e: NOTHING if e.rank is None else str(e.rank), lambda e: _plain(e.rank), "rank by mean Dice"),
+        Column("#", lambda e: NOTHING if e.rank is None else str(e.rank), lambda e: _plain(e.rank), "by mean Dice"),
         Column("model", shown_name, lambda e: e.label.lower(), "trainer · plans · configuration"),
-        Column("kind", lambda e: e.kind, lambda e: e.kind, "told by the record in its checkpoint"),
-        Column("folds", lambda e: e.folds, lambda e: e.folds, "folds that were validated"),
-        Column("cases", lambda e: str(e.cases), lambda e: float(e.cases), "cases that its means stand on"),
         numeric("Dice", lambda e: e.mean_dice, 3, "mean over cases, then over structures, as nnU-Net"),
         Column("95 % interval", lambda e: NOTHING if math.isnan(e.low) else f"{e.low:.3f}–{e.high:.3f}",
-               lambda e: e.low, "bootstrap over cases"),
-        *(numeric(f"Dice {name}", lambda e, name=name: e.dice[name], 3, "mean over cases, as nnU-Net")  # type: ignore[misc]
-          for name in board.structures),
-        numeric(f"NSD {board.tolerance:g} mm", lambda e: e.nsd, 3, "normalised surface Dice at this tolerance"),
-        numeric("HD95 mm", lambda e: e.hd95_mm, 2, "95 % Hausdorff distance; missed structures are not in it"),
-        Column("empty", lambda e: empties(e.counts), lambda e: -float(sum(e.counts.values())),
-               "structures of cases that are missed, false alarms, empty in both, or failed"),
-        Column("parameters", lambda e: NOTHING if e.cost.params is None else in_words(e.cost.params),
-               lambda e: _plain(e.cost.params), "of the network that its plans describe"),
-        numeric("GFLOPs", lambda e: e.cost.gflops, 2, "one forward pass of one patch"),
-        numeric("MiB file", lambda e: e.cost.file_mib, 1, "checkpoint_final.pth, with optimizer"),
-        numeric("ms", lambda e: e.cost.ms, 0, "median per case, image to segmentation"),
-        numeric("MiB peak", lambda e: e.cost.peak_mib, 0, "peak memory while predicting"),
+               lambda e: e.low, "of the mean Dice, bootstrap over cases"),
+        Column("kind", lambda e: e.kind, lambda e: e.kind, "told by the record in its checkpoint"),
         Column("difference", lambda e: "reference" if e.name == board.reference else signed(e.difference),
                lambda e: 0.0 if e.name == board.reference else e.difference, "of the mean Dice to the reference"),
         Column("p (Holm)", lambda e: p_value(e.p_holm), lambda e: e.p_holm, "signed-rank test against the reference"),
         Column("gap closed", gap_closed, lambda e: _plain(e.gap.share if e.gap else None),
-               "(distilled − alone) / (teacher − alone), with 95 % interval"),
+               "(distilled − alone) / (teacher − alone) of the mean Dice, with 95 % interval"),
+        Column("parameters", lambda e: NOTHING if e.cost.params is None else in_words(e.cost.params),
+               lambda e: _plain(e.cost.params), "of the network that its plans describe"),
+        numeric("GFLOPs", lambda e: e.cost.gflops, 2, "one forward pass of one patch, a multiply-add counted as two"),
+        numeric("ms", lambda e: e.cost.ms, 0, "median per case, image to segmentation (--time)"),
+        numeric("MiB peak", lambda e: e.cost.peak_mib, 0, "peak memory while predicting (--time)"),
+        numeric("MiB file", lambda e: e.cost.file_mib, 1, "checkpoint_final.pth, with the optimizer's state"),
+        numeric(f"NSD {board.tolerance:g} mm", lambda e: e.nsd, 3, "normalised surface Dice at this tolerance"),
+        numeric("HD95 mm", lambda e: e.hd95_mm, 2, "95 % Hausdorff distance; missed structures are not in it"),
+        Column("empty", lambda e: empties(e.counts), lambda e: float(sum(e.counts.values())),
+               "structures of cases that are missed, false alarms, empty in both, or failed"),
+        *(numeric(f"Dice {name}", lambda e, name=name: e.dice[name], 3, "mean over cases, as nnU-Net")  # type: ignore[misc]
+          for name in board.structures),
+        Column("folds", lambda e: e.folds, lambda e: e.folds, "folds that were validated"),
+        Column("cases", lambda e: str(e.cases), lambda e: float(e.cases), "cases that its means stand on"),
     ]  # fmt: skip
 
 
@@ -125,19 +125,25 @@ def verdict(board: Board) -> list[str]:
         better = sum(entry.difference > 0 for entry in sure)
         lines.append(
             f"Against {label}, {better} of {len(tested)} models are better and {len(sure) - better} worse with "
-            f"p < {SIGNIFICANT} after correction; for {len(tested) - len(sure)} the cases do not tell."
+            f"p < {SIGNIFICANT} after correction"
+            + (f"; for {len(tested) - len(sure)} the cases do not tell." if len(sure) < len(tested) else ".")
         )
     return lines
 
 
 def footnotes(board: Board) -> list[str]:
     """What the numbers are, and what must be known of single models."""
+    return [*conventions(board), *remarks(board)]
+
+
+def conventions(board: Board) -> list[str]:
+    """How the numbers are made."""
+    return [*board.conventions, *([board.timed] if board.timed else [])]
+
+
+def remarks(board: Board) -> list[str]:
+    """How the models were compared here, and what must be known of single ones."""
     lines = [f"Numbers: {board.source}.", *board.notes]
-    if board.timed:
-        lines.append(board.timed)
-    lines.append(
-        "GFLOPs: one forward pass of one patch. Gap closed: (distilled − alone) / (teacher − alone) of the mean Dice."
-    )
     if any(SAW in shown_name(entry) for entry in board.entries):
         lines.append(f"{SAW}: its teacher was trained on validation cases, or it is not known that it was not.")
     told: dict[str, list[str]] = {}
