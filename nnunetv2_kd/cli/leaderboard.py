@@ -7,8 +7,6 @@ from typing import Any
 from nnunetv2.configuration import default_num_processes
 from rich.console import Console
 
-from nnunetv2_kd.errors import KDError
-
 EPILOG = """Without -i the numbers are those of nnU-Net's own validation of each fold. What the columns and marks mean:
 docs/leaderboard.md."""
 
@@ -40,19 +38,18 @@ def run(args: argparse.Namespace) -> int:
     import torch  # what follows needs torch, pandas and SciPy, which `--help` does not
 
     from nnunetv2_kd.leaderboard.predict import check_writable
-    from nnunetv2_kd.leaderboard.run import Request, make_boards
+    from nnunetv2_kd.leaderboard.run import Request, check_request, make_boards
     from nnunetv2_kd.leaderboard.tables import print_board
 
     console = Console()
-    if args.np < 1:
-        raise KDError(f"-np must be at least 1, found {args.np}.")
-    if args.o is not None:
-        check_writable(args.o)
     request = Request(
-        datasets=args.d, device=torch.device(_device(args, torch)), configurations=args.c, folds=args.f, output=args.o,
+        datasets=args.d, device=torch.device(args.device), configurations=args.c, folds=args.f, output=args.o,
         images=args.i, truths=args.gt, reference=args.reference, teacher=args.teacher, tolerance=args.tolerance,
         timed=args.time, processes=args.np,
     )  # fmt: skip
+    check_request(request)
+    if args.o is not None:
+        check_writable(args.o)
     boards = make_boards(request, lambda line: console.print(line, style="dim", markup=False, highlight=False))
     for board in boards:
         print_board(board, console)
@@ -62,12 +59,3 @@ def run(args: argparse.Namespace) -> int:
         for file in write_all(boards, args.o):
             console.print(f"Written: {file}", soft_wrap=True, markup=False, highlight=False)
     return 0
-
-
-def _device(args: argparse.Namespace, torch: Any) -> str:
-    """The device that is asked for; the CPU needs no flag where nothing is predicted."""
-    runs = args.i is not None or args.time
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if runs and not available[args.device]:
-        raise KDError(f"There is no device {args.device} here. Add: -device cpu")
-    return args.device if runs else "cpu"

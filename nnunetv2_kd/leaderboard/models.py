@@ -103,7 +103,7 @@ def dataset_name(dataset: str) -> str:
             "The environment variable nnUNet_results is not set. Set it: export nnUNet_results=/path/to/nnUNet_results"
         )
     try:
-        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+        name: str = str(maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset))
     except (RuntimeError, ValueError) as error:
         raise KDError(f"There is no dataset {dataset}: {error}") from error
     if not (Path(nnUNet_results) / name).is_dir():

@@ -19,6 +19,7 @@ from nnunetv2_kd.leaderboard.predict import ImageSet, check_images, image_jobs, 
 from nnunetv2_kd.leaderboard.scores import Job, Row, failed_rows, score, structures_of, validation_jobs
 
 Say = Callable[[str], None]
+JOBS_WORTH_A_PROCESS = 16  # starting one takes seconds
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,11 @@ class Request:
     processes: int = 1
 
 
-def make_boards(request: Request, say: Say) -> list[Board]:
-    """The boards of all datasets, in the order asked for.
-
-    Args:
-        request: what to compare.
-        say: told what is being done, one line each.
+def check_request(request: Request) -> None:
+    """The flags fit each other and this machine.
 
     Raises:
-        KDError: where there is nothing to compare, or images and ground truth do not fit.
+        KDError: where they do not; with what to type.
     """
     if (request.images is None) != (request.truths is None):
         given, lacking = ("-i", "-gt LABELS") if request.truths is None else ("-gt", "-i IMAGES")
@@ -60,6 +57,24 @@ def make_boards(request: Request, say: Say) -> list[Board]:
         raise KDError(f"--tolerance must be greater than 0 mm, found {request.tolerance:g}.")
     if request.timed < 0:
         raise KDError(f"--time must be 0 or a number of cases, found {request.timed}.")
+    if request.processes < 1:
+        raise KDError(f"-np must be at least 1, found {request.processes}.")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if (request.images is not None or request.timed) and not there[request.device.type]:
+        raise KDError(f"There is no device {request.device.type} here. Add: -device cpu")
+
+
+def make_boards(request: Request, say: Say) -> list[Board]:
+    """The boards of all datasets, in the order asked for.
+
+    Args:
+        request: what to compare.
+        say: told what is being done, one line each.
+
+    Raises:
+        KDError: where there is nothing to compare, or images and ground truth do not fit.
+    """
+    check_request(request)
     names = [dataset_name(dataset) for dataset in request.datasets]
     return [_make_board(name, request, say) for name in dict.fromkeys(names)]
 
@@ -145,7 +160,8 @@ def _predicted(
 
 def _score(jobs: list[Job], processes: int, say: Say) -> list[Row]:
     say(f"scoring {len(jobs)} predictions")
-    if processes == 1 or len(jobs) < 2:
+    processes = min(processes, 1 + len(jobs) // JOBS_WORTH_A_PROCESS)
+    if processes == 1:
         return [row for job in jobs for row in score(job)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return [row for rows in pool.map(score, jobs, chunksize=4) for row in rows]
