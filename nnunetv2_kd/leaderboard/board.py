@@ -10,7 +10,7 @@ import pandas as pd
 
 from nnunetv2_kd.leaderboard import origin, statistics
 from nnunetv2_kd.leaderboard.cost import ModelCost
-from nnunetv2_kd.leaderboard.models import Model, pick
+from nnunetv2_kd.leaderboard.models import ALL, Fold, Model, pick
 from nnunetv2_kd.leaderboard.notes import about_labels, about_reference, conventions, labels, tell_rows
 from nnunetv2_kd.leaderboard.scores import BOTH_EMPTY, FAILED, FALSE_ALARM, MISSED, SCORED
 from nnunetv2_kd.leaderboard.statistics import Gap
@@ -141,7 +141,10 @@ def make_board(
         chosen = pick(models, teacher, "--teacher").name
         teachers = {m.name: chosen for m in models if m.name != chosen and m.record.get("teacher")}
     kinds = {m.name: origin.kind(m, list(teachers.values())) for m in models}
-    entries = [_entry(model, kinds[model.name], costs[model.name], table, structures) for model in models]
+    used = {m.name: m.validated_folds if on_own_validation else m.predicting_folds for m in models}
+    entries = [_entry(m, kinds[m.name], costs[m.name], table, structures) for m in models]
+    for entry in entries:
+        entry.folds = ", ".join(fold.name for fold in used[entry.name]) or "none"
     for entry, label in zip(entries, labels(models), strict=True):
         entry.label = label
         entry.teacher = teachers.get(entry.name)
@@ -155,7 +158,7 @@ def make_board(
         notes.append(about_reference(entry.label, entry.kind == origin.ALONE, reference is not None))
         _compare(compared, dice, shared, chosen_reference, models, notes)
     for entry in entries:
-        _mark(entry, models, on_own_validation, problems)
+        _mark(entry, used, on_own_validation, problems)
     tell_rows(table, problems)
     return Board(
         dataset=models[0].dataset, entries=entries, rows=table, structures=structures, shared=shared,
@@ -167,7 +170,7 @@ def make_board(
 
 def _entry(model: Model, kind: str, cost: ModelCost, table: pd.DataFrame, structures: list[str]) -> Entry:
     mine = table[table.model == model.name]
-    entry = Entry(model, kind, cost, folds=", ".join(fold.name for fold in model.folds if not fold.problem) or "none")
+    entry = Entry(model, kind, cost)
     entry.counts = {name: int((mine.state == state).sum()) for name, state in COUNTED.items()}
     entry.cases = mine[mine.state != FAILED].case.nunique()
     repeated = mine[mine.duplicated(["case", "structure"])].case.nunique()
@@ -261,15 +264,17 @@ def _gap(entry: Entry, index: dict[str, int], models: list[Model], found: statis
     return gap
 
 
-def _mark(entry: Entry, models: list[Model], on_own_validation: bool, problems: list[str]) -> None:
+def _mark(entry: Entry, used: dict[str, tuple[Fold, ...]], on_own_validation: bool, problems: list[str]) -> None:
     seen = origin.seen_cases(entry.model)
     if seen and on_own_validation:
         entry.marks.append(f"teacher saw validation cases ({seen})")
-    expected = {fold.name for model in models for fold in model.folds if fold.name != "all"}
-    missing = sorted(expected - {fold.name for fold in entry.model.folds if not fold.problem})
+    expected = {fold.name for folds in used.values() for fold in folds if fold.name != ALL}
+    expected |= {fold.name for fold in entry.model.folds if fold.name != ALL}
+    missing = sorted(expected - {fold.name for fold in used[entry.name]})
     if missing:
         entry.marks.append(f"missing folds: {', '.join(missing)}")
-    problems += [f"{entry.name}, fold {fold.name}: {fold.problem}" for fold in entry.model.folds if fold.problem]
+    unused = [fold for fold in entry.model.folds if fold.problem and fold not in used[entry.name]]
+    problems += [f"{entry.name}, fold {fold.name}: {fold.problem}" for fold in unused]
     if entry.cost.problem:
         problems.append(f"{entry.name}: {entry.cost.problem}")
     if entry.counts["failed"]:

@@ -66,33 +66,42 @@ def measure(models: Sequence[Model], costs: dict[str, ModelCost], cases: list[li
         device: to predict on.
     """
     predictors: dict[str, Any] = {}
+    took: dict[str, list[float]] = {model.name: [] for model in models}
+
+    def failed(name: str, error: Exception) -> None:  # nnU-Net's, of any kind; the other models go on
+        costs[name].problem = f"not timed: {type(error).__name__}: {error}"
+        costs[name].peak_mib = None
+        predictors.pop(name, None)
+
     for model in models:
         try:
-            if model.configuration.endswith("cascade_fullres"):
-                raise ValueError("a cascade needs its previous stage")
             predictors[model.name] = _one_fold(model, device)
-        except Exception as error:  # nnU-Net's, of any kind; the other models go on
-            costs[model.name].problem = f"not timed: {type(error).__name__}: {error}"
-    took: dict[str, list[float]] = {name: [] for name in predictors}
+        except Exception as error:
+            failed(model.name, error)
     for turn, files in enumerate([cases[0], *cases]):  # the first is for warming up
-        for name, predictor in predictors.items():
-            image, properties = _image(predictor, files)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            milliseconds = _predict(predictor, image, properties, device)
+        for name, predictor in list(predictors.items()):
+            try:
+                milliseconds, peak = _run(predictor, files, device)
+            except Exception as error:
+                failed(name, error)
+                continue
             if turn > 0:
                 took[name].append(milliseconds)
-            if device.type == "cuda":
-                peak = torch.cuda.max_memory_allocated(device) / 2**20
+            if peak is not None:
                 costs[name].peak_mib = max(peak, costs[name].peak_mib or 0.0)
     for model in models:
-        if model.name in took:
+        if model.name in predictors:
             costs[model.name].ms = median(took[model.name])
             if device.type == "cpu":
-                costs[model.name].peak_mib = _peak_in_own_process(model, cases[0])
+                try:
+                    costs[model.name].peak_mib = _peak_in_own_process(model, cases[0])
+                except Exception as error:  # the process may have been killed for its memory
+                    costs[model.name].problem = f"peak memory not known: {type(error).__name__}: {error}"
 
 
 def _one_fold(model: Model, device: torch.device) -> Any:
+    if model.configuration.endswith("cascade_fullres"):
+        raise ValueError("a cascade needs its previous stage")
     with contextlib.redirect_stdout(io.StringIO()):
         predictor = predictor_of(model, device)
     del predictor.list_of_parameters[1:]
@@ -103,14 +112,27 @@ def _image(predictor: Any, files: list[str]) -> tuple[Any, dict]:
     return reader_of(predictor.dataset_json)().read_images(files)
 
 
-def _predict(predictor: Any, image: Any, properties: dict, device: torch.device) -> float:
-    """Milliseconds of one case."""
+def _run(predictor: Any, files: list[str], device: torch.device) -> tuple[float, float | None]:
+    """Milliseconds of one case, and on CUDA its peak memory in MiB."""
+    image, properties = _image(predictor, files)
+    is_cuda = device.type == "cuda"
+    predictor.network.to(device)
+    if is_cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
+    _predict(predictor, image, properties)
+    if is_cuda:
+        torch.cuda.synchronize(device)
+    milliseconds = 1000 * (time.perf_counter() - started)
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if is_cuda else None
+    predictor.network.to("cpu")  # so that it does not count for the model whose turn is next
+    return milliseconds, peak
+
+
+def _predict(predictor: Any, image: Any, properties: dict) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         predictor.predict_single_npy_array(image, properties)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return 1000 * (time.perf_counter() - started)
 
 
 def _peak_in_own_process(model: Model, files: list[str]) -> float | None:
@@ -122,7 +144,7 @@ def _peak_in_own_process(model: Model, files: list[str]) -> float | None:
 def _peak_of_one_case(model: Model, files: list[str], threads: int) -> float | None:
     torch.set_num_threads(threads)
     predictor = _one_fold(model, torch.device("cpu"))
-    _predict(predictor, *_image(predictor, files), torch.device("cpu"))
+    _predict(predictor, *_image(predictor, files))
     try:  # not getrusage: on Linux its peak is inherited from the process that started this one
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -58,11 +58,12 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.margins(x=0.15)
-        for i, entry in enumerate(front):
+        for i, entry in enumerate(front):  # above: up there no model can be, or it would be on the front
             side = "left" if i == 0 else "right" if i == len(front) - 1 else "center"
-            axes.annotate(entry.label, (cost(entry) or 0, entry.mean_dice), xytext=(0, (8, -14)[i % 2]),
+            axes.annotate(entry.label, (cost(entry) or 0, entry.mean_dice), xytext=(0, (8, 19)[i % 2]),
                           textcoords="offset points", ha=side, fontsize=8)  # fmt: skip
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: in_words(value).replace(".00", "")))
+        shown = in_words if max(costs) >= 1e5 else "{:g}".format
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value).replace(".00", "")))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=heading, ylabel="mean Dice")
         axes.grid(alpha=0.25)

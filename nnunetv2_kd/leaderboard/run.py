@@ -6,17 +6,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
-from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.leaderboard.board import Board, make_board
 from nnunetv2_kd.leaderboard.cost import ModelCost, measure, size_of
 from nnunetv2_kd.leaderboard.models import Model, dataset_name, find_models
 from nnunetv2_kd.leaderboard.predict import ImageSet, check_images, image_jobs, predict
-from nnunetv2_kd.leaderboard.scores import Job, Row, failed_rows, score, structures_of, validation_jobs
+from nnunetv2_kd.leaderboard.scores import Job, Row, Structure, failed_rows, score, structures_of, validation_jobs
 
 Say = Callable[[str], None]
 JOBS_WORTH_A_PROCESS = 16  # starting one takes seconds
@@ -81,7 +80,7 @@ def make_boards(request: Request, say: Say) -> list[Board]:
 
 def _make_board(dataset: str, request: Request, say: Say) -> Board:
     models, problems = find_models(dataset, request.configurations, request.folds)
-    models, structures = _of_one_task(models, problems)
+    models, structures = of_one_task(models, problems)
     say(f"{dataset}: {len(models)} models")
     image_set = None
     if request.images is not None and request.truths is not None and request.output is not None:
@@ -105,16 +104,25 @@ def _make_board(dataset: str, request: Request, say: Say) -> Board:
     return board
 
 
-def _of_one_task(models: list[Model], problems: list[str]) -> tuple[list[Model], list[str]]:
+def of_one_task(models: list[Model], problems: list[str]) -> tuple[list[Model], list[str]]:
     """The models of the same structures as the first; the others are problems."""
-    structures = structures_of(models[0].plans, models[0].dataset_json)
-    fitting = []
+    structures: dict[str, Structure] = {}
+    fitting: list[Model] = []
     for model in models:
-        found = structures_of(model.plans, model.dataset_json)
-        if found == structures:
+        try:
+            found = structures_of(model.plans, model.dataset_json)
+        except Exception as error:  # nnU-Net's, of any kind, for a file that it did not write
+            problems.append(
+                f"{model.name}: plans.json or dataset.json is not nnU-Net's: {type(error).__name__}: {error}"
+            )
+            continue
+        if not fitting or found == structures:
             fitting.append(model)
+            structures = found
         else:
-            problems.append(f"{model.name}: not compared: it segments {found}, {models[0].name} {structures}")
+            problems.append(f"{model.name}: not compared: it segments {found}, {fitting[0].name} {structures}")
+    if not fitting:
+        raise KDError(listing(f"No model of {models[0].dataset} can be compared:", problems))
     return fitting, list(structures)
 
 
@@ -218,5 +226,7 @@ def image_files(model: Model, case: str, image_set: ImageSet | None = None) -> l
 
 def _splits(dataset: str) -> list[dict[str, list[str]]]:
     file = Path(nnUNet_preprocessed) / dataset / "splits_final.json" if nnUNet_preprocessed.is_set() else None
-    loaded: Any = json.loads(file.read_text()) if file is not None and file.is_file() else []
-    return list(loaded)
+    try:
+        return list(json.loads(file.read_text())) if file is not None and file.is_file() else []
+    except ValueError as error:
+        raise KDError(f"{file} is not valid JSON ({error}). Remove it, and nnU-Net makes it again.") from error

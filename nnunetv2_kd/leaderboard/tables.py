@@ -15,20 +15,26 @@ from nnunetv2_kd import __version__
 from nnunetv2_kd.leaderboard.board import ROW, Board, Entry
 from nnunetv2_kd.leaderboard.origin import made
 from nnunetv2_kd.leaderboard.scores import FAILED
-from nnunetv2_kd.leaderboard.words import NOTHING, columns, footnotes, verdict
+from nnunetv2_kd.leaderboard.words import NOTHING, Column, columns, footnotes, verdict
 
+DROPPED_FIRST = (
+    "folds",
+    "MiB file",
+    "MiB peak",
+    "GFLOPs",
+    "cases",
+    "kind",
+    "HD95 mm",
+    "95 % interval",
+    "difference",
+    "#",
+)
 LEFT_OUT_OF_PAPERS = ("#", "kind", "folds", "cases", "empty", "MiB file", "MiB peak", "difference")
 
 
 def print_board(board: Board, console: Console) -> None:
     """The verdict, the columns that fit a terminal of this width, and everything that must be known of them."""
-    all_columns = columns(board)
-    left_out = {c.heading for c in all_columns if all(c.text(entry) == NOTHING for entry in board.entries)} - {"#"}
-    if console.width < 200:
-        left_out |= {f"Dice {name}" for name in board.structures} | {"MiB file", "MiB peak", "GFLOPs"}
-    if console.width < 150:
-        left_out |= {"95 % interval", "kind", "folds"}
-    kept = [column for column in all_columns if column.heading not in left_out]
+    kept = _fitting(board, console.width)
     table = Table(title=Text(board.dataset))
     for column in kept:
         justify: Any = "right" if column.is_number else "left"
@@ -42,6 +48,17 @@ def print_board(board: Board, console: Console) -> None:
         console.print(Text(line, style="dim"))
     for line in board.problems:
         console.print(Text(f"Missing: {line}", style="yellow"))
+
+
+def _fitting(board: Board, width: int) -> list[Column]:
+    """The columns that are not empty, without the least wanted ones until the rest fits on a line."""
+    kept = [c for c in columns(board) if c.heading == "#" or any(c.text(entry) != NOTHING for entry in board.entries)]
+    for heading in (*(f"Dice {name}" for name in board.structures), *DROPPED_FIRST):
+        widths = [max(len(text) for text in (c.heading, *map(c.text, board.entries))) for c in kept]
+        if sum(widths) + 3 * len(kept) + 1 <= width:
+            break
+        kept = [c for c in kept if c.heading != heading]
+    return kept
 
 
 def to_csv(boards: Sequence[Board]) -> str:

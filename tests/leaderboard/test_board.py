@@ -151,6 +151,34 @@ def test_other_structures_are_not_compared(results):
     assert "not compared: it segments" in board.problems[0]
 
 
+def test_plans_that_are_not_nnunets_are_told(family):
+    folder = family.models / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    (folder / "dataset.json").write_text("{}")
+    board = board_of(family)
+    assert len(board.entries) == 3
+    assert (
+        "nnUNetTrainer__nnUNetPlans__3d_fullres: plans.json or dataset.json is not nnU-Net's: Key" in board.problems[0]
+    )
+    for other in family.models.iterdir():
+        (other / "dataset.json").write_text("{}")
+    with pytest.raises(KDError, match="No model of Dataset007_Boxes can be compared:"):
+        board_of(family)
+
+
+def test_broken_splits_are_told(family):
+    (family.truths.parent / "splits_final.json").write_text("[")
+    with pytest.raises(KDError, match=r"splits_final.json is not valid JSON .* nnU-Net makes it again"):
+        board_of(family)
+
+
+def test_half_finished_trainings_are_shown(family):
+    (family.models / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth").unlink()
+    board = board_of(family)
+    entry = board.entries[-1]
+    assert (entry.rank, entry.folds, entry.cases, entry.marks) == (None, "none", 0, ["missing folds: 0"])
+    assert any("training not finished: no checkpoint_final.pth" in line for line in board.problems)
+
+
 def test_without_ground_truth_there_is_dice_only(family):
     family.truths.rename(family.truths.parent / "elsewhere")
     board = board_of(family)
