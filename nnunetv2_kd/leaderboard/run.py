@@ -13,7 +13,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.leaderboard.board import Board, make_board
 from nnunetv2_kd.leaderboard.cost import ModelCost, measure, size_of
-from nnunetv2_kd.leaderboard.models import Model, dataset_name, find_models
+from nnunetv2_kd.leaderboard.models import Model, dataset_name, find_models, pick
 from nnunetv2_kd.leaderboard.predict import ImageSet, check_images, image_jobs, predict
 from nnunetv2_kd.leaderboard.scores import Job, Row, Structure, failed_rows, score, structures_of, validation_jobs
 
@@ -81,6 +81,9 @@ def make_boards(request: Request, say: Say) -> list[Board]:
 def _make_board(dataset: str, request: Request, say: Say) -> Board:
     models, problems = find_models(dataset, request.configurations, request.folds)
     models, structures = of_one_task(models, problems)
+    for name, flag in ((request.reference, "--reference"), (request.teacher, "--teacher")):
+        if name is not None:  # a name that fits none is told before hours of scoring
+            pick(models, name, flag)
     say(f"{dataset}: {len(models)} models")
     image_set = None
     if request.images is not None and request.truths is not None and request.output is not None:

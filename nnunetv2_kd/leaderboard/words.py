@@ -94,7 +94,7 @@ def gap_closed(entry: Entry) -> str:
     if gap.share is None:
         return "not defined"
     interval = "" if gap.low is None or gap.high is None else f" ({100 * gap.low:.0f} to {100 * gap.high:.0f})"
-    return f"{100 * gap.share:.0f} %{interval}"
+    return f"{100 * gap.share:.0f} %{interval}".replace("-", "−")
 
 
 def on_front(board: Board, cost: Callable[[Entry], float | None]) -> list[Entry]:
