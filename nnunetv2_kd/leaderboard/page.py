@@ -62,6 +62,6 @@ def _key(value: float | str) -> str:
 
 def _ranks(entry: Entry) -> dict[str, Any]:
     """A model's shares of ranks as whole percents, and how strongly to shade each."""
-    shares = [{"percent": f"{100 * share:.0f}" if share >= 0.005 else ("<1" if share else ""), "shade": f"{share:.2f}"}
+    shares = [{"percent": f"{100 * share:.0f}" if share >= 0.01 else ("<1" if share else ""), "shade": f"{share:.2f}"}
               for share in entry.rank_shares]  # fmt: skip
     return {"entry": entry, "shares": shares}
