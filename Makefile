@@ -4,13 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-browser lint install clean
 
 demo: $(STAMP)
 	$(BIN)/nnUNetv2_kd demo -o demo_output
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Chromium: the one in the PATH (Debian: apt-get install chromium), or the one that CHROMIUM names, or playwright's own
+test-browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,browser]'
+	@if [ -z "$(CHROMIUM)" ] && ! command -v chromium chromium-browser >/dev/null; then \
+		$(BIN)/python -m playwright install chromium; fi
+	$(BIN)/python -m pytest tests/leaderboard/test_browser.py -m browser
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Compare trained models: scores, cost, statistics, tables, and one page."""

@@ -1,0 +1,67 @@
+"""One self-contained page: no file beside it, nothing from the network, and nothing that needs its script."""
+
+import datetime
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from nnunetv2_kd import __version__
+from nnunetv2_kd.leaderboard import cases, plots
+from nnunetv2_kd.leaderboard.board import Board, Entry
+from nnunetv2_kd.leaderboard.origin import made
+from nnunetv2_kd.leaderboard.words import NOTHING, columns, conventions, remarks, verdict
+
+FILES = Path(__file__).parent / "page_files"
+
+
+def to_page(boards: Sequence[Board]) -> str:
+    """The page as HTML. Everything that comes from names and files is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(FILES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(
+        boards=[_section(i, board) for i, board in enumerate(boards)],
+        title=", ".join(board.dataset for board in boards),
+        version=__version__,
+        date=datetime.date.today().isoformat(),
+    )
+
+
+def _section(number: int, board: Board) -> dict[str, Any]:
+    shown = [c for c in columns(board) if c.heading == "#" or any(c.text(e) != NOTHING for e in board.entries)]
+    featured = cases.featured(board)
+    pictures, why_none = cases.worst_cases(board, featured) if featured is not None else ([], "No case was scored.")
+    return {
+        "id": f"dataset{number}",
+        "board": board,
+        "verdict": verdict(board),
+        "columns": shown,
+        "rows": [{"entry": e, "cells": [(c.text(e), _key(c.key(e))) for c in shown]} for e in board.entries],
+        "kinds": sorted({entry.kind for entry in board.entries}),
+        "ranked": [_ranks(entry) for entry in board.compared if entry.rank_shares],
+        "by_params": plots.dice_against(board, lambda e: e.cost.params, "parameters", f"params{number}"),
+        "by_ms": plots.dice_against(board, lambda e: e.cost.ms, "milliseconds per case", f"ms{number}"),
+        "per_case": plots.per_case(board, f"cases{number}"),
+        "featured": featured,
+        "pictures": pictures,
+        "why_none": why_none,
+        "legend": cases.legend(board),
+        "made": [(entry, made(entry.model)) for entry in board.entries],
+        "conventions": conventions(board),
+        "remarks": remarks(board),
+    }
+
+
+def _key(value: float | str) -> str:
+    """What the script sorts by: empty goes last."""
+    return value if isinstance(value, str) else "" if math.isnan(value) else repr(float(value))
+
+
+def _ranks(entry: Entry) -> dict[str, Any]:
+    """A model's shares of ranks as whole percents, and how strongly to shade each."""
+    shares = [{"percent": f"{100 * share:.0f}" if share >= 0.01 else ("<1" if share else ""), "shade": f"{share:.2f}"}
+              for share in entry.rank_shares]  # fmt: skip
+    return {"entry": entry, "shares": shares}

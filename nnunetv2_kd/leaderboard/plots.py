@@ -1,0 +1,106 @@
+"""The page's plots, as SVG to be put into it."""
+
+import io
+import math
+import re
+from collections.abc import Callable
+
+import matplotlib as mpl
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from nnunetv2_kd.leaderboard.board import Board, Entry
+from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, STOCK, TEACHER
+from nnunetv2_kd.leaderboard.words import on_front
+from nnunetv2_kd.students import in_words
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart; the shapes tell the same
+STYLE = {TEACHER: ("#000000", "s"), DISTILLED: ("#0072B2", "o"), ALONE: ("#D55E00", "^"), STOCK: ("#009E73", "D")}
+SETTINGS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nnunetv2_kd",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: str, name: str) -> Markup:
+    """Dice against a cost, with the models that no other beats joined by a line; empty where the cost is not known.
+
+    Args:
+        board: the models.
+        cost: greater than 0, or None.
+        heading: of the axis.
+        name: no other figure of the page has it.
+    """
+    entries = [entry for entry in board.compared if cost(entry)]
+    if not entries:
+        return Markup("")
+    front = on_front(board, cost)
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([cost(e) for e in front], [e.mean_dice for e in front], color="#777777", linewidth=1,
+                  drawstyle="steps-post", zorder=1, label="Pareto front")  # fmt: skip
+        for kind, (colour, marker) in STYLE.items():
+            mine = [entry for entry in entries if entry.kind == kind]
+            if mine:
+                axes.scatter([cost(e) for e in mine], [e.mean_dice for e in mine], c=colour, marker=marker, s=42,
+                             alpha=0.8, label=kind, zorder=2)  # fmt: skip
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+        costs = [cost(entry) or 0 for entry in entries]
+        if max(costs) > 5 * min(costs):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.margins(x=0.15)
+        for i, entry in enumerate(front):  # above: up there no model can be, or it would be on the front
+            side = "left" if i == 0 else "right" if i == len(front) - 1 else "center"
+            axes.annotate(entry.label, (cost(entry) or 0, entry.mean_dice), xytext=(0, (8, 19)[i % 2]),
+                          textcoords="offset points", ha=side, fontsize=8)  # fmt: skip
+        shown = in_words if max(costs) >= 1e5 else "{:g}".format
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value).replace(".00", "")))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(xlabel=heading, ylabel="mean Dice")
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
+        told = "; ".join(f"{e.label}: {e.mean_dice:.3f} at {in_words(cost(e) or 0)}" for e in front)
+        return _svg(figure, f"Mean Dice against {heading}. Models that no other beats, cheapest first: {told}.", name)
+
+
+def per_case(board: Board, name: str) -> Markup:
+    """Every case's mean Dice, a box and the cases as points per model; empty where nothing was scored."""
+    entries = board.compared
+    if not entries or board.per_case.empty:
+        return Markup("")
+    values = [board.per_case.loc[entry.name].dropna().to_numpy() for entry in entries]
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=(7, 0.9 + 0.32 * len(entries)), layout="constrained")
+        axes = figure.subplots()
+        axes.boxplot(values, orientation="horizontal", widths=0.6, showfliers=False,
+                     medianprops={"color": "#000000"}, boxprops={"color": "#777777"})  # fmt: skip
+        for position, (entry, mine) in enumerate(zip(entries, values, strict=True), start=1):
+            spread = [position + 0.22 * math.sin(2.4 * i) for i in range(len(mine))]  # apart, and the same every time
+            colour, marker = STYLE[entry.kind]
+            axes.scatter(mine, spread, s=9, c=colour, marker=marker, alpha=0.45, linewidths=0, zorder=3)
+        axes.set_yticks(range(1, len(entries) + 1), [entry.label for entry in entries], fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel("mean Dice of a case (box: quartiles and median)")
+        axes.grid(axis="x", alpha=0.25)
+        return _svg(figure, f"Mean Dice of every case of {len(entries)} models, best model on top.", name)
+
+
+def _svg(figure: Figure, told: str, name: str) -> Markup:
+    """The figure as an element of a page, with a text for those who do not see it."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # every figure of matplotlib's has the same ids, and a page may have each only once
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(told)}" ', 1))

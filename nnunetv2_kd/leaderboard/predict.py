@@ -1,0 +1,172 @@
+"""Other images than the validation cases: check them against their ground truth, and predict them with every model."""
+
+import contextlib
+import glob
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
+
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.leaderboard.models import FINAL, Model
+from nnunetv2_kd.leaderboard.scores import Job, geometry_difference, reader_of, structures_of
+from nnunetv2_kd.teachers.checkpoint import sha256
+
+STAMP = "made_with.json"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with their ground truth."""
+
+    images: Path
+    truths: Path
+    cases: tuple[str, ...]
+    channels: int
+    ending: str
+
+    def image_files(self, case: str) -> list[str]:
+        return [str(self.images / f"{case}_{channel:04d}{self.ending}") for channel in range(self.channels)]
+
+
+def check_images(images: Path, truths: Path, dataset_json: dict[str, Any]) -> ImageSet:
+    """Images and ground truth of a folder, in nnU-Net's naming, that belong together.
+
+    Args:
+        images: ``CASE_0000.nii.gz`` and so on.
+        truths: ``CASE.nii.gz``.
+        dataset_json: of the dataset that the models were trained on.
+
+    Raises:
+        KDError: where a folder is missing or empty, a case has no ground truth, or one of other geometry or labels;
+            lists every such case.
+    """
+    for flag, folder in (("-i", images), ("-gt", truths)):
+        if not folder.is_dir():
+            raise KDError(f"{flag} {folder} is no folder.")
+    ending = dataset_json["file_ending"]
+    cases = [str(case) for case in get_identifiers_from_splitted_dataset_folder(str(images), ending) if case]
+    if not cases:
+        raise KDError(f"-i {images} holds no image named CASE_0000{ending}, as the models of this dataset expect.")
+    without = [case for case in cases if not (truths / f"{case}{ending}").is_file()]
+    if without:
+        shown = [f"{case}: {truths / (case + ending)} does not exist" for case in without]
+        raise KDError(listing(f"{len(without)} of {len(cases)} images have no ground truth:", shown))
+    channels = len(dataset_json["channel_names"])
+    if dataset_json.get("overwrite_image_reader_writer") == "NaturalImage2DIO":
+        channels = len({file.name[-len(ending) - 5 :] for file in images.glob(f"{glob.escape(cases[0])}_????{ending}")})
+    image_set = ImageSet(images, truths, tuple(cases), channels, ending)
+    problems = [problem for case in cases if (problem := _problem(case, image_set, dataset_json))]
+    if problems:
+        title = f"{len(problems)} of {len(cases)} cases do not fit (images {images}, ground truth {truths}):"
+        raise KDError(listing(title, problems))
+    return image_set
+
+
+def predict(model: Model, image_set: ImageSet, output: Path, device: torch.device) -> None:
+    """Predict with nnU-Net, all trained folds of the model together; nothing where that was done before with the same
+    checkpoints and all of the predictions are there.
+
+    Args:
+        model: with at least one trained fold.
+        image_set: what to predict.
+        output: folder for the predictions; made where it is not there.
+        device: to predict on.
+
+    Raises:
+        KDError: where nnU-Net cannot predict with this model; with its reason.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    ending = model.dataset_json["file_ending"]
+    stamp = {
+        "checkpoints": {fold.name: sha256(fold.checkpoint) for fold in model.predicting_folds},
+        "images": {file: [os.stat(file).st_size, os.stat(file).st_mtime_ns]
+                   for case in image_set.cases for file in image_set.image_files(case)},
+    }  # fmt: skip
+    files = [output / f"{case}{ending}" for case in image_set.cases]
+    if _read(output / STAMP) == stamp and all(file.is_file() for file in files):
+        return
+    (output / STAMP).unlink(missing_ok=True)
+    if model.configuration.endswith("cascade_fullres"):
+        raise KDError("a cascade needs the predictions of its previous stage: not predicted here")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            predictor = predictor_of(model, device)
+            predictor.predict_from_files_sequential(
+                [image_set.image_files(case) for case in image_set.cases],
+                [str(output / case) for case in image_set.cases],
+            )
+    except Exception as error:  # nnU-Net's, of any kind; the other models go on
+        raise KDError(f"nnU-Net cannot predict with it: {type(error).__name__}: {error}") from error
+    (output / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
+
+
+def predictor_of(model: Model, device: torch.device) -> nnUNetPredictor:
+    """nnU-Net's predictor with its own settings: step 0.5, Gaussian weights, mirroring."""
+    predictor = nnUNetPredictor(device=device, allow_tqdm=False)
+    folds = tuple(fold.name for fold in model.predicting_folds)
+    predictor.initialize_from_trained_model_folder(str(model.folder), folds, FINAL)
+    return predictor
+
+
+def image_jobs(model: Model, image_set: ImageSet, output: Path, tolerance: float) -> list[Job]:
+    """What to score of predictions of a test set; see `scores.Job`."""
+    structures = structures_of(model.plans, model.dataset_json)
+    ending, reader = model.dataset_json["file_ending"], reader_of(model.dataset_json)
+    ignore = PlansManager(model.plans).get_label_manager(model.dataset_json).ignore_label
+    folds = "+".join(fold.name for fold in model.predicting_folds)
+    return [
+        Job(model.name, folds, case, image_set.truths / f"{case}{ending}", output / f"{case}{ending}", structures,
+            ignore, reader, tolerance, None)
+        for case in image_set.cases
+    ]  # fmt: skip
+
+
+def _problem(case: str, image_set: ImageSet, dataset_json: dict[str, Any]) -> str:
+    """What keeps a case from being scored, in words; empty where nothing does."""
+    reader = reader_of(dataset_json)()
+    try:
+        image, image_properties = reader.read_images(image_set.image_files(case))
+        truth, truth_properties = reader.read_seg(str(image_set.truths / f"{case}{image_set.ending}"))
+    except Exception as error:  # the reader's, of any kind
+        return f"{case}: cannot be read: {error}"
+    difference = geometry_difference(image, truth, (image_properties, truth_properties))
+    if difference:
+        return f"{case}: image and ground truth differ: {difference}"
+    known = {int(v) for value in dataset_json["labels"].values() for v in np.atleast_1d(value)}
+    strange = sorted({int(value) for value in np.unique(truth)} - known)
+    if strange:
+        return f"{case}: the ground truth has labels {strange}, the models know {sorted(known)}"
+    return ""
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def check_writable(folder: Path) -> None:
+    """Make an output folder.
+
+    Raises:
+        KDError: where it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise KDError(
+            f"-o {folder} cannot be written to: {error.strerror}. Choose another folder, or: chmod u+w '{folder}'"
+        ) from error

@@ -1,0 +1,235 @@
+"""From the names of datasets to their boards."""
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.leaderboard.board import Board, make_board
+from nnunetv2_kd.leaderboard.cost import ModelCost, measure, size_of
+from nnunetv2_kd.leaderboard.models import Model, dataset_name, find_models, pick
+from nnunetv2_kd.leaderboard.predict import ImageSet, check_images, image_jobs, predict
+from nnunetv2_kd.leaderboard.scores import Job, Row, Structure, failed_rows, score, structures_of, validation_jobs
+
+Say = Callable[[str], None]
+JOBS_WORTH_A_PROCESS = 16  # starting one takes seconds
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare; the flags of ``nnUNetv2_kd leaderboard``. ``timed``: how many cases to time every model on."""
+
+    datasets: Sequence[str]
+    device: torch.device
+    configurations: list[str] | None = None
+    folds: list[str] | None = None
+    output: Path | None = None
+    images: Path | None = None
+    truths: Path | None = None
+    reference: str | None = None
+    teacher: str | None = None
+    tolerance: float = 1.0
+    timed: int = 0
+    processes: int = 1
+
+
+def check_request(request: Request) -> None:
+    """The flags fit each other and this machine.
+
+    Raises:
+        KDError: where they do not; with what to type.
+    """
+    if (request.images is None) != (request.truths is None):
+        given, lacking = ("-i", "-gt LABELS") if request.truths is None else ("-gt", "-i IMAGES")
+        raise KDError(f"{given} is given alone. Predictions are compared with ground truth: add {lacking}.")
+    if request.images is not None and request.output is None:
+        raise KDError("-i needs a folder to keep the predictions in: add -o FOLDER.")
+    if request.images is not None and len(request.datasets) > 1:
+        raise KDError(f"-i is of one dataset, -d names {len(request.datasets)}. Run the command once per dataset.")
+    if not request.tolerance > 0:
+        raise KDError(f"--tolerance must be greater than 0 mm, found {request.tolerance:g}.")
+    if request.timed < 0:
+        raise KDError(f"--time must be 0 or a number of cases, found {request.timed}.")
+    if request.processes < 1:
+        raise KDError(f"-np must be at least 1, found {request.processes}.")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if (request.images is not None or request.timed) and not there[request.device.type]:
+        raise KDError(f"There is no device {request.device.type} here. Add: -device cpu")
+
+
+def make_boards(request: Request, say: Say) -> list[Board]:
+    """The boards of all datasets, in the order asked for.
+
+    Args:
+        request: what to compare.
+        say: told what is being done, one line each.
+
+    Raises:
+        KDError: where there is nothing to compare, or images and ground truth do not fit.
+    """
+    check_request(request)
+    names = [dataset_name(dataset) for dataset in request.datasets]
+    return [_make_board(name, request, say) for name in dict.fromkeys(names)]
+
+
+def _make_board(dataset: str, request: Request, say: Say) -> Board:
+    models, problems = find_models(dataset, request.configurations, request.folds)
+    models, structures = of_one_task(models, problems)
+    for name, flag in ((request.reference, "--reference"), (request.teacher, "--teacher")):
+        if name is not None:  # a name that fits none is told before hours of scoring
+            pick(models, name, flag)
+    say(f"{dataset}: {len(models)} models")
+    image_set = None
+    if request.images is not None and request.truths is not None and request.output is not None:
+        image_set = check_images(request.images, request.truths, models[0].dataset_json)
+        jobs, rows = _predicted(models, image_set, request, request.output / "predictions" / dataset, problems, say)
+        source = f"{len(image_set.cases)} images of {request.images}, predicted by nnU-Net with all trained folds"
+    else:
+        jobs, rows = _validated(models, request, problems)
+        source = "nnU-Net's own validation of each fold (summary.json)"
+    rows += _score(jobs, request.processes, say)
+    costs = {model.name: size_of(model) for model in models}
+    timed = _time(models, costs, rows, image_set, request, problems, say) if request.timed else ""
+    board = make_board(
+        models, rows, costs, structures=structures, source=source, tolerance=request.tolerance, problems=problems,
+        reference=request.reference, teacher=request.teacher, on_own_validation=image_set is None,
+    )  # fmt: skip
+    board.timed = timed
+    board.truths = image_set.truths if image_set is not None else truth_folder(dataset)
+    board.predictions = {(job.model, job.case): job.prediction for job in jobs}
+    board.images = {case: image_files(models[0], case, image_set) for case in sorted({job.case for job in jobs})}
+    return board
+
+
+def of_one_task(models: list[Model], problems: list[str]) -> tuple[list[Model], list[str]]:
+    """The models of the same structures as the first; the others are problems."""
+    structures: dict[str, Structure] = {}
+    fitting: list[Model] = []
+    for model in models:
+        try:
+            found = structures_of(model.plans, model.dataset_json)
+        except Exception as error:  # nnU-Net's, of any kind, for a file that it did not write
+            problems.append(
+                f"{model.name}: plans.json or dataset.json is not nnU-Net's: {type(error).__name__}: {error}"
+            )
+            continue
+        if not fitting or found == structures:
+            fitting.append(model)
+            structures = found
+        else:
+            problems.append(f"{model.name}: not compared: it segments {found}, {fitting[0].name} {structures}")
+    if not fitting:
+        raise KDError(listing(f"No model of {models[0].dataset} can be compared:", problems))
+    return fitting, list(structures)
+
+
+def _validated(models: list[Model], request: Request, problems: list[str]) -> tuple[list[Job], list[Row]]:
+    """What to score of the models' own validation, and the rows of cases that are missing."""
+    truths, splits = truth_folder(models[0].dataset), _splits(models[0].dataset)
+    if truths is None:
+        problems.append(
+            "No surface distances: no ground truth in nnUNet_preprocessed (gt_segmentations) or nnUNet_raw (labelsTr)."
+        )
+    jobs: list[Job] = []
+    rows: list[Row] = []
+    for model in models:
+        more_jobs, more_rows, more_problems = validation_jobs(model, truths, splits, request.tolerance)
+        jobs += more_jobs
+        rows += more_rows
+        problems += more_problems
+    return jobs, rows
+
+
+def _predicted(
+    models: list[Model], image_set: ImageSet, request: Request, output: Path, problems: list[str], say: Say
+) -> tuple[list[Job], list[Row]]:
+    """Predict; what to score of it, and the rows of cases that were not predicted."""
+    jobs: list[Job] = []
+    rows: list[Row] = []
+    for model in models:
+        if not model.predicting_folds:
+            continue
+        say(f"predicting with {model.name}")
+        folder = output / model.name
+        try:
+            predict(model, image_set, folder, request.device)
+        except KDError as error:
+            problems.append(f"{model.name}: {error}")
+        for job in image_jobs(model, image_set, folder, request.tolerance):
+            if job.prediction.is_file():
+                jobs.append(job)
+            else:
+                rows += failed_rows(job.model, job.fold, job.case, job.structures, "not predicted")
+    return jobs, rows
+
+
+def _score(jobs: list[Job], processes: int, say: Say) -> list[Row]:
+    say(f"scoring {len(jobs)} predictions")
+    processes = min(processes, 1 + len(jobs) // JOBS_WORTH_A_PROCESS)
+    if processes == 1:
+        return [row for job in jobs for row in score(job)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return [row for rows in pool.map(score, jobs, chunksize=4) for row in rows]
+
+
+def _time(
+    models: list[Model],
+    costs: dict[str, ModelCost],
+    rows: list[Row],
+    image_set: ImageSet | None,
+    request: Request,
+    problems: list[str],
+    say: Say,
+) -> str:
+    """Times the models; returns in words how."""
+    scored = sorted({row["case"] for row in rows})
+    files = [image_files(models[0], case, image_set) for case in scored]
+    cases = [channels for channels in files if channels][: request.timed]
+    if not cases:
+        problems.append("Not timed: no image of the scored cases was found (nnUNet_raw, imagesTr).")
+        return ""
+    say(f"timing on {len(cases)} cases")
+    measure([model for model in models if model.predicting_folds], costs, cases, request.device)
+    device = torch.cuda.get_device_name(request.device) if request.device.type == "cuda" else request.device.type
+    threads = f" with {torch.get_num_threads()} threads" if request.device.type == "cpu" else ""
+    return (
+        f"ms: median of {len(cases)} cases on {device}{threads}, from image to segmentation, one fold, nnU-Net's "
+        "mirroring and sliding window, models taking turns. Peak memory: "
+        + ("CUDA memory allocated." if request.device.type == "cuda" else "of the whole process with Python and torch.")
+    )  # fmt: skip
+
+
+def truth_folder(dataset: str) -> Path | None:
+    """The ground truth of a dataset's training cases; None where it is not on this machine."""
+    places = []
+    if nnUNet_preprocessed.is_set():
+        places.append(Path(nnUNet_preprocessed) / dataset / "gt_segmentations")
+    if nnUNet_raw.is_set():
+        places.append(Path(nnUNet_raw) / dataset / "labelsTr")
+    return next((place for place in places if place.is_dir()), None)
+
+
+def image_files(model: Model, case: str, image_set: ImageSet | None = None) -> list[str]:
+    """Files of the channels of a case; empty where they are not on this machine."""
+    if image_set is not None:
+        return image_set.image_files(case)
+    if not nnUNet_raw.is_set():
+        return []
+    ending = model.dataset_json["file_ending"]
+    folder = Path(nnUNet_raw) / model.dataset / "imagesTr"
+    length = len(case) + 5 + len(ending)
+    return sorted(str(f) for f in folder.glob("*" + ending) if len(f.name) == length and f.name.startswith(f"{case}_"))
+
+
+def _splits(dataset: str) -> list[dict[str, list[str]]]:
+    file = Path(nnUNet_preprocessed) / dataset / "splits_final.json" if nnUNet_preprocessed.is_set() else None
+    try:
+        return list(json.loads(file.read_text())) if file is not None and file.is_file() else []
+    except ValueError as error:
+        raise KDError(f"{file} is not valid JSON ({error}). Remove it, and nnU-Net makes it again.") from error

@@ -1,0 +1,190 @@
+"""The same table for the terminal, for papers, and for programs."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nnunetv2_kd import __version__
+from nnunetv2_kd.leaderboard.board import ROW, Board, Entry
+from nnunetv2_kd.leaderboard.origin import made
+from nnunetv2_kd.leaderboard.scores import FAILED
+from nnunetv2_kd.leaderboard.words import NOTHING, Column, columns, footnotes, verdict
+
+DROPPED_FIRST = (
+    "folds",
+    "MiB file",
+    "MiB peak",
+    "GFLOPs",
+    "cases",
+    "kind",
+    "HD95 mm",
+    "95 % interval",
+    "difference",
+    "#",
+)
+LEFT_OUT_OF_PAPERS = ("#", "kind", "folds", "cases", "empty", "MiB file", "MiB peak", "difference")
+
+
+def print_board(board: Board, console: Console) -> None:
+    """The verdict, the columns that fit a terminal of this width, and everything that must be known of them."""
+    kept = _fitting(board, console.width)
+    table = Table(title=Text(board.dataset))
+    for column in kept:
+        justify: Any = "right" if column.is_number else "left"
+        table.add_column(Text(column.heading), justify=justify, overflow="fold")
+    for entry in board.entries:
+        table.add_row(*(Text(column.text(entry)) for column in kept))
+    console.print(table)
+    for line in verdict(board):
+        console.print(Text(line))
+    for line in footnotes(board):
+        console.print(Text(line, style="dim"))
+    for line in board.problems:
+        console.print(Text(f"Missing: {line}", style="yellow"))
+
+
+def _fitting(board: Board, width: int) -> list[Column]:
+    """The columns that are not empty, without the least wanted ones until the rest fits on a line."""
+    kept = [c for c in columns(board) if c.heading == "#" or any(c.text(entry) != NOTHING for entry in board.entries)]
+    for heading in (*(f"Dice {name}" for name in board.structures), *DROPPED_FIRST):
+        widths = [max(len(text) for text in (c.heading, *map(c.text, board.entries))) for c in kept]
+        if sum(widths) + 3 * len(kept) + 1 <= width:
+            break
+        kept = [c for c in kept if c.heading != heading]
+    return kept
+
+
+def to_csv(boards: Sequence[Board]) -> str:
+    """Every dataset, model, fold, case and structure, one line each; not a number is empty."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["dataset", *ROW])
+    for board in boards:
+        for row in board.rows[list(ROW)].itertuples(index=False):
+            writer.writerow([board.dataset, *("" if isinstance(v, float) and math.isnan(v) else v for v in row)])
+    return file.getvalue()
+
+
+def to_json(boards: Sequence[Board]) -> str:
+    """Everything, every case too; not a number is null."""
+    return json.dumps(
+        {"nnunetv2_kd": __version__, "datasets": [_as_dict(board) for board in boards]}, indent=1, allow_nan=False
+    )
+
+
+def to_markdown(boards: Sequence[Board]) -> str:
+    """A table per dataset."""
+    parts = []
+    for board in boards:
+        kept = columns(board)
+        lines = [f"## {_markdown(board.dataset)}", "", *(_markdown(line) for line in verdict(board)), ""]
+        lines.append(_line([_markdown(column.heading) for column in kept]))
+        lines.append(_line(["---:" if column.is_number else "---" for column in kept]))
+        lines += [_line([_markdown(column.text(entry)) for column in kept]) for entry in board.entries]
+        lines += ["", *(f"* {_markdown(line)}" for line in footnotes(board))]
+        lines += [f"* Missing: {_markdown(line)}" for line in board.problems]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def to_latex(boards: Sequence[Board]) -> str:
+    """A ``table*`` per dataset for ``\\usepackage{booktabs}``, with the columns that papers print."""
+    parts = []
+    for board in boards:
+        kept = [column for column in columns(board) if column.heading not in LEFT_OUT_OF_PAPERS]
+        kept = [column for column in kept if any(column.text(entry) != NOTHING for entry in board.entries)]
+        alignment = "".join("r" if column.is_number else "l" for column in kept)
+        lines = [
+            "\\begin{table*}", "\\centering", f"\\caption{{{_latex(board.dataset)}: {_latex(board.source)}.}}",
+            f"\\begin{{tabular}}{{{alignment}}}", "\\toprule", _latex_row([column.heading for column in kept]),
+            "\\midrule",
+        ]  # fmt: skip
+        lines += [_latex_row([column.text(entry) for column in kept]) for entry in board.entries]
+        lines += ["\\bottomrule", "\\end{tabular}", "\\end{table*}", *(f"% {line}" for line in footnotes(board))]
+        lines += [f"% Missing: {line}" for line in board.problems]
+        parts.append("\n".join(line.replace("\n", " ") for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _as_dict(board: Board) -> dict[str, Any]:
+    rows = [
+        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+        for row in board.rows.to_dict("records")
+    ]
+    return {
+        "dataset": board.dataset,
+        "source": board.source,
+        "reference": board.reference or None,
+        "tolerance_mm": board.tolerance,
+        "structures": board.structures,
+        "verdict": verdict(board),
+        "shared_cases": board.shared,
+        "models": [_entry_as_dict(entry) for entry in board.entries],
+        "notes": footnotes(board),
+        "problems": board.problems,
+        "failed": sum(row["state"] == FAILED for row in rows),
+        "cases": rows,
+    }
+
+
+def _entry_as_dict(entry: Entry) -> dict[str, Any]:
+    def plain(value: float | None) -> float | None:
+        return None if value is None or math.isnan(value) else value
+
+    gap, cost = entry.gap, entry.cost
+    return {
+        "model": entry.name,
+        "label": entry.label,
+        "kind": entry.kind,
+        "teacher": entry.teacher,
+        "alone": entry.alone,
+        "rank": entry.rank,
+        "folds": [fold.name for fold in entry.model.folds if not fold.problem],
+        "cases": entry.cases,
+        "mean_dice": plain(entry.mean_dice),
+        "mean_dice_95": [plain(entry.low), plain(entry.high)],
+        "dice": {name: plain(value) for name, value in entry.dice.items()},
+        "nsd": plain(entry.nsd),
+        "hd95_mm": plain(entry.hd95_mm),
+        "values_in_nsd_and_hd95": list(entry.measured),
+        "counts": entry.counts,
+        "params": cost.params,
+        "gflops_per_patch": plain(cost.gflops),
+        "file_mib": plain(cost.file_mib),
+        "ms_per_case": plain(cost.ms),
+        "peak_mib": plain(cost.peak_mib),
+        "difference_to_reference": plain(entry.difference),
+        "p": plain(entry.p),
+        "p_holm": plain(entry.p_holm),
+        "gap_closed": None if gap is None else vars(gap),
+        "rank_shares": entry.rank_shares,
+        "marks": entry.marks,
+        "made": dict(made(entry.model)),
+    }
+
+
+def _line(values: Sequence[str]) -> str:
+    return f"| {' | '.join(values)} |"
+
+
+def _markdown(text: str) -> str:
+    for character in "\\`*_[]|~":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+
+
+def _latex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$",
+               "–": "--", "†": r"\dag{}", "<": r"\textless{}", ">": r"\textgreater{}", "\n": " "}  # fmt: skip
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+def _latex_row(values: Sequence[str]) -> str:
+    return " & ".join(_latex(value) for value in values) + r" \\"

@@ -1,0 +1,204 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.leaderboard.run import Request, make_boards
+from nnunetv2_kd.leaderboard.words import footnotes, verdict
+from tests.leaderboard.results import Results, eroded, record, shifted, truth_of, without, write
+
+
+def board_of(results, **options):
+    return make_boards(Request(["7"], torch.device("cpu"), **options), lambda line: None)[0]
+
+
+def entry_of(board, trainer):
+    return next(entry for entry in board.entries if entry.model.trainer == trainer)
+
+
+def test_numbers_are_nnunets(family):
+    """Exactly, not nearly."""
+    board = board_of(family)
+    for entry in board.entries:
+        summary = json.loads((entry.model.folder / "fold_0" / "validation" / "summary.json").read_text())
+        assert entry.mean_dice == summary["foreground_mean"]["Dice"]
+        assert entry.dice == {"a": summary["mean"]["1"]["Dice"], "b": summary["mean"]["2"]["Dice"]}
+
+
+def test_comparisons(family):
+    board = board_of(family)
+    teacher, alone = entry_of(board, "nnUNetTrainer"), entry_of(board, "nnUNetTrainerKDBaseline")
+    region, seen = entry_of(board, "nnUNetTrainerRegionKD"), entry_of(board, "nnUNetTrainerKD")
+    assert [entry.rank for entry in board.entries] == [1, 2, 3, 4]
+    assert board.reference == alone.name
+    assert np.isnan(alone.p)
+    assert region.difference == pytest.approx(region.mean_dice - alone.mean_dice)
+    expected = (region.mean_dice - alone.mean_dice) / (teacher.mean_dice - alone.mean_dice)
+    assert region.gap.share == pytest.approx(expected)
+    assert region.gap.low < expected < region.gap.high
+    assert seen.gap.share < 0
+    assert teacher.gap is None
+    assert teacher.rank_shares == [1, 0, 0, 0]
+    assert seen.marks == ["teacher saw validation cases (fold 0: 5)"]
+    assert region.label == "RegionKD · Small"
+    assert len(board.shared) == 8
+    assert any("8 cases are shared by all 4 models" in line for line in board.notes)
+    told = " ".join(footnotes(board))
+    assert "KD · Small: teacher saw validation cases (fold 0: 5)." in told
+    assert "the best student alone; choose with --reference NAME" in told
+    assert "Highest mean Dice: nnUNetTrainer · nnUNetPlans, 1.000" in verdict(board)[0]
+
+
+def test_reference_and_teacher_can_be_chosen(family):
+    board = board_of(family, reference="Region", teacher="nnUNetTrainer__")
+    assert entry_of(board, "nnUNetTrainerRegionKD").name == board.reference
+    assert any("chosen with --reference" in line for line in board.notes)
+    board = board_of(family, teacher="KDBaseline")
+    region = entry_of(board, "nnUNetTrainerRegionKD")
+    assert region.gap.reason == "the teacher is not better than the student alone"
+    with pytest.raises(KDError, match="--reference nothing fits none"):
+        board_of(family, reference="nothing")
+
+
+def test_gap_needs_teacher_and_alone(results):
+    results.add("nnUNetTrainerRegionKD", eroded(2), kd=record("x", {"sha256": "0", "checkpoint": "checkpoint_final.pth",
+                "folder": "f", "fold": "0", "seen_validation_cases": None}))  # fmt: skip
+    board = board_of(results)
+    assert "its teacher is not among these models" in board.entries[0].gap.reason
+    assert board.entries[0].marks == ["teacher saw validation cases (fold 0: an unknown number)"]
+    teacher = results.add("nnUNetTrainer", shifted(0))
+    results.add("nnUNetTrainerKD", eroded(2), kd=record("x", results.teacher_record(teacher)))
+    gap = entry_of(board_of(results), "nnUNetTrainerKD").gap
+    assert gap.share is None
+    assert "no student alone with the same plans" in gap.reason
+
+
+def test_missing_folds_are_shown_and_cases_paired(results):
+    results.add("nnUNetTrainer", shifted(0), folds=(0, 1))
+    results.add("nnUNetTrainerKDBaseline", eroded(2), folds=(1,), kd=record("x"))
+    board = board_of(results)
+    both, one = board.entries
+    assert (both.folds, both.cases) == ("0, 1", 16)
+    assert (one.folds, one.cases, one.marks) == ("1", 8, ["missing folds: 0"])
+    assert board.shared == results.cases(1)
+
+
+def test_failed_and_empty_are_counted_and_not_averaged(results):
+    def change(case, truth):
+        return without(1)(case, truth) if case == "box000" else truth
+
+    truth = without(2)("", truth_of(1))
+    write(results.truths / "box001.nii.gz", truth)
+    folder = results.add("nnUNetTrainer", change)
+    results.add("nnUNetTrainerOther", shifted(0))
+    file = folder / "fold_0" / "validation" / "summary.json"
+    summary = json.loads(file.read_text())
+    summary["metric_per_case"] = summary["metric_per_case"][:-1]
+    file.write_text(json.dumps(summary))
+    board = board_of(results)
+    entry = entry_of(board, "nnUNetTrainer")
+    assert entry.counts == {"missed": 1, "false_alarms": 0, "both_empty": 1, "failed": 2}
+    assert entry.cases == 7
+    assert entry.dice == {"a": pytest.approx(6 / 7), "b": 1.0}
+    assert entry.nsd == pytest.approx((6 / 7 + 1) / 2)
+    assert entry.hd95_mm == 0  # a missed structure has no distance; the count beside it tells
+    assert "box007" not in board.shared
+    assert "nnUNetTrainer__nnUNetPlans__3d_fullres: box007: failed: not in summary.json" in board.problems
+
+
+def test_a_dataset_with_one_case(tmp_path, monkeypatch):
+    results = Results(tmp_path, per_fold=1)
+    results.make_data(folds=1)
+    for variable in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{variable}", str(tmp_path / variable))
+    results.add("nnUNetTrainer", shifted(0))
+    results.add("nnUNetTrainerKDBaseline", shifted(1), kd=record("x"))
+    board = board_of(results)
+    assert [np.isnan(entry.low) for entry in board.entries] == [True, True]
+    assert [np.isnan(entry.p) for entry in board.entries] == [True, True]
+    assert "Fewer than two shared cases: no interval, test or rank share can be given." in board.notes
+    assert board.entries[0].mean_dice == 1.0
+
+
+def test_no_shared_case(results):
+    results.add("nnUNetTrainer", shifted(0), folds=(0,))
+    results.add("nnUNetTrainerOther", shifted(1), folds=(1,))
+    board = board_of(results)
+    assert board.shared == []
+    assert [entry.rank_shares for entry in board.entries] == [[], []]
+
+
+def test_a_case_in_two_folds_counts_once_in_comparisons(results):
+    results.add("nnUNetTrainer", eroded(2))
+    folder = results.add("nnUNetTrainerOther", eroded(3))
+    (folder / "fold_1" / "validation").mkdir(parents=True)
+    for file in (folder / "fold_0").rglob("*.*"):
+        (folder / "fold_1" / file.relative_to(folder / "fold_0")).write_bytes(file.read_bytes())
+    board = board_of(results)
+    entry = entry_of(board, "nnUNetTrainerOther")
+    assert board.shared == results.cases(0)
+    assert "8 cases are in several folds: every one counts in its means" in entry.marks
+
+
+def test_other_structures_are_not_compared(results):
+    results.add("nnUNetTrainer", shifted(0))
+    labels = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "c": 1, "b": 2}, "file_ending": ".nii.gz"}
+    results.add("nnUNetTrainerOther", shifted(0), dataset_json=labels)
+    board = board_of(results)
+    assert len(board.entries) == 1
+    assert "not compared: it segments" in board.problems[0]
+
+
+def test_plans_that_are_not_nnunets_are_told(family):
+    folder = family.models / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    (folder / "dataset.json").write_text("{}")
+    board = board_of(family)
+    assert len(board.entries) == 3
+    assert (
+        "nnUNetTrainer__nnUNetPlans__3d_fullres: plans.json or dataset.json is not nnU-Net's: Key" in board.problems[0]
+    )
+    for other in family.models.iterdir():
+        (other / "dataset.json").write_text("{}")
+    with pytest.raises(KDError, match="No model of Dataset007_Boxes can be compared:"):
+        board_of(family)
+
+
+def test_broken_splits_are_told(family):
+    (family.truths.parent / "splits_final.json").write_text("[")
+    with pytest.raises(KDError, match=r"splits_final.json is not valid JSON .* nnU-Net makes it again"):
+        board_of(family)
+
+
+def test_half_finished_trainings_are_shown(family):
+    (family.models / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth").unlink()
+    board = board_of(family)
+    entry = board.entries[-1]
+    assert (entry.rank, entry.folds, entry.cases, entry.marks) == (None, "none", 0, ["missing folds: 0"])
+    assert any("training not finished: no checkpoint_final.pth" in line for line in board.problems)
+
+
+def test_without_ground_truth_there_is_dice_only(family):
+    family.truths.rename(family.truths.parent / "elsewhere")
+    board = board_of(family)
+    assert not np.isnan(board.entries[0].mean_dice)
+    assert np.isnan(board.entries[0].nsd)
+    assert any(line.startswith("No surface distances: no ground truth") for line in board.problems)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"images": "there"}, "-i is given alone. Predictions are compared with ground truth: add -gt LABELS"),
+        ({"truths": "there"}, "-gt is given alone"),
+        ({"images": "there", "truths": "there"}, "add -o FOLDER"),
+        ({"tolerance": 0.0}, "--tolerance must be greater than 0 mm, found 0"),
+        ({"tolerance": float("nan")}, "--tolerance must be greater than 0 mm, found nan"),
+        ({"timed": -1}, "--time must be 0 or a number of cases, found -1"),
+    ],
+)
+def test_refused_requests(family, options, expected):
+    with pytest.raises(KDError) as caught:
+        board_of(family, **options)
+    assert expected in str(caught.value)

@@ -1,0 +1,81 @@
+import csv
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from nnunetv2_kd.leaderboard.run import Request, make_boards
+from nnunetv2_kd.leaderboard.tables import print_board, to_csv, to_json, to_latex, to_markdown
+from nnunetv2_kd.leaderboard.write import write_all
+from tests.leaderboard.results import eroded, record, shifted
+
+STRANGE = "my plans & 50% <b>_x_|y $z$ [red]"
+
+
+@pytest.fixture
+def boards(family):
+    kd = record("nnUNetTrainerKDBaseline", note="<script>alert(1)</script>")
+    family.add("nnUNetTrainerKDBaseline", eroded(3), plans_name=STRANGE, kd=kd)
+    return make_boards(Request(["7"], torch.device("cpu")), lambda line: None)
+
+
+def printed(board, width):
+    stream = io.StringIO()
+    print_board(board, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def test_terminal(boards):
+    wide = printed(boards[0], 260)
+    for words in ("95 % interval", "reference", "Dice a", "gap closed", "student distilled", STRANGE, "KD · Small †"):
+        assert words in wide
+    assert "ms" not in [cell.strip() for cell in wide.splitlines()[1].split("┃")]  # not timed
+    narrow = printed(boards[0], 80)
+    assert "Dice a" not in narrow[: narrow.index("Highest mean Dice")]
+    assert max(len(line) for line in narrow.splitlines()) <= 80
+
+
+def test_csv_has_every_case(boards):
+    rows = list(csv.DictReader(io.StringIO(to_csv(boards))))
+    assert len(rows) == 5 * 8 * 2
+    row = next(r for r in rows if r["model"].startswith("nnUNetTrainerRegionKD__") and r["case"] == "box001")
+    assert (row["dataset"], row["fold"], row["structure"], row["state"]) == ("Dataset007_Boxes", "0", "a", "scored")
+    assert 0 < float(row["dice"]) < 1
+    assert any(STRANGE in r["model"] for r in rows)
+
+
+def test_json_is_strict_and_complete(boards):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    loaded = json.loads(to_json(boards), parse_constant=refuse)["datasets"][0]
+    assert len(loaded["cases"]) == 5 * 8 * 2
+    model = next(m for m in loaded["models"] if m["model"].startswith("nnUNetTrainerRegionKD__"))
+    assert model["teacher"] == "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    assert model["alone"] == "nnUNetTrainerKDBaseline__nnUNetPlansSmall__3d_fullres"
+    assert 0 < model["gap_closed"]["share"] < 1
+    assert sum(model["rank_shares"]) == pytest.approx(1)
+    assert model["ms_per_case"] is None
+    assert loaded["reference"] in (m["model"] for m in loaded["models"])
+
+
+def test_markdown_and_latex_escape_names(boards):
+    markdown = to_markdown(boards)
+    assert r"my plans &amp; 50% &lt;b&gt;\_x\_\|y $z$ \[red\]" in markdown
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    latex = to_latex(boards)
+    assert r"my plans \& 50\% \textless{}b\textgreater{}\_x\_|y \$z\$ [red]" in latex
+    body = latex[latex.index("\\toprule") : latex.index("\\bottomrule")]
+    assert len({line.replace("\\&", "").count("&") for line in body.splitlines() if line.endswith("\\\\")}) == 1
+
+
+def test_write_all(boards, tmp_path, results):
+    results.add("nnUNetTrainerNew", shifted(1))
+    files = write_all(boards, tmp_path / "out")
+    assert sorted(file.name for file in files) == [
+        "index.html", "leaderboard.csv", "leaderboard.json", "leaderboard.md", "leaderboard.tex",
+    ]  # fmt: skip
+    assert all(file.stat().st_size > 0 for file in files)
