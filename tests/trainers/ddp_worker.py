@@ -28,11 +28,12 @@ def work(rank: int, root: str, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    terms = {"voxel_kl": {}, "region_kl": {}, "importance_map": {}, "region_affinity": {}}
+    terms = {"voxel_kl": {}, "region_kl": {}, "importance_map": {}, "region_affinity": {}, "fitnet": {}}
     trainer = make_trainer(OnCPU, World(Path(root)), terms=terms)
     trainer.run_training()
     weights = torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
-    torch.save({"weights": weights, "rows": len(trainer._history.rows)}, Path(root) / f"rank{rank}.pt")
+    adapters = torch.cat([p.detach().flatten() for p in trainer.loss.adapters.parameters()])
+    torch.save({"weights": weights, "adapters": adapters, "rows": len(trainer._history.rows)}, Path(root) / f"rank{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -17,6 +17,7 @@ def test_two_processes_train_one_student(world):
     done = world.run(sys.executable, "-m", "tests.trainers.ddp_worker", world.root, str(find_free_network_port()))
     first, second = (torch.load(world.root / f"rank{rank}.pt") for rank in (0, 1))
     assert torch.equal(first["weights"], second["weights"])
+    assert torch.equal(first["adapters"], second["adapters"])
     assert (first["rows"], second["rows"]) == (2, 0)  # only the first writes
     folder = world.results / DATASET / "OnCPU__nnUNetPlans__3d_fullres" / "fold_0"
     assert (folder / "checkpoint_final.pth").is_file()
