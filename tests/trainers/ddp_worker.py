@@ -33,7 +33,8 @@ def work(rank: int, root: str, port: int) -> None:
     trainer.run_training()
     weights = torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
     adapters = torch.cat([p.detach().flatten() for p in trainer.loss.adapters.parameters()])
-    torch.save({"weights": weights, "adapters": adapters, "rows": len(trainer._history.rows)}, Path(root) / f"rank{rank}.pt")
+    kept = {"weights": weights, "adapters": adapters, "rows": len(trainer._history.rows)}
+    torch.save(kept, Path(root) / f"rank{rank}.pt")
     dist.destroy_process_group()
 
 
