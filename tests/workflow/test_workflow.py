@@ -83,8 +83,10 @@ def test_the_bundled_grid(dry_run):
 
 
 @needs_snakemake
-def test_only_what_is_not_there_is_run(dry_run, folders, grid_of):
-    """One training is left, and its plans; then none, with the options gone as well."""
+def test_only_what_is_not_there_is_run(dry_run, folders, grid_of, tmp_path):
+    """One training is left, and its plans; then none, with the options gone as well. With a page that is there."""
+    (tmp_path / "kd_grid_tiny" / "leaderboard" / DATASET).mkdir(parents=True)
+    page = tmp_path / "kd_grid_tiny" / "leaderboard" / DATASET / "index.html"
     models = grid_of(TINY).models.values()
     for model in models:
         fold = folders["nnUNet_results"] / model.dataset / model.name / "fold_0" / "validation"
@@ -94,10 +96,12 @@ def test_only_what_is_not_there_is_run(dry_run, folders, grid_of):
     plans = folders["nnUNet_preprocessed"] / DATASET
     plans.mkdir()
     (plans / "nnUNetPlans.json").write_text("{}")
+    page.touch()
     status, jobs, printed = dry_run("--configfile", WORKFLOW / "config_tiny.yaml")
     assert status == 0, printed
     assert jobs == {"options": 2, "plan_student": 1, "train_student": 1, "leaderboard": 1, "all": 1, "total": 6}
     (fold / "summary.json").write_text("{}")
+    page.unlink()
     assert dry_run("--configfile", WORKFLOW / "config_tiny.yaml")[1] == {"leaderboard": 1, "all": 1, "total": 2}
 
 
@@ -118,7 +122,6 @@ def test_nnunets_paths_must_be_set(dry_run, folders):
     assert "Not set: nnUNet_results" in dry_run()[2]
 
 
-@needs_snakemake
 def test_the_slurm_profile_has_the_rules_of_the_workflow():
     profile = yaml.safe_load((WORKFLOW / "profiles" / "slurm" / "config.yaml").read_text())
     rules = re.findall(r"^(?:use )?rule (?:\w+ as )?(\w+)", (WORKFLOW / "Snakefile").read_text(), re.M)
