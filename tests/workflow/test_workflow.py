@@ -18,7 +18,8 @@ from tests.conftest import DATASET
 ROOT = Path(__file__).parents[2]
 WORKFLOW = ROOT / "workflow"
 sys.path.insert(0, str(WORKFLOW))
-from kd_grid import check_config, check_unchanged, make_grid, options_file, read_recipe  # noqa: E402
+from kd_config import check_config  # noqa: E402
+from kd_grid import check_unchanged, make_grid, options_file, read_recipe  # noqa: E402
 
 SNAKEMAKE = shutil.which("snakemake")
 needs_snakemake = pytest.mark.skipif(SNAKEMAKE is None, reason="pip install '.[workflow]'")
