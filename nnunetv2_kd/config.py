@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.losses import Rule
 from nnunetv2_kd.term_options import CheckedOptions, Terms
 
 VARIABLE = "nnUNet_kd_config"
@@ -54,7 +55,7 @@ class WeightedTeacherOptions(TeacherOptions):
 class CombineOptions(CheckedOptions):
     """How several teachers become one answer, always on probabilities."""
 
-    rule: Literal["mean", "confidence", "region"] = Field(
+    rule: Rule = Field(
         "mean", description="everywhere alike, by how right each is at a voxel, or by how well each knows a region"
     )
     tau: float = Field(1.0, gt=0, description="of the rule confidence: the smaller, the more the best one decides")

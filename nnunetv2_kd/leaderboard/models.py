@@ -12,9 +12,9 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.teachers import dataset_id
 from nnunetv2_kd.teachers.checkpoint import read_checkpoint
+from nnunetv2_kd.trainers.checkpoint import RECORD_FILE
 
 FINAL = "checkpoint_final.pth"
-RECORD_FILE = "kd_record.json"
 ALL = "all"
 
 

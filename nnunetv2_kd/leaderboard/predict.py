@@ -19,6 +19,7 @@ from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.leaderboard.models import FINAL, Model
 from nnunetv2_kd.leaderboard.scores import Job, geometry_difference, reader_of, structures_of
 from nnunetv2_kd.teachers.checkpoint import sha256
+from nnunetv2_kd.trainers.environment import why_not_writable
 
 STAMP = "made_with.json"
 
@@ -161,12 +162,6 @@ def check_writable(folder: Path) -> None:
     Raises:
         KDError: where it cannot be made or written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise KDError(
-            f"-o {folder} cannot be written to: {error.strerror}. Choose another folder, or: chmod u+w '{folder}'"
-        ) from error
+    problem = why_not_writable(folder)
+    if problem:
+        raise KDError(f"-o {folder} cannot be written to: {problem}. Choose another folder, or: chmod u+w '{folder}'")

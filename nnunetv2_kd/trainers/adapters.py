@@ -10,12 +10,32 @@ from torch import Tensor, nn
 State = dict[str, Any]
 
 
+def start(adapters: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, resumed: State, is_ddp: bool) -> bool:
+    """Train the adapters from now on, from where a resumed training left them.
+
+    Args:
+        resumed: what the checkpoint keeps for resuming; empty where there is none.
+        is_ddp: whether there are other workers.
+
+    Returns:
+        Whether they start anew.
+    """
+    if not list(adapters.parameters()):
+        return False
+    add_to_optimizer(adapters, optimizer, scheduler)
+    kept = "adapters" in resumed
+    if kept:
+        adapters.load_state_dict(resumed["adapters"])
+        restore_optimizer_state(adapters, optimizer, resumed["adapters_optimizer"])
+    if is_ddp:
+        keep_equal_on_workers(adapters)
+    return not kept
+
+
 def add_to_optimizer(adapters: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
     """Train the adapters with the optimizer and the learning rate of the network, in a group of their own."""
-    parameters = list(adapters.parameters())
-    if parameters:
-        optimizer.add_param_group({"params": parameters, "lr": optimizer.param_groups[0]["lr"]})
-        scheduler.base_lrs = [*scheduler.base_lrs, scheduler.base_lrs[0]]  # torch's own schedulers count the groups
+    optimizer.add_param_group({"params": list(adapters.parameters()), "lr": optimizer.param_groups[0]["lr"]})
+    scheduler.base_lrs = [*scheduler.base_lrs, scheduler.base_lrs[0]]  # torch's own schedulers count the groups
 
 
 def keep_equal_on_workers(adapters: nn.Module) -> None:

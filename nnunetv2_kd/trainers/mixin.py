@@ -139,7 +139,9 @@ class DistillationMixin(ReportMixin):
         self.loss = DistillationLoss(
             self.loss, terms, labels, Taps(student, {stage: stage for stage in stages}), trained
         )
-        self._start_adapters(trained)
+        anew = adapters.start(trained, self.optimizer, self.lr_scheduler, self._resumed_state, self.is_ddp)
+        if anew and self.current_epoch > 0:
+            self._say("WARNING: the checkpoint holds no adapters (only checkpoint_latest.pth does): they start anew.")
         self._guard = TermGuard()
         self._history = TermHistory(self.output_folder, {name: term.weight for name, term in terms.items()})
         self._history.resume(self.current_epoch)
@@ -166,18 +168,6 @@ class DistillationMixin(ReportMixin):
             teachers.append(teacher)
         check_different(teachers)
         return teachers
-
-    def _start_adapters(self, trained: torch.nn.ModuleDict) -> None:
-        if not list(trained.parameters()):
-            return
-        adapters.add_to_optimizer(trained, self.optimizer, self.lr_scheduler)
-        if "adapters" in self._resumed_state:
-            trained.load_state_dict(self._resumed_state["adapters"])
-            adapters.restore_optimizer_state(trained, self.optimizer, self._resumed_state["adapters_optimizer"])
-        elif self.current_epoch > 0:
-            self._say("WARNING: the checkpoint holds no adapters (only checkpoint_latest.pth does): they start anew.")
-        if self.is_ddp:
-            adapters.keep_equal_on_workers(trained)
 
     # ---- during the training
 

@@ -100,9 +100,11 @@ def test_output_that_cannot_be_written(tmp_path, monkeypatch):
     ):
         check_writable(tmp_path / "file" / "out")
 
-    def refuse(self):
+    def refuse(dir):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module.Path, "touch", refuse)  # a test may run as root, who can write anywhere
+    monkeypatch.setattr(
+        "nnunetv2_kd.trainers.environment.tempfile.TemporaryFile", refuse
+    )  # a test may run as root, who can write anywhere
     with pytest.raises(KDError, match="Permission denied"):
         check_writable(tmp_path / "out")

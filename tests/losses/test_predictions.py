@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_kd.losses import channel_wise, class_affinity, lovasz, soft_dice
+from nnunetv2_kd.losses import channel_wise, class_affinity, lovasz, region_kl, soft_dice, voxel_kl
 from tests.losses import reference_rivals
 
 SIZES = [(2, 3, 6, 4), (2, 3, 4, 3, 2)]
@@ -141,7 +141,7 @@ def test_lovasz_is_not_zero_when_identical_and_unsure(sigmoid, rng):
     assert float(lovasz(z, z.clone(), sigmoid=sigmoid)) > 0.1
 
 
-@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("term", [voxel_kl, region_kl, *TERMS])
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_gradient_to_the_student_only(term, sigmoid, rng):
     z_s, z_t = (z.requires_grad_() for z in pair((2, 3, 4, 4), rng))
