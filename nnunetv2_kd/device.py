@@ -26,7 +26,8 @@ def device_in_words(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type
-    return f"{_processor()} ({prediction_threads()} threads)"
+    threads = prediction_threads()
+    return f"{_processor()} ({threads} thread{'' if threads == 1 else 's'})"
 
 
 def prediction_threads() -> int:

@@ -59,14 +59,10 @@ class FastPredictor(nnUNetPredictor):
         return super()._manage_input_and_output_lists(source, *args, **kwargs)
 
 
-def speed_up(predictor: nnUNetPredictor, wanted: speed.CpuSpeed) -> str:
-    """Let a predictor's network compute in the way that is wanted; on another device than a CPU as nnU-Net does.
-
-    Returns:
-        In which way, in words.
-    """
+def speed_up(predictor: nnUNetPredictor, wanted: speed.CpuSpeed) -> speed.Chosen:
+    """Let a predictor's network compute in the way that is wanted; on another device than a CPU as nnU-Net does."""
     if predictor.device.type != "cpu":
-        return f"nnU-Net's way on {predictor.device.type}"
+        return speed.Chosen(speed.STOCK, f"nnU-Net's own way on {predictor.device.type}")
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
     channels = determine_num_input_channels(plans, configuration, predictor.dataset_json)
     threads = torch.get_num_threads()

@@ -29,6 +29,17 @@ WORTH_IT = 0.95  # of the time of float32; a smaller gain is noise, and float32 
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """How a network computes from now on, and in words why."""
+
+    way: Way
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.way} ({self.reason})" if self.reason else self.way
+
+
+@dataclass(frozen=True)
 class Measured:
     """The fastest way for a network, and the milliseconds of one pass in every way."""
 
@@ -124,7 +135,7 @@ def measure(network: nn.Module, shape: Sequence[int], trained: bool = False) -> 
     return Measured(fastest if ms[fastest] < WORTH_IT * ms[STOCK] else STOCK, ms)
 
 
-def speed_up(network: nn.Module, wanted: CpuSpeed, shape: Sequence[int], trained: bool = False) -> str:
+def speed_up(network: nn.Module, wanted: CpuSpeed, shape: Sequence[int], trained: bool = False) -> Chosen:
     """Let a network compute in the way that the user wants, or in the fastest one.
 
     Args:
@@ -133,21 +144,18 @@ def speed_up(network: nn.Module, wanted: CpuSpeed, shape: Sequence[int], trained
         shape: of its input, ``(B, C, *S)``, to measure with.
         trained: whether it is trained; then in eval mode it still computes as stock nnU-Net does, see `use`.
 
-    Returns:
-        In which way, in words for the log.
-
     Raises:
         KDError: where this processor lacks the instructions for the way that is wanted.
     """
     check_here(wanted)
     if wanted != "measure":
         use(network, wanted, in_training_only=trained)
-        return wanted
+        return Chosen(wanted)
     measured = measure(network, shape, trained)
     use(network, measured.way, in_training_only=trained)
     what = "forward and backward" if trained else "forward"
     missing = "" if cpu_has_bfloat16() else "; no bfloat16 instructions here"
-    return f"{measured.way} (measured, {what}: {measured}{missing})"
+    return Chosen(measured.way, f"measured, {what}: {measured}{missing}")
 
 
 def _milliseconds(network: nn.Module, data: Tensor, trained: bool) -> float:

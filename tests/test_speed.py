@@ -127,7 +127,7 @@ def test_the_fastest_is_chosen_where_it_is_worth_it(ms, expected):
         mock.patch("nnunetv2_kd.speed._milliseconds", side_effect=list(ms.values()) * speed.ROUNDS),
     ):
         measured = made()
-        line = speed.speed_up(measured, "measure", (1, 1, 8, 8, 8))
+        line = str(speed.speed_up(measured, "measure", (1, 1, 8, 8, 8)))
     assert line.startswith(f"{expected} (measured, forward: float32 10.0, bfloat16 ")
     assert ("forward" in vars(measured)) == (expected != "float32")
 
@@ -137,5 +137,5 @@ def test_without_the_instructions(monkeypatch):
     assert speed.ways_here() == ("float32", "float32_channels_last")
     with pytest.raises(KDError, match=r"bfloat16 needs a processor with .* Choose another: measure, float32, float32_"):
         speed.speed_up(made(), "bfloat16", (1, 1, 16, 16, 16))
-    line = speed.speed_up(made(), "measure", (1, 1, 16, 16, 16))
+    line = str(speed.speed_up(made(), "measure", (1, 1, 16, 16, 16)))
     assert line.endswith("no bfloat16 instructions here)")

@@ -153,7 +153,7 @@ def _read(file: Path) -> Any:
         return None
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, flag: str = "-o") -> None:
     """Make an output folder.
 
     Raises:
@@ -161,4 +161,6 @@ def check_writable(folder: Path) -> None:
     """
     problem = why_not_writable(folder)
     if problem:
-        raise KDError(f"-o {folder} cannot be written to: {problem}. Choose another folder, or: chmod u+w '{folder}'")
+        raise KDError(
+            f"{flag} {folder} cannot be written to: {problem}. Choose another folder, or: chmod u+w '{folder}'"
+        )

@@ -131,7 +131,7 @@ def of_one_task(models: list[Model], problems: list[str]) -> tuple[list[Model], 
 
 def _validated(models: list[Model], request: Request, problems: list[str]) -> tuple[list[Job], list[Row]]:
     """What to score of the models' own validation, and the rows of cases that are missing."""
-    truths, splits = truth_folder(models[0].dataset), _splits(models[0].dataset)
+    truths, splits = truth_folder(models[0].dataset), splits_of(models[0].dataset)
     if truths is None:
         problems.append(
             "No surface distances: no ground truth in nnUNet_preprocessed (gt_segmentations) or nnUNet_raw (labelsTr)."
@@ -225,7 +225,7 @@ def image_files(model: Model, case: str, image_set: ImageSet | None = None) -> l
     return sorted(str(f) for f in folder.glob("*" + ending) if len(f.name) == length and f.name.startswith(f"{case}_"))
 
 
-def _splits(dataset: str) -> list[dict[str, list[str]]]:
+def splits_of(dataset: str) -> list[dict[str, list[str]]]:
     file = Path(nnUNet_preprocessed) / dataset / "splits_final.json" if nnUNet_preprocessed.is_set() else None
     try:
         return list(json.loads(file.read_text())) if file is not None and file.is_file() else []
