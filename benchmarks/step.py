@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from nnunetv2_kd.features import Taps, match_stages
 from nnunetv2_kd.labels import Labels
+from nnunetv2_kd.speed import use
 from nnunetv2_kd.teachers import Answer, Teacher, TeacherRecord
 from nnunetv2_kd.term_options import Terms
-from nnunetv2_kd.trainers.environment import use_bfloat16
 from nnunetv2_kd.trainers.loss import DistillationLoss
 from nnunetv2_kd.trainers.terms import build_adapters, tapped_stages, with_resolved_stages
 
@@ -86,8 +86,8 @@ class Bench:
             [True] * (len(size["teacher"][1]) - 1),
         )
         if bfloat16:
-            use_bfloat16(self.student)
-            use_bfloat16(self.teacher.network)
+            use(self.student, "bfloat16_channels_last", in_training_only=True)
+            use(self.teacher.network, "bfloat16_channels_last")
         self.optimizer = torch.optim.SGD(self.student.parameters(), 1e-3, momentum=0.99, nesterov=True)
         self.data = torch.randn(size["batch"], 1, *size["patch"], device=device)
         heads = len(size["student"]) - 1
