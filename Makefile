@@ -23,6 +23,7 @@ test-browser: $(STAMP)
 benchmark: $(STAMP)
 	mkdir -p benchmark_output
 	$(BIN)/python benchmarks/step.py --json benchmark_output/step.json
+	$(BIN)/python benchmarks/teacher.py --json benchmark_output/teacher.json
 	$(BIN)/python benchmarks/regions.py --json benchmark_output/regions.json
 
 lint: $(STAMP)
