@@ -158,7 +158,8 @@ class JointMixin(DistillationMixin):
         if better:
             self._best = self._ema
             self._snapshot.load_state_dict(plain_network(self._learner).state_dict())
-        kept = "distils from now on" if better else f"the one with {self._best:.4f} distils"
+        before = f"the one with {self._best:.4f} distils" if self._best > 0 else "none is good enough to distil yet"
+        kept = "distils from now on" if better else before
         self._say(f"teacher: pseudo Dice {dice:.4f}, running mean {self._ema:.4f}; {kept}")
 
     def _teacher_dice(self) -> float:
