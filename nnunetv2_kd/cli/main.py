@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from nnunetv2_kd import __version__
-from nnunetv2_kd.cli import demo, doctor, leaderboard, plan, split_teachers
+from nnunetv2_kd.cli import demo, doctor, leaderboard, plan, split_teachers, store
 from nnunetv2_kd.errors import KDError
 
-COMMANDS = (plan, split_teachers, leaderboard, doctor, demo)
+COMMANDS = (plan, split_teachers, store, leaderboard, doctor, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:
