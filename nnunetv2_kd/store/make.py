@@ -114,11 +114,10 @@ def _prepare(task: Task, header: dict[str, Any], overwrite: bool) -> None:
     if (task.folder / HEADER).is_file() and not overwrite:
         before = Store(task.folder).header
         fixed = header.keys() - {"cases", "command"}
-        differing = sorted(key for key in fixed if _kept(before, key) != _kept(header, key))
-        if differing:
+        if any(_kept(before, key) != _kept(header, key) for key in fixed):
             raise KDError(
-                f"The store {task.folder} was made with other {' and '.join(differing)}, by: {before['command']}. It "
-                "was kept as it is. Choose another name with -o, or add --overwrite to replace it."
+                f"The store {task.folder} was made with other teachers or settings, by: {before['command']}. It was "
+                "kept as it is. Choose another name with -o, or add --overwrite to replace it."
             )
     elif overwrite:
         for file in task.folder.glob("*.json"):
@@ -212,4 +211,4 @@ def _cannot_write(task: Task, error: OSError) -> str:
             f"The disk is full: {task.folder} holds {kept} finished cases, which are kept. Make room and go on with: "
             f"{task.command}"
         )
-    return f"{task.folder} cannot be written to ({error.strerror or error}). Then go on with: {task.command}"
+    return f"The store {task.folder} cannot be completed: {error}. Once that is mended, go on with: {task.command}"

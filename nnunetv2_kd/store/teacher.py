@@ -1,9 +1,9 @@
 """A stored teacher answers to a batch."""
 
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,13 +67,16 @@ class StoredTeacher:
             cases: the training cases.
         """
         records = [self.store.cases[case] for case in cases]
-        dice = [[np.nan if value is None else value for value in record["dice"]] for record in records]
+        dice = [
+            [value for value in of_class if value is not None]
+            for of_class in zip(*(record["dice"] for record in records), strict=True)
+        ]
         return {
             "folder": str(self.folder),
             "command": self.store.command,
             "mirroring": self.store.header["teachers"][0]["mirroring"],
             "largest_error": max(record["error"] for record in records),
-            "training_dice": [float(value) for value in np.nanmean(dice, axis=0)],
+            "training_dice": [sum(values) / len(values) if values else math.nan for values in dice],
         }
 
     def match(self, stages: list[str], student: nn.Module) -> list[str]:
