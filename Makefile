@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-browser lint install clean
+.PHONY: demo test test-browser benchmark lint install clean
 
 demo: $(STAMP)
 	$(BIN)/nnUNetv2_kd demo -o demo_output
@@ -18,6 +18,13 @@ test-browser: $(STAMP)
 	@if [ -z "$(CHROMIUM)" ] && ! command -v chromium chromium-browser >/dev/null; then \
 		$(BIN)/python -m playwright install chromium; fi
 	$(BIN)/python -m pytest tests/leaderboard/test_browser.py -m browser
+
+# Ratios within one run, on an idle machine; the numbers also go to benchmark_output/*.json
+benchmark: $(STAMP)
+	mkdir -p benchmark_output
+	$(BIN)/python benchmarks/step.py --json benchmark_output/step.json
+	$(BIN)/python benchmarks/teacher.py --json benchmark_output/teacher.json
+	$(BIN)/python benchmarks/regions.py --json benchmark_output/regions.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -33,4 +40,4 @@ $(STAMP): pyproject.toml setup.py
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) demo_output build dist *.egg-info
+	rm -rf $(VENV) demo_output benchmark_output build dist *.egg-info

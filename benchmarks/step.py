@@ -2,7 +2,8 @@
 
 For every recipe in configs/ (and any given with --recipe) the time of a distillation step is divided by the sum of a
 plain student step and a teacher's forward pass, all measured in turn within one run; the median of these ratios counts.
-Memory is the peak of a process that does such steps only.
+Memory is the peak of a process that does such steps only; its floor is that of a process that does plain steps and
+teacher's forward passes, and keeps the answer through the step.
 
     python benchmarks/step.py                        # the hippocampus configuration, on the CPU
     python benchmarks/step.py --size large --device cuda
@@ -30,16 +31,16 @@ from torch import Tensor, nn
 
 from nnunetv2_kd.features import Taps, match_stages
 from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.teachers import Teacher, TeacherRecord
+from nnunetv2_kd.speed import use
+from nnunetv2_kd.teachers import Answer, Teacher, TeacherRecord
 from nnunetv2_kd.term_options import Terms
-from nnunetv2_kd.trainers.environment import use_bfloat16
 from nnunetv2_kd.trainers.loss import DistillationLoss
 from nnunetv2_kd.trainers.terms import build_adapters, tapped_stages, with_resolved_stages
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 UNET = "dynamic_network_architectures.architectures.unet."
 SIZES: dict[str, dict[str, Any]] = {
-    "hippocampus": {"patch": (40, 56, 40), "batch": 2, "classes": 3, "teacher": ("PlainConvUNet", [32, 64, 128, 256]),
+    "hippocampus": {"patch": (40, 56, 40), "batch": 9, "classes": 3, "teacher": ("PlainConvUNet", [32, 64, 128, 256]),
                     "student": [16, 32, 64, 128]},
     "large": {"patch": (128, 128, 128), "batch": 2, "classes": 3,
               "teacher": ("ResidualEncoderUNet", [32, 64, 128, 256, 320, 320]), "student": [16, 32, 64, 128, 160, 160]},
@@ -85,8 +86,8 @@ class Bench:
             [True] * (len(size["teacher"][1]) - 1),
         )
         if bfloat16:
-            use_bfloat16(self.student)
-            use_bfloat16(self.teacher.network)
+            use(self.student, "bfloat16_channels_last", in_training_only=True)
+            use(self.teacher.network, "bfloat16_channels_last")
         self.optimizer = torch.optim.SGD(self.student.parameters(), 1e-3, momentum=0.99, nesterov=True)
         self.data = torch.randn(size["batch"], 1, *size["patch"], device=device)
         heads = len(size["student"]) - 1
@@ -116,9 +117,15 @@ class Bench:
     def plain_step(self) -> None:
         self.learn(self.plain_loss)
 
-    def teacher_forward(self) -> None:
+    def teacher_forward(self) -> Answer:
         with self.autocast():
-            self.teacher(self.data)
+            return self.teacher(self.data)
+
+    def floor_step(self) -> None:
+        """A plain step beside a teacher's answer that nothing is made of."""
+        answer = self.teacher_forward()
+        self.plain_step()
+        del answer
 
     def distillation(self, options: dict[str, Any]) -> Step:
         terms = with_resolved_stages(Terms(**options).active(), self.student)
@@ -162,10 +169,13 @@ def seconds(step: Step, device: str) -> float:
     return time.perf_counter() - started
 
 
-def peak_mib(recipe: dict[str, Any] | None, size: str, device: str, bfloat16: bool, queue: Any) -> None:
-    """Put the peak memory of a few steps of one kind into the queue; runs in a process of its own."""
+def peak_mib(kind: str | dict[str, Any], size: str, device: str, bfloat16: bool, queue: Any) -> None:
+    """Put the peak memory of a few steps of one kind into the queue: "plain", "floor", or a recipe's. Runs in a process
+    of its own."""
     bench = Bench(SIZES[size], device, bfloat16)
-    step = bench.plain_step if recipe is None else bench.distillation(recipe)
+    if kind == "plain":
+        del bench.teacher
+    step = getattr(bench, f"{kind}_step") if isinstance(kind, str) else bench.distillation(kind)
     step()
     step()
     if device == "cuda":
@@ -204,9 +214,10 @@ def measure(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> dic
     }
     if not args.no_memory:
         own = (args.size, args.device, args.bfloat16)
-        plain_mib = in_its_own_process(None, *own)
+        plain_mib, floor_mib = (in_its_own_process(kind, *own) for kind in ("plain", "floor"))
         for name, options in recipes.items():
-            rows[name]["mib_over_plain"] = in_its_own_process(options, *own) - plain_mib
+            mib = in_its_own_process(options, *own)
+            rows[name] |= {"mib_over_plain": mib - plain_mib, "mib_over_floor": mib - floor_mib}
     return {
         "size": args.size, "device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "bfloat16": args.bfloat16, "rounds": args.rounds, "plain_ms": 1000 * statistics.median(took["plain"]),
@@ -220,20 +231,21 @@ def show(result: dict[str, Any]) -> None:
         f"{result['plain_ms']:.0f} ms, teacher's forward pass {result['teacher_ms']:.0f} ms"
     )
     table = Table(title=title)
-    for column in ("recipe", "ms", "/ (plain + teacher)", "/ plain", "MiB more than plain"):
+    for column in ("recipe", "ms", "/ (plain + teacher)", "/ plain", "MiB over plain", "MiB over floor"):
         table.add_column(column, justify="left" if column == "recipe" else "right")
     for name, row in result["recipes"].items():
-        memory = f"{row['mib_over_plain']:.0f}" if "mib_over_plain" in row else "-"
-        table.add_row(name, f"{row['ms']:.0f}", f"{row['over_floor']:.3f}", f"{row['over_plain']:.2f}", memory)
+        memory = (f"{row[key]:.0f}" if key in row else "-" for key in ("mib_over_plain", "mib_over_floor"))
+        table.add_row(name, f"{row['ms']:.0f}", f"{row['over_floor']:.3f}", f"{row['over_plain']:.2f}", *memory)
     Console(width=140).print(table)
 
 
 def markdown_of(result: dict[str, Any]) -> str:
-    lines = [["recipe", "step", "over plain + teacher", "over plain", "memory over plain"], ["---"] * 5]
+    header = ["recipe", "step", "over plain + teacher", "over plain", "memory over plain", "memory over floor"]
+    lines = [header, ["---"] * len(header)]
     for name, row in result["recipes"].items():
-        memory = f"{row['mib_over_plain']:.0f} MiB" if "mib_over_plain" in row else "-"
+        memory = [f"{row[key]:.0f} MiB" if key in row else "-" for key in ("mib_over_plain", "mib_over_floor")]
         lines.append(
-            [f"`{name}`", f"{row['ms']:.0f} ms", f"{row['over_floor']:.2f}", f"{row['over_plain']:.2f}", memory]
+            [f"`{name}`", f"{row['ms']:.0f} ms", f"{row['over_floor']:.2f}", f"{row['over_plain']:.2f}", *memory]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.losses import Rule
+from nnunetv2_kd.speed import CpuSpeed
 from nnunetv2_kd.term_options import CheckedOptions, Terms
 
 VARIABLE = "nnUNet_kd_config"
@@ -115,7 +116,10 @@ class Options(CheckedOptions):
     val_iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 50 in nnU-Net")
     save_every: int | None = Field(None, ge=1, description="epochs between checkpoints; default: nnU-Net's, 50")
     seed: int | None = Field(None, ge=0, lt=2**31, description="seeds weights and, with nnUNet_n_proc_DA=0, the data")
-    cpu_bfloat16: bool = Field(False, description="train in bfloat16 on a CPU that has instructions for it")
+    cpu_bfloat16: bool = Field(False, description="short for cpu_speed: bfloat16_channels_last")
+    cpu_speed: CpuSpeed | None = Field(
+        None, description="how student and teachers compute on a CPU; default: float32, as nnU-Net does"
+    )
 
     @field_validator("stored_teacher")
     @classmethod
@@ -140,6 +144,15 @@ class Options(CheckedOptions):
         if sum(teacher.weight for teacher in self.teachers) == 0:
             raise ValueError("the weights of the teachers sum to 0")
         return self
+
+    @model_validator(mode="after")
+    def _one_speed(self) -> "Options":
+        if self.cpu_bfloat16 and self.cpu_speed is not None:
+            raise ValueError("give cpu_bfloat16 or cpu_speed, not both")
+        return self
+
+    def speed_on_cpu(self) -> CpuSpeed:
+        return self.cpu_speed or ("bfloat16_channels_last" if self.cpu_bfloat16 else "float32")
 
     def all_teachers(self) -> tuple[TeacherOptions, ...]:
         """The one teacher, or the several."""

@@ -21,11 +21,11 @@ class Labels:
     has_regions: bool
     ignore_label: int | None
 
-    def membership(self, target: Tensor) -> Tensor:
+    def regions(self, target: Tensor) -> losses.Regions:
         """Regions of a target, see `nnunetv2_kd.losses.regions`."""
         if self.has_regions:
-            return losses.region_membership(target, self.ignore_label is not None)
-        return losses.label_membership(target, self.num_heads, self.ignore_label)
+            return losses.overlapping_regions(target, self.ignore_label is not None)
+        return losses.label_regions(target, self.num_heads, self.ignore_label)
 
     def valid(self, target: Tensor) -> Tensor | None:
         """``(B, 1, *S)`` bool, False at ignored voxels; None where the dataset has no ignore label."""

@@ -88,6 +88,8 @@ def test_every_problem_is_told_at_once(write):
         ({"stored_teacher": " "}, "expected the name or folder of a store"),
         ({"terms": {"region_affinity": {"stages": ["encoder.0", "encoder.0"]}}}, "named twice"),
         ({"terms": {"region_affinity": {"stages": []}}}, "at least 1 item"),
+        ({"cpu_speed": "fast"}, "cpu_speed: Input should be 'measure', 'float32'"),
+        ({"cpu_speed": "measure", "cpu_bfloat16": True}, "give cpu_bfloat16 or cpu_speed, not both"),
     ],
 )
 def test_bad_files(write, content, expected):

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from nnunetv2_kd.config import Options, StudentOptions, problems_of
 from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.speed import CpuSpeed
 from nnunetv2_kd.term_options import CheckedOptions
 
 # Trainers that need no trained teacher
@@ -77,6 +78,7 @@ class Training(CheckedOptions):
     val_iterations_per_epoch: int | None = Field(None, ge=1)
     save_every: int | None = Field(None, ge=1)
     cpu_bfloat16: bool = False
+    cpu_speed: CpuSpeed | None = None
 
 
 class Job(CheckedOptions):

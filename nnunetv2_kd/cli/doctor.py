@@ -19,6 +19,7 @@ from rich.text import Text
 from nnunetv2_kd import discovery
 from nnunetv2_kd.config import VARIABLE, options_file, resolve_options
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.speed import cpu_has_bfloat16
 from nnunetv2_kd.teachers import trained_models
 from nnunetv2_kd.trainers.environment import why_not_writable
 
@@ -115,7 +116,8 @@ def device() -> list[Finding]:
 
     if torch.cuda.is_available():
         return [Finding("device", f"cuda: {torch.cuda.get_device_name(0)}")]
-    return [Finding("device", f"no CUDA; add -device cpu to nnUNetv2_train ({os.cpu_count()} cores)")]
+    faster = ", bfloat16 instructions: train with cpu_speed: measure" if cpu_has_bfloat16() else ""
+    return [Finding("device", f"no CUDA; add -device cpu to nnUNetv2_train ({os.cpu_count()} cores{faster})")]
 
 
 def options() -> list[Finding]:

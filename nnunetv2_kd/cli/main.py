@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from nnunetv2_kd import __version__
-from nnunetv2_kd.cli import demo, doctor, leaderboard, plan, split_teachers, store
+from nnunetv2_kd.cli import benchmark, demo, doctor, leaderboard, plan, predict, split_teachers, store
 from nnunetv2_kd.errors import KDError
 
-COMMANDS = (plan, split_teachers, store, leaderboard, doctor, demo)
+COMMANDS = (plan, split_teachers, store, predict, benchmark, leaderboard, doctor, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,8 +24,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments that a command does not know are an error, unless it hands them over to nnU-Net."""
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown and not hasattr(args, "for_nnunet"):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.for_nnunet = unknown
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    args = parse(argv)
     try:
         return int(args.run(args))
     except KDError as error:

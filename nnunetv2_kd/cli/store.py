@@ -99,9 +99,9 @@ def load_models(
 ) -> list[Any]:
     """Every fold of every model folder."""
     from nnunetv2_kd.config import TeacherOptions
+    from nnunetv2_kd.speed import cpu_has_bfloat16
     from nnunetv2_kd.store.model import Model
     from nnunetv2_kd.teachers import Student, check_different
-    from nnunetv2_kd.trainers.environment import cpu_has_bfloat16
 
     if args.bfloat16 and (args.device != "cpu" or not cpu_has_bfloat16()):
         raise KDError("--bfloat16 is for -device cpu with bfloat16 instructions, which this is not. Leave it out.")

@@ -136,19 +136,26 @@ def find_models(
     for folder in sorted((Path(nnUNet_results) / dataset).glob("*__*__*")):
         if not folder.is_dir() or (configurations and folder.name.split("__")[-1] not in configurations):
             continue
-        fold_folders = [f for f in sorted(folder.glob("fold_*")) if folds is None or fold_name(f) in folds]
-        if not fold_folders:
+        if not _fold_folders(folder, folds):
             continue
         try:
-            plans, dataset_json = (_read_json(folder / name) for name in ("plans.json", "dataset.json"))
+            models.append(read_model(folder, folds))
         except KDError as error:
             problems.append(f"{folder.name}: {error}")
-            continue
-        found = tuple(_read_fold(fold_folder) for fold_folder in fold_folders)
-        models.append(Model(dataset, folder, plans, dataset_json, found))
     if not any(model.trained_folds for model in models):
         raise KDError(_nothing(dataset, models, problems, configurations, folds))
     return models, problems
+
+
+def read_model(folder: Path, folds: list[str] | None = None) -> Model:
+    """The model of one folder, ``DATASET/TRAINER__PLANS__CONFIGURATION``, with those of its folds that are wanted.
+
+    Raises:
+        KDError: where plans.json or dataset.json cannot be read.
+    """
+    plans, dataset_json = (_read_json(folder / name) for name in ("plans.json", "dataset.json"))
+    found = tuple(_read_fold(fold_folder) for fold_folder in _fold_folders(folder, folds))
+    return Model(folder.parent.name, folder, plans, dataset_json, found)
 
 
 def pick(models: list[Model], name: str, flag: str) -> Model:
@@ -168,6 +175,10 @@ def pick(models: list[Model], name: str, flag: str) -> Model:
 
 def fold_name(folder: Path) -> str:
     return folder.name.removeprefix("fold_")
+
+
+def _fold_folders(folder: Path, folds: list[str] | None) -> list[Path]:
+    return [f for f in sorted(folder.glob("fold_*")) if folds is None or fold_name(f) in folds]
 
 
 def _read_fold(folder: Path) -> Fold:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
 from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.images import cases_in
 from nnunetv2_kd.leaderboard.models import FINAL, Model
 from nnunetv2_kd.leaderboard.scores import Job, geometry_difference, reader_of, structures_of
 from nnunetv2_kd.teachers.checkpoint import sha256
@@ -50,13 +50,10 @@ def check_images(images: Path, truths: Path, dataset_json: dict[str, Any]) -> Im
         KDError: where a folder is missing or empty, a case has no ground truth, or one of other geometry or labels;
             lists every such case.
     """
-    for flag, folder in (("-i", images), ("-gt", truths)):
-        if not folder.is_dir():
-            raise KDError(f"{flag} {folder} is no folder.")
     ending = dataset_json["file_ending"]
-    cases = [str(case) for case in get_identifiers_from_splitted_dataset_folder(str(images), ending) if case]
-    if not cases:
-        raise KDError(f"-i {images} holds no image named CASE_0000{ending}, as the models of this dataset expect.")
+    cases = cases_in(images, ending)
+    if not truths.is_dir():
+        raise KDError(f"-gt {truths} is no folder.")
     without = [case for case in cases if not (truths / f"{case}{ending}").is_file()]
     if without:
         shown = [f"{case}: {truths / (case + ending)} does not exist" for case in without]
@@ -156,7 +153,7 @@ def _read(file: Path) -> Any:
         return None
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, flag: str = "-o") -> None:
     """Make an output folder.
 
     Raises:
@@ -164,4 +161,6 @@ def check_writable(folder: Path) -> None:
     """
     problem = why_not_writable(folder)
     if problem:
-        raise KDError(f"-o {folder} cannot be written to: {problem}. Choose another folder, or: chmod u+w '{folder}'")
+        raise KDError(
+            f"{flag} {folder} cannot be written to: {problem}. Choose another folder, or: chmod u+w '{folder}'"
+        )

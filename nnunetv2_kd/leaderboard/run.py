@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
+from nnunetv2_kd.device import check_device, device_in_words
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.leaderboard.board import Board, make_board
 from nnunetv2_kd.leaderboard.cost import ModelCost, measure, size_of
@@ -58,9 +59,8 @@ def check_request(request: Request) -> None:
         raise KDError(f"--time must be 0 or a number of cases, found {request.timed}.")
     if request.processes < 1:
         raise KDError(f"-np must be at least 1, found {request.processes}.")
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if (request.images is not None or request.timed) and not there[request.device.type]:
-        raise KDError(f"There is no device {request.device.type} here. Add: -device cpu")
+    if request.images is not None or request.timed:
+        check_device(request.device)
 
 
 def make_boards(request: Request, say: Say) -> list[Board]:
@@ -131,7 +131,7 @@ def of_one_task(models: list[Model], problems: list[str]) -> tuple[list[Model], 
 
 def _validated(models: list[Model], request: Request, problems: list[str]) -> tuple[list[Job], list[Row]]:
     """What to score of the models' own validation, and the rows of cases that are missing."""
-    truths, splits = truth_folder(models[0].dataset), _splits(models[0].dataset)
+    truths, splits = truth_folder(models[0].dataset), splits_of(models[0].dataset)
     if truths is None:
         problems.append(
             "No surface distances: no ground truth in nnUNet_preprocessed (gt_segmentations) or nnUNet_raw (labelsTr)."
@@ -196,11 +196,9 @@ def _time(
         return ""
     say(f"timing on {len(cases)} cases")
     measure([model for model in models if model.predicting_folds], costs, cases, request.device)
-    device = torch.cuda.get_device_name(request.device) if request.device.type == "cuda" else request.device.type
-    threads = f" with {torch.get_num_threads()} threads" if request.device.type == "cpu" else ""
     return (
-        f"ms: median of {len(cases)} cases on {device}{threads}, from image to segmentation, one fold, nnU-Net's "
-        "mirroring and sliding window, models taking turns. Peak memory: "
+        f"ms: median of {len(cases)} cases on {device_in_words(request.device)}, from image to segmentation, one fold, "
+        "nnU-Net's mirroring and sliding window, models taking turns. Peak memory: "
         + ("CUDA memory allocated." if request.device.type == "cuda" else "of the whole process with Python and torch.")
     )  # fmt: skip
 
@@ -227,7 +225,7 @@ def image_files(model: Model, case: str, image_set: ImageSet | None = None) -> l
     return sorted(str(f) for f in folder.glob("*" + ending) if len(f.name) == length and f.name.startswith(f"{case}_"))
 
 
-def _splits(dataset: str) -> list[dict[str, list[str]]]:
+def splits_of(dataset: str) -> list[dict[str, list[str]]]:
     file = Path(nnUNet_preprocessed) / dataset / "splits_final.json" if nnUNet_preprocessed.is_set() else None
     try:
         return list(json.loads(file.read_text())) if file is not None and file.is_file() else []

@@ -84,12 +84,12 @@ def to_markdown(boards: Sequence[Board]) -> str:
     parts = []
     for board in boards:
         kept = columns(board)
-        lines = [f"## {_markdown(board.dataset)}", "", *(_markdown(line) for line in verdict(board)), ""]
-        lines.append(_line([_markdown(column.heading) for column in kept]))
-        lines.append(_line(["---:" if column.is_number else "---" for column in kept]))
-        lines += [_line([_markdown(column.text(entry)) for column in kept]) for entry in board.entries]
-        lines += ["", *(f"* {_markdown(line)}" for line in footnotes(board))]
-        lines += [f"* Missing: {_markdown(line)}" for line in board.problems]
+        lines = [f"## {markdown_escaped(board.dataset)}", "", *(markdown_escaped(line) for line in verdict(board)), ""]
+        lines.append(markdown_line([markdown_escaped(column.heading) for column in kept]))
+        lines.append(markdown_line(["---:" if column.is_number else "---" for column in kept]))
+        lines += [markdown_line([markdown_escaped(column.text(entry)) for column in kept]) for entry in board.entries]
+        lines += ["", *(f"* {markdown_escaped(line)}" for line in footnotes(board))]
+        lines += [f"* Missing: {markdown_escaped(line)}" for line in board.problems]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
@@ -170,11 +170,11 @@ def _entry_as_dict(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _line(values: Sequence[str]) -> str:
+def markdown_line(values: Sequence[str]) -> str:
     return f"| {' | '.join(values)} |"
 
 
-def _markdown(text: str) -> str:
+def markdown_escaped(text: str) -> str:
     for character in "\\`*_[]|~":
         text = text.replace(character, f"\\{character}")
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")

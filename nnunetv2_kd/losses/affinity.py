@@ -2,21 +2,21 @@
 
 from torch import Tensor
 
-from nnunetv2_kd.losses.regions import region_vectors, unit_vectors
+from nnunetv2_kd.losses.regions import Regions, region_vectors, unit_vectors
 from nnunetv2_kd.losses.shapes import require_equal
 
 
-def region_cosines(features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
+def region_cosines(features: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
     """How alike the regions look to a network: ``cos(r_i, r_j)`` for every pair.
 
     Args:
         features: ``(B, C, *S)``.
-        membership: ``(B, K, *S')`` in [0, 1].
+        regions: of the same batch, at a grid that is a multiple of ``S``.
 
     Returns:
         ``(B, K, K)`` float32 in [-1, 1], and which regions are present ``(B, K)`` bool.
     """
-    vectors, present = region_vectors(features, membership)
+    vectors, present = region_vectors(features, regions)
     unit = unit_vectors(vectors, dim=-1)
     return unit @ unit.transpose(1, 2), present
 
@@ -41,7 +41,7 @@ def affinity_difference(cosines_s: Tensor, cosines_t: Tensor, present: Tensor) -
     return (squares.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)).mean()
 
 
-def region_affinity(student: Tensor, teacher: Tensor, membership: Tensor) -> Tensor:
+def region_affinity(student: Tensor, teacher: Tensor, regions: Regions) -> Tensor:
     """Squared difference of student's and teacher's region cosines.
 
     Two regions: ``mean_B (cos_s(r_0, r_1) - cos_t(r_0, r_1))^2``, as the paper and its code define it. For K regions
@@ -51,11 +51,11 @@ def region_affinity(student: Tensor, teacher: Tensor, membership: Tensor) -> Ten
     Args:
         student, teacher: features ``(B, C, *S)`` of one stage; channels and grids may differ, as each network's
             features are pooled at their own grid.
-        membership: ``(B, K, *S')`` in [0, 1], ``S'`` at least as fine as both grids.
+        regions: of the same batch, at a grid that is a multiple of both.
 
     Returns:
         Scalar in [0, 4].
     """
-    cosines_s, present = region_cosines(student, membership)
-    cosines_t, _ = region_cosines(teacher.detach(), membership)
+    cosines_s, present = region_cosines(student, regions)
+    cosines_t, _ = region_cosines(teacher.detach(), regions)
     return affinity_difference(cosines_s, cosines_t, present)

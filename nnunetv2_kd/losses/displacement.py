@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_kd.losses.adapters import module_key, pointwise, require_same_stages
-from nnunetv2_kd.losses.regions import at_grid
+from nnunetv2_kd.losses.regions import Regions, at_grid
 from nnunetv2_kd.losses.shapes import require_same_batch
 
 SIX_STAGES = (0.05, 0.10, 0.10, 0.15, 0.25, 0.35)
@@ -92,16 +92,16 @@ class Displacement(nn.Module):
             }
         )
 
-    def forward(self, features_s: Mapping[str, Tensor], features_t: Mapping[str, Tensor], membership: Tensor) -> Tensor:
+    def forward(self, features_s: Mapping[str, Tensor], features_t: Mapping[str, Tensor], regions: Regions) -> Tensor:
         """
         Args:
             features_s, features_t: ``(B, C, *S)`` by stage; channels and grids may differ.
-            membership: ``(B, K, *S')`` in [0, 1], region 0 the background; ``S'`` at least as fine as every grid.
+            regions: of the same batch, region 0 the background, at least as fine as every stage's grid.
 
         Returns:
             Scalar, at least 0; 0 where the batch is one sample or has no foreground.
         """
-        foreground = membership[:, 1:].float().sum(dim=1, keepdim=True).clamp(max=1)
+        foreground = regions.foreground()
         terms = [
             weight * self._stage(stage, features_s[stage], features_t[stage], foreground)
             for weight, stage in zip(stage_weights(len(self.stages)), self.stages, strict=True)
@@ -110,7 +110,7 @@ class Displacement(nn.Module):
 
     def _stage(self, stage: str, student: Tensor, teacher: Tensor, foreground: Tensor) -> Tensor:
         require_same_batch(student, teacher, f"features of {stage}")
-        require_same_batch(teacher, foreground, "features and membership")
+        require_same_batch(teacher, foreground, "features and regions")
         size = tuple(min(self.grid, s, t) for s, t in zip(student.shape[2:], teacher.shape[2:], strict=True))
         cells_s = foreground_cells(student, at_grid(foreground, student.shape[2:]), size)
         cells_t = foreground_cells(teacher.detach(), at_grid(foreground, teacher.shape[2:]), size)

@@ -4,7 +4,7 @@ the paper's are not public."""
 import torch
 from torch import Tensor
 
-from nnunetv2_kd.losses.regions import at_grid, map_at_grid
+from nnunetv2_kd.losses.regions import Regions, map_at_grid
 from nnunetv2_kd.losses.shapes import require_same_batch
 
 
@@ -21,14 +21,18 @@ def activation_map(features: Tensor, inside: Tensor | None = None) -> Tensor:
         ``(B, *S)`` float32 of mean 0 and variance 1 over the voxels that count; 0 where no voxel counts and where the
         map is constant.
     """
-    active = features.float().relu()
-    counted = torch.ones_like(active[:, 0]) if inside is None else inside
-    total = counted.flatten(1).sum(dim=1, keepdim=True)
-    pooled = (active * counted.unsqueeze(1)).flatten(2).sum(dim=2) / torch.where(total > 0, total, 1)
-    return _standardised(torch.einsum("bc,bc...->b...", pooled.softmax(dim=1), active), counted)
+    active = features.relu().float().flatten(2)
+    counted = active.new_ones((len(features), *features.shape[2:])) if inside is None else inside
+    flat = counted.flatten(1)
+    total = flat.sum(dim=1, keepdim=True)
+    # matrix products need no copy of the features: per sample (C, V) @ (V,), then (B, 1, C) @ (B, C, V)
+    sums = torch.stack([one @ weights for one, weights in zip(active, flat, strict=True)])
+    pooled = sums / torch.where(total > 0, total, 1)
+    maps = pooled.softmax(dim=1).unsqueeze(1) @ active
+    return _standardised(maps.view_as(counted), counted)
 
 
-def feature_filtering(student: Tensor, teacher: Tensor, membership: Tensor, gamma: float = 1.0) -> Tensor:
+def feature_filtering(student: Tensor, teacher: Tensor, regions: Regions, gamma: float = 1.0) -> Tensor:
     """Squared difference of activation maps, most where the teacher is decided (FFD; ours).
 
     Per region the mean of ``(a_s - a_t)^2`` weighted by ``u = exp(gamma |2 sigmoid(a_t) - 1|)`` and the membership,
@@ -38,7 +42,7 @@ def feature_filtering(student: Tensor, teacher: Tensor, membership: Tensor, gamm
     Args:
         student, teacher: features ``(B, C, *S)`` of one stage; channels may differ. Where the grids differ, the
             student's map is resized (linear) to the teacher's.
-        membership: ``(B, K, *S')`` in [0, 1], ``S'`` at least as fine as both grids.
+        regions: of the same batch, at a grid that is a multiple of both.
         gamma: how much more a decided voxel counts than an undecided one, at most ``exp(gamma)`` times; above 0.
 
     Returns:
@@ -47,17 +51,15 @@ def feature_filtering(student: Tensor, teacher: Tensor, membership: Tensor, gamm
     if gamma <= 0:
         raise ValueError(f"expected gamma above 0, got {gamma}")
     require_same_batch(student, teacher, "features")
-    require_same_batch(teacher, membership, "features and membership")
-    regions = at_grid(membership.float(), teacher.shape[2:])
-    inside = regions.sum(dim=1).clamp(max=1)
+    require_same_batch(teacher, regions.codes.unsqueeze(1), "features and regions")
+    inside = regions.inside(teacher.shape[2:])
     map_t = activation_map(teacher.detach(), inside)
-    map_s = activation_map(student, at_grid(membership.float(), student.shape[2:]).sum(dim=1).clamp(max=1))
+    map_s = activation_map(student, regions.inside(student.shape[2:]))
     if map_s.shape != map_t.shape:
         map_s = _standardised(map_at_grid(map_s, map_t.shape[1:]), inside)
-    weights = regions * (gamma * (2 * map_t.sigmoid() - 1).abs()).exp().unsqueeze(1)
-    mass = weights.flatten(2).sum(dim=2)
+    weights = (gamma * (2 * map_t.sigmoid() - 1).abs()).exp()
+    squares, mass = regions.sums(torch.stack((weights * (map_s - map_t).square(), weights), dim=1)).unbind(dim=2)
     present = mass > 0
-    squares = (weights * (map_s - map_t).square().unsqueeze(1)).flatten(2).sum(dim=2)
     return (squares / torch.where(present, mass, 1)).sum() / present.sum().clamp(min=1)
 
 

@@ -4,22 +4,22 @@ paper's are not public."""
 import torch
 from torch import Tensor
 
-from nnunetv2_kd.losses.regions import region_vectors, unit_vectors
+from nnunetv2_kd.losses.regions import Regions, region_vectors, unit_vectors
 from nnunetv2_kd.losses.shapes import require_equal
 
 
-def region_graph(features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
+def region_graph(features: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
     """How alike the regions of all samples of a batch look to a network (ours).
 
     Args:
         features: ``(B, C, *S)``.
-        membership: ``(B, K, *S')`` in [0, 1].
+        regions: of the same batch, at a grid that is a multiple of ``S``.
 
     Returns:
         The edges, cosines of the region vectors ``(B * K, B * K)`` float32 in [-1, 1], 0 at absent regions; and which
         nodes are present ``(B * K,)`` bool. Region ``k`` of sample ``b`` is node ``b * K + k``.
     """
-    vectors, present = region_vectors(features, membership)
+    vectors, present = region_vectors(features, regions)
     unit = unit_vectors(vectors.flatten(0, 1), dim=1)
     return unit @ unit.T, present.flatten()
 
@@ -56,20 +56,20 @@ def graph_difference(edges_s: Tensor, edges_t: Tensor, present: Tensor, hops: in
     return loss / hops + (strength_s - strength_t).square().sum() / count
 
 
-def region_graph_loss(student: Tensor, teacher: Tensor, membership: Tensor, hops: int = 3) -> Tensor:
+def region_graph_loss(student: Tensor, teacher: Tensor, regions: Regions, hops: int = 3) -> Tensor:
     """`graph_difference` of the student's and the teacher's `region_graph` (RGD; ours).
 
     Args:
         student, teacher: features ``(B, C, *S)`` of one stage; channels and grids may differ, as each network's
             features are pooled at their own grid.
-        membership: ``(B, K, *S')`` in [0, 1], ``S'`` at least as fine as both grids.
+        regions: of the same batch, at a grid that is a multiple of both.
         hops: at least 1.
 
     Returns:
         Scalar, at least 0.
     """
-    edges_s, present = region_graph(student, membership)
-    edges_t, _ = region_graph(teacher.detach(), membership)
+    edges_s, present = region_graph(student, regions)
+    edges_t, _ = region_graph(teacher.detach(), regions)
     return graph_difference(edges_s, edges_t, present, hops)
 
 

@@ -1,8 +1,10 @@
 """Importance maps (IMD) of EMKD, arXiv 2108.09987."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunetv2_kd.losses.powers import mean_power
 from nnunetv2_kd.losses.regions import map_at_grid
 
 
@@ -15,11 +17,11 @@ def importance_map(features: Tensor) -> Tensor:
     Returns:
         ``(B, *S)`` float32, at least 0, of unit length per sample; 0 where the features are all 0.
     """
-    # F^4 overflows half precision long before it overflows float32; the scale cancels in the normalisation
-    features = features.float()
-    scale = features.detach().abs().amax(dim=tuple(range(1, features.ndim)), keepdim=True).clamp(min=1e-12)
-    energy = (features / scale).pow(4).mean(dim=1)
-    return F.normalize(energy.flatten(1), dim=1).view_as(energy)
+    energy = mean_power(features, 4)
+    # the square of F^4 overflows float32 where F^4 does not; the scale cancels in the normalisation
+    flat = energy.flatten(1)
+    scale = flat.detach().amax(dim=1, keepdim=True)
+    return F.normalize(flat / torch.where(scale > 0, scale, 1), dim=1).view_as(energy)
 
 
 def importance_map_loss(student: Tensor, teacher: Tensor) -> Tensor:

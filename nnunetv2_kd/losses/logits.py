@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunetv2_kd.losses.regions import Regions
+
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float, sigmoid: bool) -> Tensor:
     """Kullback-Leibler divergence of the student's from the teacher's prediction at every voxel, times ``T^2``.
@@ -57,7 +59,7 @@ def voxel_kl(
 def region_kl(
     student: Tensor,
     teacher: Tensor,
-    membership: Tensor | None = None,
+    regions: Regions | None = None,
     temperature: float = 1.0,
     sigmoid: bool = False,
 ) -> Tensor:
@@ -67,8 +69,8 @@ def region_kl(
 
     Args:
         student, teacher: logits ``(B, K, *S)``.
-        membership: ``(B, M, *S)`` in [0, 1], see `nnunetv2_kd.losses.regions`. None: the teacher's own soft
-            prediction, which also covers voxels without a label.
+        regions: from the labels, at the grid of the logits. None: the teacher's own soft prediction, which also
+            covers voxels without a label.
         temperature: ``T > 0``.
         sigmoid: whether the heads are overlapping regions.
 
@@ -77,12 +79,14 @@ def region_kl(
         below one voxel counts by its mass only: the teacher's soft prediction of an absent class is never exactly 0,
         and must not weigh as much as a present one.
     """
-    kl = divergence(student, teacher, temperature, sigmoid).unsqueeze(1)
-    weights = soft_membership(teacher, sigmoid) if membership is None else membership.float()
-    dims = (0, *range(2, weights.ndim))
-    mass = weights.sum(dim=dims)
-    per_region = (weights * kl).sum(dim=dims) / mass.clamp(min=1)
-    return per_region.sum() / mass.clamp(max=1).sum().clamp(min=1e-6)
+    kl = divergence(student, teacher, temperature, sigmoid)
+    if regions is None:
+        weights = soft_membership(teacher, sigmoid)
+        dims = (0, *range(2, weights.ndim))
+        mass, sums = weights.sum(dim=dims), (weights * kl.unsqueeze(1)).sum(dim=dims)
+    else:
+        mass, sums = regions.mass().sum(dim=0), regions.sums(kl.unsqueeze(1)).sum(dim=(0, 2))
+    return (sums / mass.clamp(min=1)).sum() / mass.clamp(max=1).sum().clamp(min=1e-6)
 
 
 def soft_membership(logits: Tensor, sigmoid: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """Lovász-softmax, arXiv 1705.08790, against a teacher's decision."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def lovasz(student: Tensor, teacher: Tensor, valid: Tensor | None = None, sigmoi
     mask = valid_voxels(valid, student)
     z_s, z_t = student.float(), teacher.detach()
     probabilities = z_s.sigmoid() if sigmoid else z_s.softmax(dim=1)
-    decision = z_t.argmax(dim=1)
+    decision = z_t.max(dim=1).indices  # several times as fast as argmax on the CPU
     total = present = torch.zeros((), device=student.device)
     for k in range(student.shape[1]):
         truth = (z_t[:, k : k + 1] > 0 if sigmoid else (decision == k).unsqueeze(1)) & mask
@@ -41,7 +42,7 @@ def lovasz(student: Tensor, teacher: Tensor, valid: Tensor | None = None, sigmoi
 
 def _extension(errors: Tensor, truth: Tensor) -> Tensor:
     """``sum_i e_(i) (J_i - J_(i-1))`` over errors in descending order, ``J_i`` the Jaccard loss with ``i`` wrong."""
-    errors, order = errors.sort(descending=True)
+    order = _descending(errors.detach())
     truth = truth[order]
     # counted in integers: a patch has more voxels than float32 can tell apart
     hits = truth.cumsum(dim=0, dtype=torch.int32)
@@ -49,4 +50,11 @@ def _extension(errors: Tensor, truth: Tensor) -> Tensor:
     union = (hits[-1] + (~truth).cumsum(dim=0, dtype=torch.int32)).float()
     # J_i - J_(i-1) in closed form: as a difference of two nearly equal numbers it would be mostly rounding
     increments = torch.where(truth, 1 / union.clamp(min=1), intersection / (union * (union - 1)).clamp(min=1))
-    return (errors * increments).sum()
+    return (errors * torch.empty_like(increments).scatter_(0, order, increments)).sum()
+
+
+def _descending(values: Tensor) -> Tensor:
+    """The order that sorts a vector, largest first. On the CPU NumPy's sort is several times as fast as torch's."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.argsort(-values.numpy()))
+    return values.argsort(descending=True)

@@ -1,12 +1,12 @@
 """ReCo-KD, arXiv 2601.08301: region-aware features (MS-SARD) and global context (MS-CA)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from nnunetv2_kd.losses.adapters import module_key, pointwise, require_same_stages
-from nnunetv2_kd.losses.regions import at_grid
+from nnunetv2_kd.losses.regions import Regions
 from nnunetv2_kd.losses.shapes import require_equal, require_same_batch
 
 ATTENTION_TEMPERATURE = 0.5
@@ -31,23 +31,26 @@ def attention(features: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     return spatial, features.shape[1] * (mean / ATTENTION_TEMPERATURE).softmax(dim=1)
 
 
-def region_masks(membership: Tensor) -> tuple[Tensor, Tensor]:
+def region_masks(regions: Regions, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """``M_fg = sum_{k>=1} m_k / |m_k|`` and ``M_bg = m_0 / |m_0|`` (source; fractional membership: ours).
 
     A small region weighs as much as a large one.
 
     Args:
-        membership: ``(B, K, V)`` in [0, 1], region 0 the background.
+        regions: region 0 is the background.
+        size: the grid, of ``V`` cells.
 
     Returns:
         Two ``(B, V)``, whose sums are the numbers of regions present.
     """
-    mass = membership.sum(dim=2, keepdim=True)
-    shares = membership / torch.where(mass > 0, mass, 1)
-    return shares[:, 1:].sum(dim=1), shares[:, 0]
+    mass = regions.mass(size)
+    shares = 1 / torch.where(mass > 0, mass, 1)
+    is_background = torch.arange(regions.count, device=mass.device) == 0
+    masks = regions.spread(torch.stack((shares * ~is_background, shares * is_background), dim=2), size).flatten(2)
+    return masks[:, 0], masks[:, 1]
 
 
-def sard(student: Tensor, teacher: Tensor, membership: Tensor) -> Tensor:
+def sard(student: Tensor, teacher: Tensor, masks: Sequence[Tensor], inside: Tensor) -> Tensor:
     """MS-SARD of one stage: the feature difference by region and by the teacher's attention, plus the attentions' own.
 
     Foreground and background each ``sum M S_t Ch_t (F_s - F_t)^2 / (C sum M)``, plus
@@ -57,18 +60,18 @@ def sard(student: Tensor, teacher: Tensor, membership: Tensor) -> Tensor:
     Args:
         student: features through the adapter ``(B, C, V)`` float32.
         teacher: features ``(B, C, V)`` float32.
-        membership: ``(B, K, V)`` in [0, 1], region 0 the background. Voxels of no region count nowhere.
+        masks: of foreground and background ``(B, V)``, see `region_masks`.
+        inside: ``(B, V)`` bool, which voxels belong to any region; the others count nowhere.
 
     Returns:
         Scalar, at least 0. A sample without foreground (or background) contributes 0 to that part.
     """
-    inside = membership.sum(dim=1) > 0
     spatial_s, channel_s = attention(student, inside)
     spatial_t, channel_t = attention(teacher, inside)
     squares = (channel_t.unsqueeze(2) * (student - teacher).square()).mean(dim=1) * spatial_t
     loss = (channel_s - channel_t).abs().mean()
     loss = loss + _mean_inside((spatial_s - spatial_t).abs(), inside)
-    for mask in region_masks(membership):
+    for mask in masks:
         total = mask.sum(dim=1)
         loss = loss + ((mask * squares).sum(dim=1) / torch.where(total > 0, total, 1)).mean()
     return loss
@@ -129,31 +132,33 @@ class ReCoKD(nn.Module):
         self.context_s = nn.ModuleDict({s: GlobalContext(c_t) for s, (_, c_t) in widths.items()})
         self.context_t = nn.ModuleDict({s: GlobalContext(c_t) for s, (_, c_t) in widths.items()})
 
-    def forward(self, features_s: Mapping[str, Tensor], features_t: Mapping[str, Tensor], membership: Tensor) -> Tensor:
+    def forward(self, features_s: Mapping[str, Tensor], features_t: Mapping[str, Tensor], regions: Regions) -> Tensor:
         """
         Args:
             features_s, features_t: ``(B, C, *S)`` by stage; channels may differ, grids may not.
-            membership: ``(B, K, *S')`` in [0, 1], region 0 the background; ``S'`` at least as fine as every grid.
+            regions: of the same batch, region 0 the background, at a grid that is a multiple of every stage's.
 
         Returns:
             Scalar, at least 0; 0 where no voxel belongs to a region.
         """
         terms = [
-            2 ** (-1.2 * k) * self._stage(stage, features_s[stage], features_t[stage], membership)
+            2 ** (-1.2 * k) * self._stage(stage, features_s[stage], features_t[stage], regions)
             for k, stage in enumerate(self.stages)
         ]
         return torch.stack(terms).sum()
 
-    def _stage(self, stage: str, student: Tensor, teacher: Tensor, membership: Tensor) -> Tensor:
+    def _stage(self, stage: str, student: Tensor, teacher: Tensor, regions: Regions) -> Tensor:
         key = module_key(stage)
         adapted = self.adapters[key](student.float())
         require_equal(adapted, teacher, f"adapted and teacher's features of {stage}")
-        require_same_batch(teacher, membership, "features and membership")
-        regions = at_grid(membership.float(), teacher.shape[2:]).flatten(2)
+        require_same_batch(teacher, regions.codes.unsqueeze(1), "features and regions")
+        size = teacher.shape[2:]
         f_s, f_t = adapted.flatten(2), teacher.detach().float().flatten(2)
-        inside = regions.sum(dim=1) > 0
+        inside = regions.inside(size).flatten(1) > 0
         context_s, context_t = self.context_s[key](f_s, inside), self.context_t[key](f_t, inside)
-        return sard(f_s, f_t, regions) + _mean_inside((context_s - context_t).square().mean(dim=1), inside)
+        return sard(f_s, f_t, region_masks(regions, size), inside) + _mean_inside(
+            (context_s - context_t).square().mean(dim=1), inside
+        )
 
 
 def _softmax_inside(scores: Tensor, inside: Tensor) -> Tensor:

@@ -6,41 +6,132 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunetv2_kd.losses.cells import Cells, project, region_sums, spread
 from nnunetv2_kd.losses.shapes import require_same_batch
 
+MOST_BITS = 16  # a table of 2^16 sets of regions is still small; more regions than that are counted as they occur
 
-def label_membership(target: Tensor, num_classes: int, ignore_label: int | None = None) -> Tensor:
+
+class Regions:
+    """Which regions every voxel of a batch belongs to, as one number per voxel.
+
+    ``m_k(v)``, the membership of voxel ``v`` in region ``k``, is ``table[codes[v], k]``. It is never spelt out for all
+    regions at once: 105 classes at 128^3 would take 0.9 GB a sample.
+
+    Args:
+        codes: ``(B, *S)`` long, in ``[0, U)``: which set of regions a voxel belongs to.
+        table: ``(U, K)`` float32, 0 or 1: which regions make up a set; a row of 0 for voxels of none.
+    """
+
+    def __init__(self, codes: Tensor, table: Tensor) -> None:
+        self.codes = codes
+        self.table = table
+        self._cells: dict[tuple[int, ...], Cells] = {}
+
+    @property
+    def count(self) -> int:
+        """The number of regions ``K``."""
+        return self.table.shape[1]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """``S``."""
+        return tuple(self.codes.shape[1:])
+
+    def cells(self, size: Sequence[int]) -> Cells:
+        """The cells of a grid no finer than the regions' own, whose size it divides; computed once per grid."""
+        size = tuple(size)
+        if size not in self._cells:
+            self._cells[size] = Cells(self.codes, len(self.table), size)
+        return self._cells[size]
+
+    def sums(self, features: Tensor) -> Tensor:
+        """``sum_v m_k(v) F(v)`` for every region, ``m_k`` area-averaged at the grid of the features.
+
+        Args:
+            features: ``(B, C, *S')``, any floating dtype; summed in float32.
+
+        Returns:
+            ``(B, K, C)`` float32.
+        """
+        return self.table.T @ region_sums(features, self.cells(features.shape[2:]))
+
+    def spread(self, values: Tensor, size: Sequence[int]) -> Tensor:
+        """``sum_k m_k(v) values_k`` at every cell of a grid: the adjoint of `sums`.
+
+        Args:
+            values: ``(B, K, C)`` float32.
+            size: the grid.
+
+        Returns:
+            ``(B, C, *size)`` float32.
+        """
+        return spread(self.table @ values, self.cells(size))
+
+    def project(self, values: Tensor, features: Tensor) -> Tensor:
+        """``sum_k m_k(v) <values_k, F(v)>`` at every cell of the features' grid.
+
+        Args:
+            values: ``(B, K, C)`` float32.
+            features: ``(B, C, *S')``.
+
+        Returns:
+            ``(B, *S')`` float32.
+        """
+        return project(self.table @ values, features, self.cells(features.shape[2:]))
+
+    def mass(self, size: Sequence[int] | None = None) -> Tensor:
+        """How many cells of a grid (default: voxels) make up each region: ``(B, K)`` float32."""
+        return self.cells(self.size if size is None else size).mass() @ self.table
+
+    def inside(self, size: Sequence[int] | None = None) -> Tensor:
+        """``sum_k m_k``, at most 1: how much of each cell (default: voxel) belongs to any region. ``(B, *size)``."""
+        everywhere = self.table.new_ones((len(self.codes), self.count, 1))
+        return self.spread(everywhere, self.size if size is None else size)[:, 0].clamp(max=1)
+
+    def foreground(self) -> Tensor:
+        """1 at voxels of any region but the first, the background: ``(B, 1, *S)`` float32."""
+        return self.table[:, 1:].amax(dim=1)[self.codes].unsqueeze(1)
+
+    def dense(self) -> Tensor:
+        """The membership spelt out: ``(B, K, *S)`` float32. Large where there are many regions."""
+        return self.table[self.codes].movedim(-1, 1).contiguous()
+
+
+def label_regions(target: Tensor, num_classes: int, ignore_label: int | None = None) -> Regions:
     """Regions of ordinary labels: one per class, background included.
 
     Args:
         target: ``(B, 1, *S)``, class indices in ``[0, num_classes)`` or ``ignore_label``; any numeric dtype.
         num_classes: number of classes ``K``, background included.
         ignore_label: voxels with this value belong to no region.
-
-    Returns:
-        ``(B, K, *S)`` float32, 0 or 1.
     """
     labels = target[:, 0].long()
-    valid = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
-    membership = torch.zeros((len(labels), num_classes, *labels.shape[1:]), device=labels.device)
-    return membership.scatter_(1, torch.where(valid, labels, 0).unsqueeze(1), valid.float().unsqueeze(1))
+    table = torch.eye(num_classes + 1, num_classes, device=target.device)
+    return Regions(labels if ignore_label is None else labels.masked_fill(labels == ignore_label, num_classes), table)
 
 
-def region_membership(target: Tensor, has_ignore: bool = False) -> Tensor:
+def overlapping_regions(target: Tensor, has_ignore: bool = False) -> Regions:
     """Regions of nnU-Net's region-based training: the complement of their union as background, then every region.
 
     Args:
         target: ``(B, R, *S)`` of 0/1, or ``(B, R + 1, *S)`` whose last channel marks ignored voxels.
-        has_ignore: whether that last channel is there.
-
-    Returns:
-        ``(B, 1 + R, *S)`` float32, 0 or 1; ignored voxels are 0 everywhere.
+        has_ignore: whether that last channel is there; ignored voxels belong to no region.
     """
-    target = target.float()
-    regions = target[:, :-1] if has_ignore else target
-    background = 1 - regions.amax(dim=1, keepdim=True)
-    membership = torch.cat((background, regions), dim=1)
-    return membership * (1 - target[:, -1:]) if has_ignore else membership
+    marked = target > 0.5
+    regions = marked[:, :-1] if has_ignore else marked
+    count = regions.shape[1]
+    # bit r says whether a voxel belongs to region r, bit R whether it is ignored
+    codes = sum(regions[:, r].long() << r for r in range(count))
+    if has_ignore:
+        codes = codes.masked_fill(marked[:, -1], 1 << count)
+    if count <= MOST_BITS:
+        sets = torch.arange((1 << count) + 1, device=target.device)
+    else:
+        sets, codes = torch.unique(codes, return_inverse=True)
+    table = (sets.unsqueeze(1) >> torch.arange(count, device=target.device)) & 1
+    background = sets == 0
+    return Regions(codes, torch.cat((background.unsqueeze(1), table), dim=1).float())
 
 
 def at_grid(membership: Tensor, size: Sequence[int]) -> Tensor:
@@ -82,20 +173,18 @@ def unit_vectors(vectors: Tensor, dim: int) -> Tensor:
     return F.normalize(vectors.masked_fill(dead, 0), dim=dim)
 
 
-def region_vectors(features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
+def region_vectors(features: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
     """Mean feature vector of every region: ``r_k = sum_v m_k F / sum_v m_k``.
 
     Args:
         features: ``(B, C, *S)``.
-        membership: ``(B, K, *S')`` in [0, 1] with ``S'`` at least ``S``; brought to the grid of the features.
+        regions: of the same batch, at a grid that is a multiple of ``S``.
 
     Returns:
         The vectors ``(B, K, C)`` float32, and which regions are present ``(B, K)`` bool. A region without voxels is
         absent, and its vector is 0.
     """
-    require_same_batch(features, membership, "features and membership")
-    membership = at_grid(membership.float(), features.shape[2:]).flatten(2)
-    mass = membership.sum(dim=2)
-    sums = torch.einsum("bkv,bcv->bkc", membership, features.float().flatten(2))
+    require_same_batch(features, regions.codes.unsqueeze(1), "features and regions")
+    mass = regions.mass(features.shape[2:])
     present = mass > 0
-    return sums / torch.where(present, mass, 1).unsqueeze(-1), present
+    return regions.sums(features) / torch.where(present, mass, 1).unsqueeze(-1), present

@@ -4,11 +4,12 @@ Segmentation", ECCV 2020."""
 import torch
 from torch import Tensor
 
-from nnunetv2_kd.losses.regions import at_grid, map_at_grid, region_vectors, unit_vectors
+from nnunetv2_kd.losses.powers import mean_power
+from nnunetv2_kd.losses.regions import Regions, map_at_grid, region_vectors, unit_vectors
 from nnunetv2_kd.losses.shapes import require_same_batch
 
 
-def intra_class_variation(student: Tensor, teacher: Tensor, membership: Tensor) -> Tensor:
+def intra_class_variation(student: Tensor, teacher: Tensor, regions: Regions) -> Tensor:
     """How much each voxel looks like its own region: ``mean_v (cos(F_v, r_y(v))_s - cos(F_v, r_y(v))_t)^2``.
 
     The paper's form where every voxel belongs to one region. Where a coarse voxel holds several, its value is the
@@ -17,14 +18,14 @@ def intra_class_variation(student: Tensor, teacher: Tensor, membership: Tensor) 
     Args:
         student, teacher: features ``(B, C, *S)`` of one stage; channels may differ. Each network's region vectors are
             pooled at its own grid; where the grids differ, the student's values are resized (linear) to the teacher's.
-        membership: ``(B, K, *S')`` in [0, 1], ``S'`` at least as fine as both grids.
+        regions: of the same batch, at a grid that is a multiple of both.
 
     Returns:
         Scalar in [0, 4]; voxels are pooled over the batch. 0 where none belongs to a region.
     """
     require_same_batch(student, teacher, "features")
-    values_s, inside_s = _likeness(student, membership)
-    values_t, inside = _likeness(teacher.detach(), membership)
+    values_s, inside_s = _likeness(student, regions)
+    values_t, inside = _likeness(teacher.detach(), regions)
     if values_s.shape != values_t.shape:
         # voxels of no region must not pull their neighbours to 0
         share = map_at_grid(inside_s, values_t.shape[1:])
@@ -33,13 +34,15 @@ def intra_class_variation(student: Tensor, teacher: Tensor, membership: Tensor) 
     return (inside * (values_s - values_t).square()).sum() / torch.where(total > 0, total, 1)
 
 
-def _likeness(features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
+def _likeness(features: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
     """Each voxel's cosine to its region's vector ``(B, *S)``, 0 where it has none, and how much of it has one."""
-    vectors, _ = region_vectors(features, membership)
-    regions = at_grid(membership.float(), features.shape[2:]).flatten(2)
-    # (B, K, C) @ (B, C, V): never (B, K, C, V)
-    cosines = unit_vectors(vectors, dim=2) @ unit_vectors(features.float().flatten(2), dim=1)
-    total = regions.sum(dim=1)
-    values = (regions * cosines).sum(dim=1) / torch.where(total > 0, total, 1)
-    size = (len(features), *features.shape[2:])
-    return values.view(size), total.clamp(max=1).view(size)
+    size = features.shape[2:]
+    vectors, _ = region_vectors(features, regions)
+    ones = vectors.new_ones((*vectors.shape[:2], 1))
+    total = regions.spread(ones, size)[:, 0]
+    along = regions.project(unit_vectors(vectors, dim=2), features)
+    squares = features.shape[1] * mean_power(features, 2)
+    alive = (squares > 0) & (total > 0)
+    # the root of 0 has no finite gradient
+    length = torch.where(alive, squares, 1).sqrt()
+    return along / torch.where(alive, length * total, 1), total.clamp(max=1)

@@ -10,6 +10,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
+from nnunetv2_kd import speed
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.features import Stride, Taps, stage_modules
@@ -17,7 +18,6 @@ from nnunetv2_kd.store.files import fingerprint
 from nnunetv2_kd.teachers import Student, Teacher, load_teacher
 from nnunetv2_kd.teachers.checkpoint import read_checkpoint
 from nnunetv2_kd.teachers.find import find_teacher
-from nnunetv2_kd.trainers import environment
 
 
 class Model:
@@ -57,7 +57,7 @@ class Model:
             self.strides = {name: stride for name, (_, stride) in stage_modules(network).items()}
         self.taps = Taps(network, {name: name for name in self.strides}) if self.strides else None
         if bfloat16:
-            environment.use_bfloat16(network)
+            speed.use(network, "bfloat16")
         self.predictor = nnUNetPredictor(
             use_mirroring=bool(self.mirroring), device=device, allow_tqdm=False,
             perform_everything_on_device=device.type == "cuda",

@@ -58,7 +58,7 @@ def region_vectors(
     sums: dict[str, Tensor] = {}
     masses: dict[str, Tensor] = {}
     for window in predictor._internal_get_sliding_window_slicers(data.shape[1:]):
-        membership = labels.membership(target[window][None].to(predictor.device)) * gaussian.float()
+        membership = labels.regions(target[window][None].to(predictor.device)).dense() * gaussian.float()
         with torch.autocast(predictor.device.type, enabled=predictor.device.type == "cuda"):
             taps.recording = True
             predictor.network(data[window][None].to(predictor.device))

@@ -51,7 +51,7 @@ class Ensemble:
             ask: how one teacher is asked.
         """
         by_size = {tuple(y.shape[2:]): y for y in (targets if isinstance(targets, (list, tuple)) else [targets])}
-        finest = self.labels.membership(next(iter(by_size.values())))
+        finest = self.labels.regions(next(iter(by_size.values())))
         probabilities: dict[Size, list[Tensor]] = defaultdict(list)
         edges: dict[str, list[Tensor]] = defaultdict(list)
         with torch.autocast(data.device.type, enabled=False):
@@ -63,9 +63,9 @@ class Ensemble:
                     edges[stage].append(graph)
             return self._combine(probabilities, edges, by_size)
 
-    def _reduced(self, answer: Answer, membership: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def _reduced(self, answer: Answer, regions: losses.Regions) -> tuple[list[Tensor], dict[str, Tensor]]:
         """A teacher's probabilities, and cosines instead of its features, which nobody holds once this is left."""
-        edges = {stage: losses.region_graph(features, membership)[0] for stage, features in answer.features.items()}
+        edges = {stage: losses.region_graph(features, regions)[0] for stage, features in answer.features.items()}
         return [self._probabilities(z) for z in answer.logits], edges
 
     def _combine(
@@ -76,7 +76,7 @@ class Ensemble:
         for size, target in targets.items():
             if len(probabilities.get(size, [])) != len(self.teachers):
                 continue  # a head that some teacher does not have, or that was never trained
-            membership = self.labels.membership(target)
+            membership = self.labels.regions(target).dense()
             weights = losses.voxel_weights(
                 self.options.rule, probabilities[size], membership, base, self.options.tau,
                 self.labels.has_regions,

@@ -25,7 +25,6 @@ from nnunetv2_kd.labels import Labels
 from nnunetv2_kd.students import count_params, in_words, made_from
 from nnunetv2_kd.teachers import Answer, Teacher, TeacherRecord, dataset_id
 from nnunetv2_kd.teachers.teacher import build_network
-from nnunetv2_kd.trainers import environment
 from nnunetv2_kd.trainers.checkpoint import stock_name
 from nnunetv2_kd.trainers.mixin import DistillationMixin
 
@@ -66,8 +65,7 @@ class JointMixin(DistillationMixin):
         with self._as_teacher(optimizing=False):
             self._learner_optimizer, self._learner_scheduler = self.configure_optimizers()
         self._restore()
-        if self._uses_cpu_bfloat16:
-            environment.use_bfloat16(network)
+        self._speed_up(network, "teacher in training", trained=True)
         if self._do_i_compile():
             self._learner = torch.compile(network)
         if self.is_ddp:
@@ -80,8 +78,7 @@ class JointMixin(DistillationMixin):
         )  # fmt: skip
         heads = len(getattr(getattr(network, "decoder", None), "seg_layers", [None]))
         teacher = Teacher(self._snapshot, record, [True] * heads)
-        if self._uses_cpu_bfloat16:
-            environment.use_bfloat16(self._snapshot)
+        self._speed_up(self._snapshot, "teacher", trained=False)
         return [teacher]
 
     def _restore(self) -> None:

@@ -89,8 +89,6 @@ class DistillationMixin(StoredMixin, ReportMixin):
         if self.options.seed is not None:
             environment.seed_everything(self.options.seed)
         super().initialize()
-        if self._uses_cpu_bfloat16:
-            environment.use_bfloat16(self.network)
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
@@ -104,6 +102,7 @@ class DistillationMixin(StoredMixin, ReportMixin):
                 f"-tr {type(self).__name__}   (F = 0 to 4)"
             )
             check_previous_stage(self.folder_with_segs_from_previous_stage, [*train, *val], command)
+        self._speed_up(self.network, "student", trained=True)
         if self.distils:
             self._start_distillation()
         super().on_train_start()
@@ -161,8 +160,7 @@ class DistillationMixin(StoredMixin, ReportMixin):
             except KDError as error:
                 raise KDError(f"Teacher {number} under 'teachers': {error}" if several else str(error)) from error
             teacher.network.to(self.device)
-            if self._uses_cpu_bfloat16:
-                environment.use_bfloat16(teacher.network)
+            self._speed_up(teacher.network, "teacher", trained=False)
             teachers.append(teacher)
         check_different(teachers)
         return teachers

@@ -20,7 +20,7 @@ def pseudo_dice(answers: Iterable[tuple[Tensor, Tensor]], labels: Labels) -> lis
     """
     tp = fp = fn = torch.zeros(())
     for logits, target in answers:
-        truth = labels.membership(target)[:, 1:].bool()
+        truth = labels.regions(target).dense()[:, 1:].bool()
         if labels.has_regions:
             predicted = logits > 0
         else:

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from batchgenerators.utilities.file_and_folder_operations import join
-from torch import Tensor
+from torch import Tensor, nn
 
-from nnunetv2_kd import __version__
+from nnunetv2_kd import __version__, speed
 from nnunetv2_kd.config import Options
 from nnunetv2_kd.features import plain_network
 from nnunetv2_kd.labels import Labels
 from nnunetv2_kd.store.teacher import StoredTeacher
 from nnunetv2_kd.students import count_params
 from nnunetv2_kd.teachers import Answer, Teacher, TeacherRecord
-from nnunetv2_kd.trainers import environment
 from nnunetv2_kd.trainers.checkpoint import OPTIONS_FILE, RECORD_FILE
 from nnunetv2_kd.trainers.messages import about_pseudo_dice, about_stored, about_student, about_teacher
 from nnunetv2_kd.trainers.pseudo_dice import pseudo_dice
@@ -41,9 +40,16 @@ class ReportMixin(Base):
     _ask: Callable[[Teacher, Tensor], Answer]
 
     @property
-    def _uses_cpu_bfloat16(self) -> bool:
-        on_cpu = self.device.type == "cpu"
-        return self.options.cpu_bfloat16 and on_cpu and environment.cpu_has_bfloat16()
+    def _cpu_speed(self) -> speed.CpuSpeed:
+        """How networks compute; what the options ask for in vain is nnU-Net's own way."""
+        wanted = self.options.speed_on_cpu()
+        is_lacking = speed.is_bfloat16(wanted) and not speed.cpu_has_bfloat16()
+        return speed.STOCK if self.device.type != "cpu" or is_lacking else wanted
+
+    def _speed_up(self, network: nn.Module, name: str, trained: bool) -> None:
+        if self._cpu_speed != speed.STOCK:
+            shape = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
+            self._say(f"The {name} computes in {speed.speed_up(network, self._cpu_speed, shape, trained)}.")
 
     def _record(self) -> dict[str, Any]:
         """Where this student comes from, in plain values."""
@@ -77,8 +83,10 @@ class ReportMixin(Base):
 
     def _say_student(self, made_here: bool) -> None:
         self._say(about_student(self.plans_manager.plans, self.configuration_name, self.dataset_json, made_here))
-        if self.options.cpu_bfloat16 and not self._uses_cpu_bfloat16:
-            self._say("cpu_bfloat16 is on, but this is no CPU with bfloat16 instructions: training as nnU-Net does.")
+        wanted = self.options.speed_on_cpu()
+        if wanted != self._cpu_speed:
+            lacking = " with bfloat16 instructions" if self.device.type == "cpu" else ""
+            self._say(f"The options ask for {wanted}, but this is no CPU{lacking}: training as nnU-Net does.")
 
     def _say_teachers(self, labels: Labels) -> None:
         student_params = count_params(plain_network(self.network))

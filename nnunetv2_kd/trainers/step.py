@@ -35,9 +35,9 @@ class Step:
     adapters: nn.ModuleDict
 
     @cached_property
-    def membership(self) -> Tensor:
+    def regions(self) -> losses.Regions:
         """Regions of the finest target."""
-        return self.labels.membership(self.targets[0])
+        return self.labels.regions(self.targets[0])
 
     def over_heads(self, term: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """Sum over heads of the head's weight times ``term(student's logits, teacher's logits, target)``."""
@@ -50,10 +50,10 @@ class Step:
 
     def graphs(self, stage: str) -> tuple[Tensor, Tensor, Tensor]:
         """Student's and teacher's cosines between all regions of the batch, ``(B*K, B*K)``, and which are present."""
-        edges_s, present = losses.region_graph(self.features_s[stage], self.membership)
+        edges_s, present = losses.region_graph(self.features_s[stage], self.regions)
         if stage in self.edges_t:
             return edges_s, self.edges_t[stage], present
-        return edges_s, losses.region_graph(self.features_t[stage].detach(), self.membership)[0], present
+        return edges_s, losses.region_graph(self.features_t[stage].detach(), self.regions)[0], present
 
     def adapted(self, name: str, stages: Sequence[str], *others: Tensor) -> Tensor:
         """The term ``name``, whose trained part compares the features of these stages."""

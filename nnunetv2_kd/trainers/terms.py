@@ -24,8 +24,8 @@ def voxel_kl(term: options.VoxelKL, step: Step) -> Tensor:
 
 def region_kl(term: options.RegionKL, step: Step) -> Tensor:
     def of_head(z_s: Tensor, z_t: Tensor, y: Tensor) -> Tensor:
-        membership = step.labels.membership(y) if term.membership == "labels" else None
-        return losses.region_kl(z_s, z_t, membership, term.temperature, step.labels.has_regions)
+        regions = step.labels.regions(y) if term.membership == "labels" else None
+        return losses.region_kl(z_s, z_t, regions, term.temperature, step.labels.has_regions)
 
     return step.over_heads(of_head)
 
@@ -57,7 +57,7 @@ def importance_map(term: options.ImportanceMap, step: Step) -> Tensor:
 def region_affinity(term: options.RegionAffinity, step: Step) -> Tensor:
     def of_stage(stage: str) -> Tensor:
         edges_s, edges_t, present = step.graphs(stage)
-        samples, regions = step.membership.shape[:2]
+        samples, regions = len(step.regions.codes), step.regions.count
         cosines_s, cosines_t = (own_blocks(edges, samples, regions) for edges in (edges_s, edges_t))
         return losses.affinity_difference(cosines_s, cosines_t, present.view(samples, regions))
 
@@ -74,13 +74,11 @@ def region_graph(term: options.RegionGraph, step: Step) -> Tensor:
 
 
 def feature_filtering(term: options.FeatureFiltering, step: Step) -> Tensor:
-    return step.over_stages(
-        term.stages, lambda f_s, f_t: losses.feature_filtering(f_s, f_t, step.membership, term.gamma)
-    )
+    return step.over_stages(term.stages, lambda f_s, f_t: losses.feature_filtering(f_s, f_t, step.regions, term.gamma))
 
 
 def intra_class_variation(term: options.IntraClassVariation, step: Step) -> Tensor:
-    return step.over_stages(term.stages, lambda f_s, f_t: losses.intra_class_variation(f_s, f_t, step.membership))
+    return step.over_stages(term.stages, lambda f_s, f_t: losses.intra_class_variation(f_s, f_t, step.regions))
 
 
 def fitnet(term: options.FitNet, step: Step) -> Tensor:
@@ -88,11 +86,11 @@ def fitnet(term: options.FitNet, step: Step) -> Tensor:
 
 
 def recokd(term: options.ReCoKD, step: Step) -> Tensor:
-    return step.adapted("recokd", term.stages, step.membership)
+    return step.adapted("recokd", term.stages, step.regions)
 
 
 def displacement(term: options.Displacement, step: Step) -> Tensor:
-    return step.adapted("displacement", term.stages, step.membership)
+    return step.adapted("displacement", term.stages, step.regions)
 
 
 TERMS: dict[str, Callable[[Any, Step], Tensor]] = {

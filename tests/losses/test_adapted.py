@@ -12,12 +12,13 @@ from nnunetv2_kd.losses import (
     GlobalContext,
     ReCoKD,
     attention,
-    label_membership,
+    label_regions,
+    overlapping_regions,
     region_masks,
-    region_membership,
     sard,
 )
 from tests.losses import reference_rivals
+from tests.losses.given import regions_of
 from tests.losses.reference import area_average
 
 SPATIAL = [(8, 4), (4, 8, 4)]
@@ -46,7 +47,7 @@ def labels(spatial, rng, batch=3):
     """The last class is absent everywhere; the last sample has background only."""
     y = torch.randint(0, 3, (batch, 1, *spatial), generator=rng)
     y[-1] = 0
-    return label_membership(y, 4)
+    return label_regions(y, 4)
 
 
 def adapted(term, stage, f):
@@ -75,7 +76,7 @@ def test_recokd_is_the_reference(spatial, rng):
     expected = 0.0
     for k, stage in enumerate(STUDENT):
         s, t = flat(adapted(term, stage, f_s[stage])), flat(f_t[stage])
-        regions = flat(area_average(m.numpy(), k + 1))
+        regions = flat(area_average(m.dense().numpy(), k + 1))
         for b in range(len(s)):
             expected += 2 ** (-1.2 * k) / len(s) * reference_rivals.sard(s[b], t[b], regions[b])
             contexts = [
@@ -103,7 +104,7 @@ def test_attention_closed_form():
 
 def test_region_masks_and_overlapping_regions():
     targets = torch.tensor([[1, 1, 1, 1, 0], [0, 0, 1, 0, 0]]).view(1, 2, 1, 5)
-    foreground, background = region_masks(region_membership(targets).flatten(2))
+    foreground, background = region_masks(overlapping_regions(targets), (1, 5))
     assert foreground[0].tolist() == [0.25, 0.25, 1.25, 0.25, 0]
     assert background[0].tolist() == [0, 0, 0, 0, 1]
 
@@ -111,11 +112,13 @@ def test_region_masks_and_overlapping_regions():
 def test_sard_counts_absent_foreground_as_zero(rng):
     """All background: what is left is the background's part, and the attentions' own."""
     f_s, f_t = torch.randn(1, 2, 6, generator=rng), torch.randn(1, 2, 6, generator=rng)
-    m = torch.zeros(1, 3, 6)
+    m = torch.zeros(1, 3, 1, 6)
     m[:, 0] = 1
-    expected = reference_rivals.sard(f_s[0].double().numpy(), f_t[0].double().numpy(), m[0].numpy())
-    assert float(sard(f_s, f_t, m)) == pytest.approx(expected, rel=1e-4)
-    assert float(sard(f_t, f_t.clone(), m)) == 0
+    regions = regions_of(m)
+    inside, masks = regions.inside()[:, 0] > 0, region_masks(regions, (1, 6))
+    expected = reference_rivals.sard(f_s[0].double().numpy(), f_t[0].double().numpy(), m[0, :, 0].numpy())
+    assert float(sard(f_s, f_t, masks, inside)) == pytest.approx(expected, rel=1e-4)
+    assert float(sard(f_t, f_t.clone(), masks, inside)) == 0
 
 
 def test_global_context_starts_as_the_identity_and_can_leave_it(rng):
@@ -163,7 +166,7 @@ def test_ignored_voxels_do_not_count(kind, rng):
     """Ignored are whole cells of the coarser stage's grid."""
     term = term_of(kind, 2)
     f_s, f_t, m = features(STUDENT, (8, 4), rng), features(TEACHER, (8, 4), rng), labels((8, 4), rng)
-    m[:, :, :2] = 0
+    m.codes[:, :2] = len(m.table) - 1
     expected = float(call(term, f_s, f_t, m).detach())
     for half, stage in enumerate(STUDENT, start=1):
         f_s[stage][:, :, : 2 // half] += 7
@@ -176,7 +179,7 @@ def test_ignored_voxels_do_not_count(kind, rng):
 def test_all_ignored_is_zero_and_not_nan(kind, rng):
     term = term_of(kind, 2)
     f_s = {stage: f.requires_grad_() for stage, f in features(STUDENT, (8, 4), rng).items()}
-    loss = call(term, f_s, features(TEACHER, (8, 4), rng), torch.zeros(3, 4, 8, 4))
+    loss = call(term, f_s, features(TEACHER, (8, 4), rng), regions_of(torch.zeros(3, 4, 8, 4)))
     loss.backward()
     assert float(loss.detach()) == 0
     assert all(f.grad.abs().sum() == 0 for f in f_s.values())
@@ -224,10 +227,10 @@ def test_what_cannot_be_is_refused(kind):
         kind({"encoder.0": 2}, {"encoder.0": 3}, 4)
     term, f = kind({"a": 2}, {"a": 3}, 2), torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match=r"a .*\(1, \d, 4, 4\) and \(2, 3, 4, 4\)"):
-        call(term, {"a": f[:1, :2]}, {"a": f}, torch.ones(2, 2, 4, 4))
+        call(term, {"a": f[:1, :2]}, {"a": f}, overlapping_regions(torch.ones(2, 1, 4, 4)))
     if kind is not FitNet:
         with pytest.raises(ValueError, match=r"\(2, 3, 4, 4\) and \(1, \d, 4, 4\)"):
-            term({"a": f[:, :2]}, {"a": f}, torch.ones(1, 2, 4, 4))
+            term({"a": f[:, :2]}, {"a": f}, overlapping_regions(torch.ones(1, 1, 4, 4)))
 
 
 @settings(max_examples=20, deadline=None)

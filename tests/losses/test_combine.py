@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from nnunetv2_kd.losses import (
     as_logits,
-    label_membership,
+    label_regions,
     mean_affinity,
     mix,
+    overlapping_regions,
     region_cosines,
     region_graph,
-    region_membership,
     region_weights,
     voxel_weights,
 )
@@ -32,8 +32,8 @@ def teachers(spatial, rng, sigmoid, count=3, scale=2.0):
 def membership_of(spatial, rng, sigmoid):
     """With ignored voxels; regions overlap where the heads are regions."""
     if sigmoid:
-        return region_membership((torch.rand((2, 4, *spatial), generator=rng) > 0.6).float(), has_ignore=True)
-    return label_membership(torch.randint(0, 4, (2, 1, *spatial), generator=rng), 3, ignore_label=3)
+        return overlapping_regions((torch.rand((2, 4, *spatial), generator=rng) > 0.6).float(), has_ignore=True).dense()
+    return label_regions(torch.randint(0, 4, (2, 1, *spatial), generator=rng), 3, ignore_label=3).dense()
 
 
 @pytest.mark.parametrize("spatial", SPATIAL)
@@ -72,16 +72,16 @@ def test_confidence_closed_form():
 def test_region_rule_hears_each_teacher_on_what_it_knows():
     """One teacher is right about class 1 and blind to class 2, the other the reverse; both know the background."""
     labels = torch.tensor([0, 0, 1, 2]).view(1, 1, 2, 2)
-    m = label_membership(labels, 3)
-    knows_1 = label_membership(torch.where(labels == 2, 0, labels), 3)
-    knows_2 = label_membership(torch.where(labels == 1, 0, labels), 3)
+    m = label_regions(labels, 3).dense()
+    knows_1 = label_regions(torch.where(labels == 2, 0, labels), 3).dense()
+    knows_2 = label_regions(torch.where(labels == 1, 0, labels), 3).dense()
     weights = voxel_weights("region", [knows_1, knows_2], m, torch.ones(2))[:, 0, 0].flatten(1)
     assert weights.T.tolist() == [[0.5, 0.5], [0.5, 0.5], [1, 0], [0, 1]]
 
 
 def test_a_region_that_no_teacher_sees_takes_the_base_weights():
-    m = label_membership(torch.ones(1, 1, 2, 2), 2)
-    blind = label_membership(torch.zeros(1, 1, 2, 2), 2)
+    m = label_regions(torch.ones(1, 1, 2, 2), 2).dense()
+    blind = label_regions(torch.zeros(1, 1, 2, 2), 2).dense()
     weights = voxel_weights("region", [blind, blind], m, torch.tensor([1.0, 3.0]))
     assert weights[:, 0, 0, 0, 0].tolist() == [0.25, 0.75]
 
@@ -95,7 +95,7 @@ def test_a_teacher_of_weight_zero_is_not_heard(rule, rng):
 
 
 def test_region_weights(rng):
-    m = label_membership(torch.tensor([0, 0, 1, 1]).view(1, 1, 2, 2), 3)
+    m = label_regions(torch.tensor([0, 0, 1, 1]).view(1, 1, 2, 2), 3).dense()
     weights = torch.tensor([[0.2, 0.4, 1.0, 0.5], [0.8, 0.6, 0.0, 0.5]]).view(2, 1, 1, 2, 2)
     regions = region_weights(weights, m, torch.tensor([1.0, 3.0]))
     np.testing.assert_allclose(regions[:, 0], [[0.3, 0.75, 0.25], [0.7, 0.25, 0.75]], rtol=1e-6)
@@ -123,7 +123,7 @@ def test_logits_of_certainty_are_finite(sigmoid):
 
 def test_mean_affinity(rng):
     """Teachers of different width. Each pair by the mean of its regions' weights, so the diagonal stays 1."""
-    m = label_membership(torch.randint(0, 3, (2, 1, 4, 4), generator=rng), 3)
+    m = label_regions(torch.randint(0, 3, (2, 1, 4, 4), generator=rng), 3)
     matrices = [region_cosines(torch.randn(2, c, 4, 4, generator=rng), m)[0] for c in (2, 5)]
     weights = torch.rand(2, 2, 3, generator=rng)
     weights /= weights.sum(dim=0)
@@ -135,7 +135,7 @@ def test_mean_affinity(rng):
 
 
 def test_graphs_mix_as_one_sample(rng):
-    m = label_membership(torch.randint(0, 3, (2, 1, 4, 4), generator=rng), 3)
+    m = label_regions(torch.randint(0, 3, (2, 1, 4, 4), generator=rng), 3)
     edges = [region_graph(torch.randn(2, c, 4, 4, generator=rng), m)[0] for c in (2, 5)]
     only_first = torch.stack((torch.ones(2, 3), torch.zeros(2, 3)))
     mean = mean_affinity([e.unsqueeze(0) for e in edges], only_first.flatten(1).unsqueeze(1))
@@ -158,7 +158,7 @@ def test_half_precision_and_no_gradient(dtype, rule, rng):
 @pytest.mark.parametrize("rule", ["confidence", "region"])
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_teachers_that_are_certain_and_wrong(rule, sigmoid):
-    m = label_membership(torch.zeros(1, 1, 2, 2), 3)
+    m = label_regions(torch.zeros(1, 1, 2, 2), 3).dense()
     p = [torch.tensor([0.0, 1.0, 0.0])[sigmoid:].view(1, -1, 1, 1).expand(1, -1, 2, 2)] * 2
     weights = voxel_weights(rule, p, m, torch.ones(2), 0.01, sigmoid)
     np.testing.assert_allclose(weights, 0.5, rtol=1e-5)

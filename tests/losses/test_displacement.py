@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_kd.losses import Displacement, displacement_difference, foreground_cells, stage_weights
+from nnunetv2_kd.losses import (
+    Displacement,
+    displacement_difference,
+    foreground_cells,
+    label_regions,
+    stage_weights,
+)
 from tests.losses import reference_rivals
 from tests.losses.reference import area_average
 from tests.losses.test_adapted import SPATIAL, STUDENT, TEACHER, adapted, features, labels
@@ -20,7 +26,7 @@ def test_displacement_is_the_reference(spatial, same_width, rng):
     f_s, f_t, m = features(widths, spatial, rng), features(TEACHER, spatial, rng), labels(spatial, rng)
     expected = 0.0
     for k, stage in enumerate(widths):
-        foreground = area_average(m.numpy()[:, 1:], k + 1).sum(axis=1)
+        foreground = area_average(m.dense().numpy()[:, 1:], k + 1).sum(axis=1)
         s = f_s[stage].numpy() if same_width else adapted(term, stage, f_s[stage])
         e_s, e_t = (
             np.array([reference_rivals.cells(f, mask, 2).ravel() for f, mask in zip(all_f, foreground, strict=True)])
@@ -32,7 +38,7 @@ def test_displacement_is_the_reference(spatial, same_width, rng):
 
 def test_displacement_across_grids(rng):
     """Student at half the teacher's grid, with the teacher's features averaged: the same embeddings."""
-    f_t, m = torch.randn(3, 2, 8, 8, generator=rng), torch.ones(3, 2, 8, 8)
+    f_t, m = torch.randn(3, 2, 8, 8, generator=rng), label_regions(torch.ones(3, 1, 8, 8), 2)
     term = Displacement({"a": 2}, {"a": 2}, 2, grid=4)
     assert float(term({"a": torch.nn.functional.avg_pool2d(f_t, 2)}, {"a": f_t}, m)) == pytest.approx(0, abs=1e-9)
 

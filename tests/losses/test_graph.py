@@ -7,7 +7,7 @@ import torch
 from nnunetv2_kd.losses import (
     affinity_difference,
     graph_difference,
-    label_membership,
+    label_regions,
     region_affinity,
     region_cosines,
     region_graph,
@@ -15,6 +15,7 @@ from nnunetv2_kd.losses import (
     unit_vectors,
 )
 from tests.losses import reference, reference_rivals
+from tests.losses.given import regions_of
 from tests.losses.test_regional import SPATIAL, features, membership_of
 
 
@@ -24,7 +25,7 @@ from tests.losses.test_regional import SPATIAL, features, membership_of
 def test_region_graph_is_the_reference(spatial, factor, hops, rng):
     f_s, f_t = features(3, tuple(s // factor for s in spatial), rng), features(6, spatial, rng)
     m = membership_of(spatial, rng)
-    fine = m.numpy()
+    fine = m.dense().numpy()
     expected = reference_rivals.region_graph_loss(
         f_s.numpy(), f_t.numpy(), reference.area_average(fine, factor), fine, hops
     )
@@ -34,14 +35,14 @@ def test_region_graph_is_the_reference(spatial, factor, hops, rng):
 def test_graph_of_two_nodes_closed_form():
     """Student's nodes opposite (A = I, P = I), teacher's equal (A = 1, P = 1/2): every entry off by a half, at any hop,
     and both nodes as strong as their mean."""
-    m = label_membership(torch.tensor([0, 1]).view(1, 1, 1, 2), 2)
+    m = label_regions(torch.tensor([0, 1]).view(1, 1, 1, 2), 2)
     student, teacher = torch.tensor([1.0, -1.0]).view(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
     assert float(region_graph_loss(student, teacher, m)) == pytest.approx(0.25)
 
 
 def test_graph_spans_the_batch():
     """Two samples of one region each: the edge is between them."""
-    m = torch.ones(2, 1, 2, 2)
+    m = regions_of(torch.ones(2, 1, 2, 2))
     student, teacher = torch.ones(2, 2, 2, 2), torch.ones(2, 2, 2, 2)
     student[1] *= -1
     edges, present = region_graph(student, m)
@@ -53,7 +54,7 @@ def test_graph_spans_the_batch():
 def test_affinity_is_the_difference_of_cosines(rng):
     f_s, f_t, m = features(3, (4, 4), rng), features(5, (4, 4), rng), membership_of((4, 4), rng)
     (c_s, present), (c_t, _) = region_cosines(f_s, m), region_cosines(f_t, m)
-    expected = reference.region_affinity(f_s.numpy(), f_t.numpy(), m.numpy(), m.numpy())
+    expected = reference.region_affinity(f_s.numpy(), f_t.numpy(), m.dense().numpy(), m.dense().numpy())
     assert float(affinity_difference(c_s, c_t, present)) == pytest.approx(expected, rel=1e-3)
     assert float(region_affinity(f_s, f_t, m)) == float(affinity_difference(c_s, c_t, present))
 
@@ -61,7 +62,8 @@ def test_affinity_is_the_difference_of_cosines(rng):
 def test_a_single_node_is_no_graph(rng):
     m = torch.zeros(2, 2, 4, 4)
     m[0, 0] = 1
-    assert float(region_graph_loss(features(3, (4, 4), rng), features(3, (4, 4), rng), m)) == 0
+    f_s, f_t = features(3, (4, 4), rng), features(3, (4, 4), rng)
+    assert float(region_graph_loss(f_s, f_t, regions_of(m))) == 0
 
 
 def test_weak_nodes_have_finite_gradients():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_kd.losses import divergence, label_membership, region_kl, soft_membership, voxel_kl
+from nnunetv2_kd.losses import divergence, label_regions, region_kl, soft_membership, voxel_kl
 from tests.losses import reference
 
 SIZES = [(2, 3, 6, 4), (2, 3, 4, 6, 2)]
@@ -35,11 +35,11 @@ def test_voxel_kl_is_the_reference(size, sigmoid, temperature, rng):
 def test_region_kl_is_the_reference(size, sigmoid, by_labels, rng):
     z_s, z_t = pair(size, rng)
     labels = torch.randint(0, 3, (size[0], 1, *size[2:]), generator=rng)
-    membership = label_membership(labels, 4) if by_labels else None  # the fourth class is absent
+    regions = label_regions(labels, 4) if by_labels else None  # the fourth class is absent
     expected = reference.region_kl(
-        z_s.numpy(), z_t.numpy(), None if membership is None else membership.numpy(), 2.0, sigmoid
+        z_s.numpy(), z_t.numpy(), None if regions is None else regions.dense().numpy(), 2.0, sigmoid
     )
-    assert float(region_kl(z_s, z_t, membership, 2.0, sigmoid)) == pytest.approx(expected, rel=1e-4)
+    assert float(region_kl(z_s, z_t, regions, 2.0, sigmoid)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_voxel_kl_closed_form():
@@ -63,7 +63,7 @@ def test_region_kl_weighs_a_small_region_like_a_large_one():
     z_s = z_t.clone()
     z_s[:, 0, 0, 0] = 5.0
     at_the_voxel = float(divergence(z_s, z_t, 1.0, False)[0, 0, 0])
-    assert float(region_kl(z_s, z_t, label_membership(labels, 2))) == pytest.approx(at_the_voxel / 2)
+    assert float(region_kl(z_s, z_t, label_regions(labels, 2))) == pytest.approx(at_the_voxel / 2)
     assert float(voxel_kl(z_s, z_t)) == pytest.approx(at_the_voxel / 100)
 
 
@@ -93,14 +93,15 @@ def test_ignored_voxels_do_not_count(rng):
     changed[..., :2] += 7
     assert float(voxel_kl(changed, z_t, valid)) == pytest.approx(float(voxel_kl(z_s, z_t, valid)))
     labels = torch.where(valid, 1, 3)
-    membership = label_membership(labels, 3, ignore_label=3)
-    assert float(region_kl(changed, z_t, membership)) == pytest.approx(float(region_kl(z_s, z_t, membership)))
+    regions = label_regions(labels, 3, ignore_label=3)
+    assert float(region_kl(changed, z_t, regions)) == pytest.approx(float(region_kl(z_s, z_t, regions)))
 
 
 def test_all_ignored_is_zero_and_not_nan(rng):
     z_s, z_t = pair((1, 3, 4, 4), rng)
     z_s.requires_grad_()
-    loss = voxel_kl(z_s, z_t, torch.zeros(1, 1, 4, 4, dtype=torch.bool)) + region_kl(z_s, z_t, torch.zeros(1, 3, 4, 4))
+    nothing = label_regions(torch.full((1, 1, 4, 4), 3), 3, ignore_label=3)
+    loss = voxel_kl(z_s, z_t, torch.zeros(1, 1, 4, 4, dtype=torch.bool)) + region_kl(z_s, z_t, nothing)
     loss.backward()
     assert float(loss) == 0
     assert torch.isfinite(z_s.grad).all()

@@ -7,16 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunetv2_kd.losses import (
+    Regions,
     activation_map,
     affinity_difference,
     feature_filtering,
     graph_difference,
     intra_class_variation,
-    label_membership,
+    label_regions,
+    overlapping_regions,
     region_graph_loss,
-    region_membership,
 )
 from tests.losses import reference, reference_rivals
+from tests.losses.given import regions_of
 
 SPATIAL = [(8, 4), (4, 8, 4)]
 TERMS = [feature_filtering, region_graph_loss, intra_class_variation]
@@ -29,11 +31,11 @@ def features(channels, spatial, rng, batch=2):
 def membership_of(spatial, rng, classes=3, count=4, batch=2):
     """The last class is absent; the class after it is to be ignored."""
     labels = torch.randint(0, classes + 1, (batch, 1, *spatial), generator=rng)
-    return label_membership(torch.where(labels == classes, count, labels), count, ignore_label=count)
+    return label_regions(torch.where(labels == classes, count, labels), count, ignore_label=count)
 
 
 def all_labelled(spatial, rng):
-    return label_membership(torch.randint(0, 3, (2, 1, *spatial), generator=rng), 4)
+    return label_regions(torch.randint(0, 3, (2, 1, *spatial), generator=rng), 4)
 
 
 @pytest.mark.parametrize("spatial", SPATIAL)
@@ -42,7 +44,7 @@ def test_feature_filtering_is_the_reference(spatial, factor, rng):
     """Teacher at full resolution, student at a coarser grid, ignored voxels, an absent class."""
     f_s, f_t = features(3, tuple(s // factor for s in spatial), rng), features(6, spatial, rng)
     m = membership_of(spatial, rng)
-    fine = m.numpy()
+    fine = m.dense().numpy()
     expected = reference_rivals.feature_filtering(
         f_s.numpy(), f_t.numpy(), reference.area_average(fine, factor), fine, 1.5
     )
@@ -54,7 +56,7 @@ def test_feature_filtering_is_the_reference(spatial, factor, rng):
 def test_intra_class_variation_is_the_reference(spatial, factor, rng):
     f_s, f_t = features(3, tuple(s // factor for s in spatial), rng), features(6, spatial, rng)
     m = membership_of(spatial, rng) if factor == 1 else all_labelled(spatial, rng)
-    fine = m.numpy()
+    fine = m.dense().numpy()
     expected = reference_rivals.intra_class_variation(
         f_s.numpy(), f_t.numpy(), reference.area_average(fine, factor), fine
     )
@@ -63,10 +65,10 @@ def test_intra_class_variation_is_the_reference(spatial, factor, rng):
 
 def test_overlapping_regions(rng):
     targets = (torch.rand(2, 2, 4, 4, generator=rng) > 0.4).float()
-    m = region_membership(targets)
-    assert m.sum(dim=1).max() == 2
+    m = overlapping_regions(targets)
+    assert m.dense().sum(dim=1).max() == 2
     f_s, f_t = features(3, (4, 4), rng), features(5, (4, 4), rng)
-    numpy = (f_s.numpy(), f_t.numpy(), m.numpy(), m.numpy())
+    numpy = (f_s.numpy(), f_t.numpy(), m.dense().numpy(), m.dense().numpy())
     assert float(region_graph_loss(f_s, f_t, m)) == pytest.approx(
         reference_rivals.region_graph_loss(*numpy, 3), rel=1e-3
     )
@@ -86,7 +88,7 @@ def test_activation_map_closed_form():
 def test_filter_listens_where_the_teacher_is_decided():
     """The student errs alike at a voxel where the teacher is decided and at one where it is not."""
     teacher = torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0, 0.5]).view(1, 1, 1, 6)
-    m = torch.ones(1, 1, 1, 6)
+    m = regions_of(torch.ones(1, 1, 1, 6))
     a_t = activation_map(teacher).flatten()
     student = torch.tensor([2.6, 1.0, 1.0, 1.0, 1.0, 0.9]).view(1, 1, 1, 6)
     squares = (activation_map(student).flatten() - a_t).square()
@@ -100,17 +102,17 @@ def test_filter_weighs_a_small_region_like_a_large_one(rng):
     f_s, f_t = features(2, (8, 8), rng, 1), features(2, (8, 8), rng, 1)
     labels = torch.zeros(1, 1, 8, 8)
     labels[..., 0, 0] = 1
-    m = label_membership(labels, 2)
+    m = label_regions(labels, 2)
     squares = (activation_map(f_s) - activation_map(f_t)).square()[0]
     u = (2 * activation_map(f_t).sigmoid() - 1).abs().exp()[0]
-    background = (u * squares * m[0, 0]).sum() / (u * m[0, 0]).sum()
+    background = (u * squares * m.dense()[0, 0]).sum() / (u * m.dense()[0, 0]).sum()
     assert float(feature_filtering(f_s, f_t, m)) == pytest.approx(float((squares[0, 0] + background) / 2), rel=1e-4)
 
 
 def test_absent_nodes_take_part_in_nothing(rng):
     f_s, f_t = features(3, (4, 4), rng), features(3, (4, 4), rng)
     m = membership_of((4, 4), rng, count=3)
-    more = torch.cat((m, torch.zeros(2, 5, 4, 4)), dim=1)
+    more = Regions(m.codes, torch.cat((m.table, torch.zeros(len(m.table), 5)), dim=1))
     for term in TERMS:
         assert float(term(f_s, f_t, more)) == pytest.approx(float(term(f_s, f_t, m)), rel=1e-5)
 
@@ -120,14 +122,16 @@ def test_variation_closed_form():
     student = torch.eye(2).view(1, 2, 1, 2)
     teacher = torch.tensor([1.0, 5.0]).view(1, 1, 1, 2)
     expected = (2**-0.5 - 1) ** 2
-    assert float(intra_class_variation(student, teacher, torch.ones(1, 1, 1, 2))) == pytest.approx(expected, rel=1e-5)
+    both = regions_of(torch.ones(1, 1, 1, 2))
+    assert float(intra_class_variation(student, teacher, both)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_voxels_of_no_region_do_not_pull_their_neighbours(rng):
     """Part of the patch is ignored, through the middle of the student's coarser voxels. The rest looks the same
     everywhere."""
-    m = torch.ones(1, 1, 8, 8)
-    m[..., :3] = 0
+    labelled = torch.ones(1, 1, 8, 8)
+    labelled[..., :3] = 0
+    m = regions_of(labelled)
     f_s, f_t = torch.ones(1, 2, 4, 4), torch.ones(1, 3, 8, 8)
     f_s[..., :1], f_t[..., :3] = torch.randn(1, 2, 4, 1, generator=rng), torch.randn(1, 3, 8, 3, generator=rng)
     assert float(intra_class_variation(f_s, f_t, m)) == pytest.approx(0, abs=1e-9)
@@ -152,7 +156,7 @@ def test_gradient_to_the_student_only(term, rng):
 def test_ignored_voxels_do_not_count(term, rng):
     f_s, f_t = features(3, (4, 4), rng), features(3, (4, 4), rng)
     m = membership_of((4, 4), rng)
-    ignored = m.sum(dim=1, keepdim=True) == 0
+    ignored = m.dense().sum(dim=1, keepdim=True) == 0
     assert ignored.any()
     expected = float(term(f_s, f_t, m))
     assert expected > 0
@@ -162,7 +166,7 @@ def test_ignored_voxels_do_not_count(term, rng):
 @pytest.mark.parametrize("term", TERMS)
 def test_all_ignored_is_zero_and_not_nan(term, rng):
     f_s = features(3, (4, 4), rng).requires_grad_()
-    loss = term(f_s, features(3, (4, 4), rng), torch.zeros(2, 3, 4, 4))
+    loss = term(f_s, features(3, (4, 4), rng), regions_of(torch.zeros(2, 3, 4, 4)))
     loss.backward()
     assert float(loss.detach()) == 0
     assert f_s.grad.abs().sum() == 0
@@ -195,13 +199,13 @@ def test_half_precision(term, dtype, rng):
 def test_shapes_must_agree(term):
     f, m = torch.zeros(2, 3, 4, 4), torch.zeros(2, 2, 4, 4)
     with pytest.raises(ValueError, match=r"\(1, 3, 4, 4\) and \(2, "):
-        term(f[:1], f, m)
-    with pytest.raises(ValueError, match=r"\(2, 3, 4, 4\) and \(1, 2, 4, 4\)"):
-        term(f, f, m[:1])
+        term(f[:1], f, regions_of(m))
+    with pytest.raises(ValueError, match=r"\(2, 3, 4, 4\) and \(1, 1, 4, 4\)"):
+        term(f, f, regions_of(m[:1]))
 
 
 def test_wrong_options_and_edges():
-    f, m, e = torch.zeros(1, 3, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(2, 2)
+    f, m, e = torch.zeros(1, 3, 4, 4), regions_of(torch.zeros(1, 2, 4, 4)), torch.zeros(2, 2)
     with pytest.raises(ValueError, match="gamma above 0, got 0"):
         feature_filtering(f, f, m, gamma=0)
     with pytest.raises(ValueError, match="at least 1 hop, got 0"):

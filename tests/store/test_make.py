@@ -90,13 +90,13 @@ def test_vectors_are_those_of_the_regions(here):
     data = torch.randn(1, *patch, generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(1, *patch, dtype=torch.int16)
     labels[:, 4:9, 4:, :7] = 2
-    kd_labels = mock.Mock(membership=lambda target: losses.label_membership(target, 3))
+    kd_labels = mock.Mock(regions=lambda target: losses.label_regions(target, 3))
     with mock.patch("nnunetv2_kd.store.vectors.compute_gaussian", return_value=torch.ones(tuple(patch))):
         found = make.region_vectors(model.predictor, model.taps, data, labels, kd_labels)
     model.taps.recording = True
     model.predictor.network(data[None])
     for stage, features in model.taps.take().items():
-        expected, present = losses.region_vectors(features, losses.label_membership(labels[None], 3))
+        expected, present = losses.region_vectors(features, losses.label_regions(labels[None], 3))
         np.testing.assert_allclose(found[stage], expected[0].detach().numpy(), atol=1e-4)
         assert present.tolist() == [[True, False, True]]
     assert {name.split("/")[1] for name in kept.vectors(case)} == set(found)

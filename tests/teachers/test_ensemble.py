@@ -53,7 +53,7 @@ def test_edges_are_mixed_and_not_features(batch):
     data, targets = batch
     teachers = [make_teacher(8), make_teacher(4)]
     answer = Ensemble(teachers, [1, 1], CombineOptions(), LABELS)(data, targets, ask)
-    membership = LABELS.membership(targets[0])
+    membership = LABELS.regions(targets[0])
     own = [losses.region_graph(t(data).features["encoder.1"], membership)[0] for t in teachers]
     torch.testing.assert_close(answer.edges["encoder.1"], (own[0] + own[1]) / 2)
 
@@ -80,7 +80,7 @@ def test_the_better_teacher_is_heard(batch, rule):
     def ask_right(teacher, data):
         answer = teacher(data)
         if teacher is ensemble.teachers[1]:
-            answer.logits = [10 * LABELS.membership(y) for y in targets]
+            answer.logits = [10 * LABELS.regions(y).dense() for y in targets]
         return answer
 
     ensemble(data, targets, ask_right)

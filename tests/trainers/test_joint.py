@@ -117,3 +117,10 @@ def test_dice_of_a_teacher_that_finds_nothing(here_alone):
     trainer._validated = [counts]
     assert trainer._teacher_dice() == pytest.approx(0.5)
     assert "WARNING" not in log_of(trainer)
+
+
+def test_both_networks_may_compute_in_another_way(here_alone):
+    log = train(make_trainer(Good, here_alone, cpu_speed="float32_channels_last"))
+    for who in ("student", "teacher in training", "teacher"):
+        assert f"The {who} computes in float32_channels_last." in log
+    assert "distillation: " in log

@@ -83,7 +83,7 @@ def test_a_region_that_is_not_in_the_patch_does_not_count(here):
     target = batch["target"][0].clone()
     target[target == 2] = 0
     answer = trainer._answer(batch)
-    present = losses.region_vectors(torch.zeros(2, 1, *target.shape[2:]), trainer.loss.labels.membership(target))[1]
+    present = losses.region_vectors(torch.zeros(2, 1, *target.shape[2:]), trainer.loss.labels.regions(target))[1]
     assert not present[:, 2].any()
     edges_s = torch.zeros_like(answer.edges["decoder.0"])
     other = answer.edges["decoder.0"].clone()

@@ -15,8 +15,8 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 )
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+from nnunetv2_kd.speed import cpu_has_bfloat16
 from nnunetv2_kd.trainers import DistillationMixin, nnUNetTrainerKD, nnUNetTrainerKDBaseline, nnUNetTrainerRegionKD
-from nnunetv2_kd.trainers.environment import cpu_has_bfloat16
 from tests.trainers.helpers import TERMS_OF_THE_MAIN_PATH as ALL_TERMS
 from tests.trainers.helpers import log_of, make_trainer, train
 
@@ -106,22 +106,42 @@ def test_compiled_student(here):
 
 
 @pytest.mark.skipif(not cpu_has_bfloat16(), reason="this processor has no bfloat16 instructions")
-def test_cpu_bfloat16_trains_alike_and_saves_float32(here):
-    full = make_trainer(nnUNetTrainerRegionKD, here)
+@pytest.mark.parametrize("options", [{"cpu_bfloat16": True}, {"cpu_speed": "bfloat16"}, {"cpu_speed": "measure"}])
+def test_cpu_speed_trains_alike_and_saves_a_stock_checkpoint(here, options):
+    terms = {**ALL_TERMS, "region_graph": {}, "fitnet": {}}
+    full = make_trainer(nnUNetTrainerRegionKD, here, terms=terms)
     train(full)
-    half = make_trainer(nnUNetTrainerRegionKD, here, cpu_bfloat16=True)
-    train(half)
+    fast = make_trainer(nnUNetTrainerRegionKD, here, terms=terms, **options)
+    log = train(fast)
     for name in ("segmentation", "region_kl"):
-        assert half._history.rows[0][name] == pytest.approx(full._history.rows[0][name], rel=0.05)
+        assert fast._history.rows[0][name] == pytest.approx(full._history.rows[0][name], rel=0.05)
+    wanted = options.get("cpu_speed", "bfloat16_channels_last")
+    for who in ("student", "teacher"):
+        assert f"The {who} computes in " in log
+        assert wanted == "measure" or f"The {who} computes in {wanted}." in log
+    assert ("(measured, forward and backward: float32 " in log) == (wanted == "measure")
     checkpoint = torch.load(here.model("nnUNetTrainerRegionKD") / "fold_0" / "checkpoint_final.pth", weights_only=False)
     assert {value.dtype for value in checkpoint["network_weights"].values()} == {torch.float32}
+    full.network.load_state_dict(checkpoint["network_weights"])  # into nnU-Net's network, which has the channels first
 
 
-def test_cpu_bfloat16_is_off_where_the_processor_lacks_it(here):
-    with mock.patch("nnunetv2_kd.trainers.environment.cpu_has_bfloat16", return_value=False):
-        trainer = make_trainer(nnUNetTrainerKDBaseline, here, cpu_bfloat16=True)
-        assert not trainer._uses_cpu_bfloat16
-    assert "no CPU with bfloat16 instructions" in log_of(trainer)
+def test_cpu_speed_resumes(here):
+    """In another way than before, as a measurement may choose."""
+    for speed, epochs in (("float32_channels_last", 2), ("float32", 3)):
+        trainer = make_trainer(nnUNetTrainerRegionKD, here, cpu_speed=speed, epochs=epochs, save_every=1)
+        if epochs == 3:
+            folder = here.model("nnUNetTrainerRegionKD") / "fold_0"
+            trainer.load_checkpoint(str(folder / "checkpoint_final.pth"))
+        log = train(trainer)
+    assert "Epoch 2" in log
+
+
+@pytest.mark.parametrize("options", [{"cpu_bfloat16": True}, {"cpu_speed": "bfloat16"}])
+def test_bfloat16_is_off_where_the_processor_lacks_it(here, options):
+    with mock.patch("nnunetv2_kd.speed.cpu_has_bfloat16", return_value=False):
+        trainer = make_trainer(nnUNetTrainerKDBaseline, here, **options)
+        assert trainer._cpu_speed == "float32"
+    assert "this is no CPU with bfloat16 instructions: training as nnU-Net does." in log_of(trainer)
 
 
 def test_weights_and_biases_gets_the_terms(here):

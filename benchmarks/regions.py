@@ -1,0 +1,157 @@
+"""What region vectors cost: time over one plain reduction of the same features, and memory, for few and many classes.
+
+At a patch of 128^3 with 32 channels and on stage grids of stride 1 and 2. ``organs`` are ellipsoids on background, as
+in a whole-body scan; ``cells`` fill the patch, every voxel near a border. With 3 classes the very same shapes carry 3
+labels, so that only the number of classes differs. The first row of times includes reading the labels anew, as a
+training step does once; ``again`` is what every further term or network adds.
+
+    python benchmarks/regions.py
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from nnunetv2_kd.losses import label_regions, region_vectors
+
+SIDE, CHANNELS, MANY, FEW = 128, 32, 105, 3
+
+
+def grid(device: str) -> Tensor:
+    """Coordinates of all voxels ``(SIDE^3, 3)``."""
+    axis = torch.arange(SIDE, device=device)
+    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3).float()
+
+
+def organs(device: str) -> Tensor:
+    """``(1, 1, SIDE, SIDE, SIDE)``: 104 ellipsoids with half-axes of 4 to 16 voxels on background."""
+    voxels, rng = grid(device), torch.Generator().manual_seed(0)
+    labels = torch.zeros(len(voxels), dtype=torch.uint8, device=device)
+    for label in range(1, MANY):
+        centre = (SIDE * torch.rand(3, generator=rng)).to(device)
+        axes = (4 + 12 * torch.rand(3, generator=rng)).to(device)
+        labels[((voxels - centre) / axes).square().sum(dim=1) < 1] = label
+    return labels.view(1, 1, SIDE, SIDE, SIDE)
+
+
+def cells(device: str) -> Tensor:
+    """Every voxel has the label of the nearest of 105 random points."""
+    points = (SIDE * torch.rand(MANY, 3, generator=torch.Generator().manual_seed(0))).to(device)
+    nearest = [torch.cdist(part, points).argmin(dim=1) for part in grid(device).split(2**16)]
+    return torch.cat(nearest).to(torch.uint8).view(1, 1, SIDE, SIDE, SIDE)
+
+
+def milliseconds(call: Callable[[], Any], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - started)
+
+
+def calls_of(labels: Tensor, classes: int, features: Tensor) -> dict[str, Callable[[], Any]]:
+    few = labels % FEW if classes == FEW else labels
+    known = label_regions(few, classes)
+    known.mass(features.shape[2:])
+    learning = features.clone().requires_grad_()
+
+    def with_gradient() -> None:
+        region_vectors(learning, known)[0].sum().backward()
+        learning.grad = None
+
+    return {
+        f"{classes} first": lambda: region_vectors(features, label_regions(few, classes)),
+        f"{classes} again": lambda: region_vectors(features, known),
+        f"{classes} gradient": with_gradient,
+    }
+
+
+def measure(labels: Tensor, stride: int, device: str, rounds: int) -> dict[str, float]:
+    """Medians in ms: plain reduction, and everything of `calls_of` for few and many classes, all in turn."""
+    features = torch.randn(1, CHANNELS * stride, *[SIDE // stride] * 3, device=device)
+    calls: dict[str, Callable[[], Any]] = {"plain": lambda: features.sum(dim=(2, 3, 4))}
+    for classes in (FEW, MANY):
+        calls |= calls_of(labels, classes, features)
+    took: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            elapsed = milliseconds(call, device)
+            if number > 0:  # the first round warms up
+                took[name].append(elapsed)
+    return {name: statistics.median(times) for name, times in took.items()}
+
+
+def extra_mib(shapes: str, device: str, queue: Any) -> None:
+    """Peak memory of one call with many classes above that of its arguments; runs in a process of its own."""
+    labels = {"organs": organs, "cells": cells}[shapes](device)
+    features = torch.randn(1, CHANNELS, SIDE, SIDE, SIDE, device=device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        region_vectors(features, label_regions(labels, MANY))
+        queue.put((torch.cuda.max_memory_allocated() - before) / 2**20)
+        return
+    features.sum()
+    region_vectors(features[..., :16, :16, :16], label_regions(labels[..., :16, :16, :16], MANY))  # libraries load
+    # the kernel's own high-water mark, set back to what is in use now
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident_peak()
+    region_vectors(features, label_regions(labels, MANY))
+    queue.put(resident_peak() - before)
+
+
+def resident_peak() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+
+
+def in_its_own_process(*arguments: Any) -> float:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=extra_mib, args=(*arguments, queue))
+    process.start()
+    value = queue.get()
+    process.join()
+    return value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--json", type=Path, default=None, help="write the numbers here")
+    args = parser.parse_args()
+    table = Table(title=f"region vectors, {args.device}, {torch.get_num_threads()} threads")
+    columns = ("shapes", "stride", "plain ms", "3 first", "3 again", "105 first", "105 again", "105 / 3", "MiB")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "shapes" else "right")
+    results = {}
+    for shapes, make in (("organs", organs), ("cells", cells)):
+        mib = in_its_own_process(shapes, args.device)
+        for stride in (1, 2):
+            took = measure(make(args.device), stride, args.device, args.rounds)
+            results[f"{shapes}, stride {stride}"] = took | {"extra_mib": mib}
+            over = {name: f"{ms / took['plain']:.1f}" for name, ms in took.items()}
+            ratio = f"{took['105 first'] / took['3 first']:.2f}"
+            cells_of_row = (over[n] for n in ("3 first", "3 again", "105 first", "105 again"))
+            memory = f"{mib:.0f}" if stride == 1 else ""
+            table.add_row(shapes, str(stride), f"{took['plain']:.1f}", *cells_of_row, ratio, memory)
+    Console(width=120).print(table)
+    if args.json is not None:
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

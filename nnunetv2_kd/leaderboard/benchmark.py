@@ -1,0 +1,210 @@
+"""What trained models cost on this device, against the largest of them: parameters, FLOPs, memory, time per case."""
+
+import glob
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+
+from nnunetv2_kd import speed
+from nnunetv2_kd.device import check_device, device_in_words
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.images import cases_in
+from nnunetv2_kd.leaderboard.cost import ModelCost, size_of
+from nnunetv2_kd.leaderboard.models import Model, dataset_name, find_models, read_model
+from nnunetv2_kd.leaderboard.run import image_files, splits_of
+from nnunetv2_kd.leaderboard.timing import Timed, peak_in_own_process, take_turns
+
+Say = Callable[[str], None]
+EXPECTED = "TRAINER__PLANS__CONFIGURATION with plans.json, dataset.json and fold_0/checkpoint_final.pth"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The flags of ``nnUNetv2_kd benchmark``."""
+
+    device: torch.device
+    folders: Sequence[Path] = ()
+    dataset: str | None = None
+    configurations: list[str] | None = None
+    plans: list[str] | None = None
+    trainers: list[str] | None = None
+    fold: str | None = None
+    images: Path | None = None
+    cases: int = 5
+    repeats: int = 3
+    cpu_speeds: Sequence[speed.CpuSpeed] = (speed.STOCK,)
+
+
+@dataclass
+class Row:
+    """One model, computing in one way."""
+
+    name: str
+    run: Timed
+    cost: ModelCost
+    peak_mib: float | None = None
+
+
+@dataclass
+class Benchmark:
+    """What was found. The first row is what the others are compared with.
+
+    Attributes:
+        cases: by name.
+        images: where they are from, in words.
+        empty_mib: memory on a CPU of a process before it loads a model.
+    """
+
+    rows: list[Row]
+    device: str
+    cases: list[str]
+    images: str
+    repeats: int
+    empty_mib: float | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def times_faster(self, row: Row, mirroring: bool = True) -> float | None:
+        """How many times as fast as the first row."""
+        ms, of_first = row.run.ms(mirroring), self.rows[0].run.ms(mirroring)
+        return of_first / ms if ms and of_first else None
+
+
+def benchmark(request: Request, say: Say) -> Benchmark:
+    """Time the models that the request names.
+
+    Raises:
+        KDError: where the device, a model or the images are not there, or no model can be timed.
+    """
+    check_request(request)
+    models = _models(request)
+    cases, where = _cases(models, request)
+    chosen = sorted(cases)[: request.cases]
+    names = [model.name for model in models]
+    rows = [
+        Row(
+            model.name if names.count(model.name) == 1 else str(model.folder),
+            Timed(model, cpu_speed, mirroring=(True, False)),
+            size_of(model),
+        )
+        for model in models
+        for cpu_speed in request.cpu_speeds
+    ]
+    found = Benchmark(rows, device_in_words(request.device), chosen, where, request.repeats)
+    say(f"timing {len(rows)} rows, {len(chosen)} cases, {request.repeats} repeats, on {found.device}")
+    take_turns([row.run for row in rows], [cases[case] for case in chosen], request.device, request.repeats)
+    for row in rows:
+        row.peak_mib = row.run.peak_mib
+        if request.device.type == "cpu" and not row.run.problem:
+            _peak_on_cpu(row, found, cases[chosen[0]])
+        found.problems += [f"{row.name}: {problem}" for problem in (row.cost.problem, row.run.problem) if problem]
+    if all(row.run.problem for row in rows):
+        raise KDError(listing("No model could be timed:", found.problems))
+    return found
+
+
+def check_request(request: Request) -> None:
+    """The flags fit each other and this machine.
+
+    Raises:
+        KDError: where they do not; with what to type.
+    """
+    check_device(request.device)
+    for cpu_speed in request.cpu_speeds:
+        speed.check_here(cpu_speed)
+    if bool(request.folders) == (request.dataset is not None):
+        raise KDError("Name the models either by -m FOLDER FOLDER ..., teacher first, or by -d DATASET.")
+    given = {"-c": request.configurations, "-p": request.plans, "-tr": request.trainers}
+    narrowing = [flag for flag, values in given.items() if values]
+    if request.folders and narrowing:
+        raise KDError(f"-m names the models in full; {' and '.join(narrowing)} are for -d DATASET.")
+    for flag, number in (("--cases", request.cases), ("--repeats", request.repeats)):
+        if number < 1:
+            raise KDError(f"{flag} must be at least 1, found {number}.")
+
+
+def _models(request: Request) -> list[Model]:
+    """As named, or those of a dataset, the largest first."""
+    folds = [request.fold] if request.fold is not None else None
+    if request.folders:
+        models = [_of_folder(folder, folds) for folder in request.folders]
+    else:
+        dataset = dataset_name(str(request.dataset))
+        found, _ = find_models(dataset, request.configurations, folds)
+        models = [
+            model
+            for model in found
+            if model.predicting_folds
+            and (request.plans is None or model.plans_name in request.plans)
+            and (request.trainers is None or model.trainer in request.trainers)
+        ]
+        if not models:
+            title = f"No trained model of {dataset} has the -p and -tr asked for. Trained:"
+            raise KDError(listing(title, [model.name for model in found if model.predicting_folds]))
+        models.sort(key=lambda model: -(size_of(model).params or 0))
+    for model in models:
+        for key in ("channel_names", "file_ending"):
+            ours, first = model.dataset_json[key], models[0].dataset_json[key]
+            if len(ours) != len(first) or (key == "file_ending" and ours != first):
+                raise KDError(
+                    f"The models cannot predict the same images: {key} of {model.folder} is {ours}, of "
+                    f"{models[0].folder} {first}. Benchmark them one after the other."
+                )
+    return models
+
+
+def _of_folder(folder: Path, folds: list[str] | None) -> Model:
+    folder = folder.expanduser().absolute()
+    if len(folder.name.split("__")) < 3:
+        raise KDError(f"-m {folder} is no model folder. Expected: {EXPECTED}.")
+    try:
+        model = read_model(folder, folds)
+    except KDError as error:
+        raise KDError(f"-m {folder} is no model: {error}. Expected: {EXPECTED}.") from error
+    if not model.predicting_folds:
+        every = read_model(folder)
+        trained = [fold.name for fold in every.trained_folds]
+        asked = f"fold {folds[0]}" if folds else "fold"
+        hint = f"Trained are: -f {' or '.join(trained)}" if trained else "Train one, or finish its training with --c."
+        raise KDError(f"-m {folder} has no trained {asked} (no checkpoint_final.pth). {hint}")
+    return model
+
+
+def _cases(models: list[Model], request: Request) -> tuple[dict[str, list[str]], str]:
+    """The files of the channels of each case, and where they are from in words."""
+    first = models[0]
+    ending = first.dataset_json["file_ending"]
+    if request.images is not None:
+        names = cases_in(request.images, ending)
+        channels = f"_[0-9][0-9][0-9][0-9]{ending}"
+        files = {name: sorted(map(str, request.images.glob(glob.escape(name) + channels))) for name in names}
+        return files, f"of {request.images}"
+    fold = first.predicting_folds[0].name
+    dataset = first.dataset
+    splits = splits_of(dataset)
+    if not fold.isdigit() or int(fold) >= len(splits):
+        raise KDError(
+            f"The validation cases of fold {fold} of {dataset} are not known: no splits_final.json with that fold "
+            f"under nnUNet_preprocessed ({nnUNet_preprocessed if nnUNet_preprocessed.is_set() else 'not set'}). "
+            "Name images: -i IMAGES"
+        )
+    found = {case: image_files(first, case) for case in splits[int(fold)]["val"]}
+    files = {case: channels for case, channels in found.items() if channels}
+    if not files:
+        raise KDError(
+            f"No image of the validation cases of fold {fold} of {dataset} is under nnUNet_raw "
+            f"({nnUNet_raw if nnUNet_raw.is_set() else 'not set'}). Name images: -i IMAGES"
+        )
+    return files, f"of the validation cases of fold {fold} of {dataset}"
+
+
+def _peak_on_cpu(row: Row, found: Benchmark, files: list[str]) -> None:
+    try:
+        memory = peak_in_own_process(row.run, files)
+    except Exception as error:  # the process may have been killed for its memory
+        found.problems.append(f"{row.name}: peak memory not known: {type(error).__name__}: {error}")
+        return
+    if memory is not None:
+        row.peak_mib, found.empty_mib = memory
