@@ -106,6 +106,7 @@ class Options(CheckedOptions):
 
     teacher: TeacherOptions = TeacherOptions()
     teachers: tuple[WeightedTeacherOptions, ...] | None = Field(None, description="several, instead of teacher")
+    stored_teacher: str | None = Field(None, description="a store's name or folder, instead of running a teacher")
     combine: CombineOptions = CombineOptions()
     student: StudentOptions = StudentOptions()
     terms: Terms = Terms()
@@ -120,8 +121,18 @@ class Options(CheckedOptions):
         None, description="how student and teachers compute on a CPU; default: float32, as nnU-Net does"
     )
 
+    @field_validator("stored_teacher")
+    @classmethod
+    def _absolute_folder(cls, name: str | None) -> str | None:
+        if name is not None and not name.strip():
+            raise ValueError("expected the name or folder of a store")
+        return str(Path(name).expanduser().absolute()) if name is not None and len(Path(name).parts) > 1 else name
+
     @model_validator(mode="after")
     def _one_or_several_teachers(self) -> "Options":
+        named = sorted({"teacher", "teachers"} & self.model_fields_set)
+        if self.stored_teacher is not None and named:
+            raise ValueError(f"a stored teacher is not run: remove {' and '.join(named)}, or stored_teacher")
         if self.teachers is None:
             if "combine" in self.model_fields_set and self.combine != CombineOptions():
                 raise ValueError("combine says how several teachers are combined; name them under teachers")

@@ -67,13 +67,22 @@ def match_stages(names: Iterable[str], student: nn.Module, teacher: nn.Module) -
     Raises:
         KDError: where the teacher has no stage of that stride.
     """
-    of_student, of_teacher = stage_modules(student), stage_modules(teacher)
+    of_student, of_teacher = (
+        {name: stride for name, (_, stride) in stage_modules(network).items()} for network in (student, teacher)
+    )
+    return match_strides(names, of_student, of_teacher)
+
+
+def match_strides(
+    names: Iterable[str], of_student: Mapping[str, Stride], of_teacher: Mapping[str, Stride]
+) -> dict[str, str]:
+    """As `match_stages`, of networks whose stages and strides are known."""
     matched = {}
     for stage in (stage for name in names for stage in resolve_stages(name, of_student)):
-        part, stride = stage.split(".")[0], of_student[stage][1]
-        same = [other for other, (_, s) in of_teacher.items() if s == stride and other.startswith(part)]
+        part, stride = stage.split(".")[0], of_student[stage]
+        same = [other for other, s in of_teacher.items() if s == stride and other.startswith(part)]
         if not same:
-            offered = ", ".join(f"{other} {s}" for other, (_, s) in of_teacher.items())
+            offered = ", ".join(f"{other} {s}" for other, s in of_teacher.items())
             raise KDError(
                 f"The teacher has no {part} stage of stride {stride}, which the student's {stage} has. "
                 f"The teacher's stages and strides: {offered}."

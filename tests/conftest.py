@@ -39,6 +39,7 @@ class World:
 
     root: Path
     env: dict[str, str] = field(default_factory=dict)
+    log: str = ""
 
     @property
     def raw(self) -> Path:
@@ -153,6 +154,24 @@ def world(trained_world: World, tmp_path: Path) -> World:
     """A copy of `trained_world` for one test."""
     root = tmp_path / "world"
     shutil.copytree(trained_world.root, root)
+    return World(root)
+
+
+@pytest.fixture(scope="session")
+def stored_trained_world(trained_world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """`trained_world` with its teacher's answers stored by the command. Not to be written to: use `stored_world`."""
+    root = tmp_path_factory.mktemp("stored") / "world"
+    shutil.copytree(trained_world.root, root)
+    world = World(root)
+    world.log = world.run("nnUNetv2_kd", "store", "-d", "4", "-device", "cpu").stdout
+    return world
+
+
+@pytest.fixture
+def stored_world(stored_trained_world: World, tmp_path: Path) -> World:
+    """A copy of `stored_trained_world` for one test."""
+    root = tmp_path / "stored_world"
+    shutil.copytree(stored_trained_world.root, root)
     return World(root)
 
 

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from nnunetv2_kd import __version__
-from nnunetv2_kd.cli import benchmark, demo, doctor, leaderboard, plan, predict, split_teachers
+from nnunetv2_kd.cli import benchmark, demo, doctor, leaderboard, plan, predict, split_teachers, store
 from nnunetv2_kd.errors import KDError
 
-COMMANDS = (plan, split_teachers, predict, benchmark, leaderboard, doctor, demo)
+COMMANDS = (plan, split_teachers, store, predict, benchmark, leaderboard, doctor, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -105,6 +105,9 @@ def made(model: Model) -> list[tuple[str, str]]:
         for teacher in fold.record.get("teachers", ()):
             told = f"{teacher['folder']}, fold {teacher['fold']}, {teacher['checkpoint']}, SHA-256 {teacher['sha256']}"
             facts.append((f"teacher of fold {fold.name}", told))
+        if "stored" in fold.record:
+            stored = fold.record["stored"]
+            facts.append((f"stored teacher of fold {fold.name}", f"{stored['folder']}, by: {stored['command']}"))
     return facts
 
 

@@ -86,7 +86,7 @@ def check_same_method(before: dict[str, Any], now: dict[str, Any], folder: str) 
         return
     differing = [
         f"{key}: {before['options'].get(key)} in the checkpoint, {now['options'].get(key)} now"
-        for key in ("teacher", "teachers", "combine", "terms", "schedule")
+        for key in ("teacher", "teachers", "stored_teacher", "combine", "terms", "schedule")
         if before["options"].get(key) != now["options"].get(key)
     ]
     if differing:

@@ -40,7 +40,7 @@ class JointMixin(DistillationMixin):
                  device: torch.device = torch.device("cuda")) -> None:  # noqa: B008  # fmt: skip
         self._teacher_plans = plans_of_teacher(plans)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        named = {"teacher", "teachers"} & self.options.model_fields_set
+        named = {"teacher", "teachers", "stored_teacher"} & self.options.model_fields_set
         if named:
             raise KDError(
                 f"{type(self).__name__} trains its own teacher beside the student; '{named.pop()}' in the options "

@@ -6,7 +6,7 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.students import in_words, network_cost
-from nnunetv2_kd.teachers import Teacher
+from nnunetv2_kd.teachers import Teacher, TeacherRecord
 
 Plans = dict[str, Any]
 POOR_DICE = 0.5
@@ -28,11 +28,39 @@ def about_student(plans: Plans, configuration: str, dataset_json: dict[str, Any]
 def about_teacher(teacher: Teacher, student_params: int, student_fold: int | str) -> list[str]:
     """Which model teaches, and warnings where it is no larger than the student or has seen its validation cases."""
     record = teacher.record
+    heads = f", {sum(teacher.trained_heads)} trained heads"
+    return [f"Teacher: {_described(record)}{heads}", *_warnings(record, student_params, student_fold)]
+
+
+def about_stored(stored: dict[str, Any], records: list[TeacherRecord], student_params: int, student_fold: int | str
+                 ) -> list[str]:  # fmt: skip
+    """Where the answers come from, which models gave them, how good they are, and the warnings of `about_teacher`.
+
+    Args:
+        stored: see `StoredTeacher.as_dict`.
+        records: of the models.
+        student_params, student_fold: the student's.
+    """
+    mirrored = "mirrored" if stored["mirroring"] else "not mirrored"
     lines = [
-        f"Teacher: {record.folder}, fold {record.fold}, {record.checkpoint} (SHA-256 {record.sha256}), trained by "
-        f"{record.trainer} for {record.epoch} epochs, {in_words(record.params)} parameters, "
-        f"{sum(teacher.trained_heads)} trained heads"
+        f"Stored teacher: {stored['folder']}, {len(records)} model{'s' if len(records) > 1 else ''}, {mirrored}; "
+        f"largest error of a stored probability {stored['largest_error']:.4f}"
     ]
+    for record in records:
+        lines += [f"  {_described(record)}", *_warnings(record, student_params, student_fold)]
+    return [*lines, *_judged("The stored teacher's Dice on the training cases", stored["training_dice"])]
+
+
+def _described(record: TeacherRecord) -> str:
+    return (
+        f"{record.folder}, fold {record.fold}, {record.checkpoint} (SHA-256 {record.sha256}), trained by "
+        f"{record.trainer} for {record.epoch} epochs, {in_words(record.params)} parameters"
+    )
+
+
+def _warnings(record: TeacherRecord, student_params: int, student_fold: int | str) -> list[str]:
+    """Where a teacher is no larger than the student, or has seen its validation cases."""
+    lines = []
     if student_params >= record.params:
         lines.append(
             f"WARNING: the student ({in_words(student_params)} parameters) is as large as its teacher "
@@ -50,7 +78,11 @@ def about_teacher(teacher: Teacher, student_params: int, student_fold: int | str
 
 def about_pseudo_dice(name: str, dice: list[float], batches: int) -> list[str]:
     """How good a teacher is on a few patches, with a warning where it is poor."""
-    lines = [f"{name.capitalize()}'s pseudo Dice on {batches} validation batches: {[round(d, 4) for d in dice]}"]
+    return _judged(f"{name.capitalize()}'s pseudo Dice on {batches} validation batches", dice)
+
+
+def _judged(what: str, dice: list[float]) -> list[str]:
+    lines = [f"{what}: {[round(d, 4) for d in dice]}"]
     present = [d for d in dice if not math.isnan(d)]
     mean = sum(present) / len(present) if present else math.nan
     if mean < POOR_DICE:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from nnunetv2_kd.config import Options, Terms, WeightedTeacherOptions, options_file, resolve_options
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.features import Taps, match_stages, plain_network
+from nnunetv2_kd.features import Taps, plain_network
 from nnunetv2_kd.labels import Labels
 from nnunetv2_kd.students import made_from, student_plans
 from nnunetv2_kd.teachers import Answer, Ensemble, Student, Teacher, check_different, load_teacher
@@ -24,13 +24,14 @@ from nnunetv2_kd.trainers.checkpoint import check_same_method, check_same_size, 
 from nnunetv2_kd.trainers.loss import DistillationLoss
 from nnunetv2_kd.trainers.report import ReportMixin
 from nnunetv2_kd.trainers.schedule import factor_at
-from nnunetv2_kd.trainers.terms import build_adapters, check_terms, tapped_stages, with_resolved_stages
+from nnunetv2_kd.trainers.stored import StoredMixin
+from nnunetv2_kd.trainers.terms import check_terms, with_resolved_stages
 from nnunetv2_kd.trainers.watch import TermGuard, TermHistory, in_log_line, judge
 
 T = TypeVar("T")
 
 
-class DistillationMixin(ReportMixin):
+class DistillationMixin(StoredMixin, ReportMixin):
     """Trains a shrunken student beside a frozen teacher. Put it first among the bases of a trainer.
 
     Everything that is not distillation is the other base's. Each training step runs the teacher on the batch, then
@@ -60,7 +61,7 @@ class DistillationMixin(ReportMixin):
                 f"{type(self).__name__} has no distillation term with a weight above 0. Name one under 'terms:', or "
                 "train the student alone with -tr nnUNetTrainerKDBaseline."
             )
-        if len(self.options.all_teachers()) < self.least_teachers:
+        if self.options.stored_teacher is None and len(self.options.all_teachers()) < self.least_teachers:
             raise KDError(
                 f"{type(self).__name__} needs at least {self.least_teachers} teachers, named under 'teachers:' in the "
                 "options file that nnUNet_kd_config points to (see configs/multi_teacher.yaml). To train some, each "
@@ -106,7 +107,7 @@ class DistillationMixin(ReportMixin):
             self._start_distillation()
         super().on_train_start()
         self._write_record()
-        if self.teachers:
+        if self._has_teacher:
             self._say_pseudo_dice(self.loss.labels)
 
     def do_split(self) -> tuple[Any, Any]:
@@ -120,7 +121,10 @@ class DistillationMixin(ReportMixin):
         labels = Labels(
             self.label_manager.num_segmentation_heads, self.label_manager.has_regions, self.label_manager.ignore_label
         )
-        self.teachers = self._make_teachers()
+        if self.options.stored_teacher is None:
+            self.teachers = self._make_teachers()
+        else:
+            self.stored = self._open_store(labels)
         self._say_teachers(labels)
         if len(self.teachers) > 1:
             weights = [t.weight if isinstance(t, WeightedTeacherOptions) else 1 for t in self.options.all_teachers()]
@@ -128,13 +132,7 @@ class DistillationMixin(ReportMixin):
         student = plain_network(self.network)
         terms = with_resolved_stages(self.options.terms.active(), student)
         self._say(*check_terms(terms, len(self.teachers), self.batch_size))
-        tapped = tapped_stages(terms)
-        stages: dict[str, str] = {}
-        for teacher in self.teachers:
-            stages = match_stages(tapped, student, teacher.network) if tapped else {}
-            teacher.tap(stages)
-        dims = len(self.configuration_manager.patch_size)
-        trained = build_adapters(terms, student, self.teachers[0].network, stages, dims).to(self.device)
+        stages, trained = self._tap_teachers(terms, student)
         self.loss = DistillationLoss(
             self.loss, terms, labels, Taps(student, {stage: stage for stage in stages}), trained
         )
@@ -181,7 +179,7 @@ class DistillationMixin(ReportMixin):
         self._bar = tqdm(total=self.num_iterations_per_epoch, disable=not on_screen, leave=False, unit="it")
 
     def train_step(self, batch: dict) -> dict:
-        answer = self._answer(batch) if self.teachers else None
+        answer = self._answer(batch) if self._has_teacher else None
         result = super().train_step(batch) if answer is None else self._distillation_step(batch, answer)
         self._iteration += 1
         if self._bar is not None:
@@ -190,6 +188,8 @@ class DistillationMixin(ReportMixin):
 
     def _answer(self, batch: dict) -> Answer | None:
         """The teachers' answer to a batch; None where they have none yet."""
+        if self.stored is not None:
+            return self.stored(batch)
         batch["data"] = batch["data"].to(self.device, non_blocking=True)
         if self.ensemble is None:
             return self._ask(self.teachers[0], batch["data"])
@@ -227,7 +227,7 @@ class DistillationMixin(ReportMixin):
         if self._bar is not None:
             self._bar.close()
         super().on_train_epoch_end(train_outputs)
-        if self.teachers:
+        if self._has_teacher:
             self._close_epoch()
 
     def _close_epoch(self) -> None:
@@ -263,12 +263,12 @@ class DistillationMixin(ReportMixin):
             return
         unfinished = f"{filename}.unfinished"
         super().save_checkpoint(unfinished)
-        added = len(list(self.loss.adapters.parameters())) if self.teachers else 0
+        added = len(list(self.loss.adapters.parameters())) if self._has_teacher else 0
         make_stock(unfinished, filename, stock_name(type(self)), self._record(), added, self._training_state())
 
     def _training_state(self) -> dict[str, Any]:
         """What a resumed training needs beside nnU-Net's own checkpoint, and nothing else does."""
-        return {"adapters": self.loss.adapters.state_dict()} if self.teachers else {}
+        return {"adapters": self.loss.adapters.state_dict()} if self._has_teacher else {}
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         if isinstance(filename_or_checkpoint, str):

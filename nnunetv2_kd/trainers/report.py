@@ -15,10 +15,11 @@ from nnunetv2_kd import __version__, speed
 from nnunetv2_kd.config import Options
 from nnunetv2_kd.features import plain_network
 from nnunetv2_kd.labels import Labels
+from nnunetv2_kd.store.teacher import StoredTeacher
 from nnunetv2_kd.students import count_params
-from nnunetv2_kd.teachers import Answer, Teacher
+from nnunetv2_kd.teachers import Answer, Teacher, TeacherRecord
 from nnunetv2_kd.trainers.checkpoint import OPTIONS_FILE, RECORD_FILE
-from nnunetv2_kd.trainers.messages import about_pseudo_dice, about_student, about_teacher
+from nnunetv2_kd.trainers.messages import about_pseudo_dice, about_stored, about_student, about_teacher
 from nnunetv2_kd.trainers.pseudo_dice import pseudo_dice
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class ReportMixin(Base):
 
     options: Options
     teachers: list[Teacher]
+    stored: StoredTeacher | None
+    _splits: Callable[[], list[dict[str, list[str]]]]
     _ask: Callable[[Teacher, Tensor], Answer]
 
     @property
@@ -56,8 +59,15 @@ class ReportMixin(Base):
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "options": self.options.model_dump(mode="json"),
             "student": self.plans_manager.plans["kd_student"],
-            "teachers": [teacher.record.as_dict() for teacher in self.teachers],
+            "teachers": [teacher.as_dict() for teacher in self._teacher_records()],
+            **({"stored": self.stored.as_dict(self.do_split()[0])} if self.stored is not None else {}),
         }
+
+    def _teacher_records(self) -> list[TeacherRecord]:
+        """Of the teachers, whether they run or are stored."""
+        if self.stored is None:
+            return [teacher.record for teacher in self.teachers]
+        return self.stored.records(self._splits(), self.fold, self.do_split()[1])
 
     def _write_record(self) -> None:
         if self.local_rank != 0:
@@ -80,6 +90,9 @@ class ReportMixin(Base):
 
     def _say_teachers(self, labels: Labels) -> None:
         student_params = count_params(plain_network(self.network))
+        if self.stored is not None:
+            stored = self.stored.as_dict(self.do_split()[0])
+            self._say(*about_stored(stored, self._teacher_records(), student_params, self.fold))
         for teacher in self.teachers:
             self._say(*about_teacher(teacher, student_params, self.fold))
         if self.options.combine.rule != "mean" and labels.ignore_label is not None:

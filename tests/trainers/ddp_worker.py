@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def work(rank: int, root: str, port: int) -> None:
+def work(rank: int, root: str, port: int, store: str) -> None:
     import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as stock
     from torch.nn.parallel import DistributedDataParallel
 
@@ -29,14 +29,17 @@ def work(rank: int, root: str, port: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     terms = {"voxel_kl": {}, "region_kl": {}, "importance_map": {}, "region_affinity": {}, "fitnet": {}}
-    trainer = make_trainer(OnCPU, World(Path(root)), terms=terms)
+    options = {"terms": terms}
+    if store:
+        options = {"terms": {name: terms[name] for name in ("voxel_kl", "region_affinity")}, "stored_teacher": store}
+    trainer = make_trainer(OnCPU, World(Path(root)), **options)
     trainer.run_training()
     weights = torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
-    adapters = torch.cat([p.detach().flatten() for p in trainer.loss.adapters.parameters()])
+    adapters = torch.cat([torch.zeros(1), *(p.detach().flatten() for p in trainer.loss.adapters.parameters())])
     kept = {"weights": weights, "adapters": adapters, "rows": len(trainer._history.rows)}
     torch.save(kept, Path(root) / f"rank{rank}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    mp.spawn(work, args=(sys.argv[1], int(sys.argv[2])), nprocs=2)
+    mp.spawn(work, args=(sys.argv[1], int(sys.argv[2]), "".join(sys.argv[3:])), nprocs=2)

@@ -24,3 +24,11 @@ def test_two_processes_train_one_student(world):
     assert done.stdout.count("distillation: voxel_kl") == 2
     keys = torch.load(folder / "checkpoint_final.pth", weights_only=False)["network_weights"]
     assert not any(key.startswith("module.") for key in keys)
+
+
+def test_two_processes_train_from_one_store(stored_world):
+    world = stored_world
+    world.env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    world.run(sys.executable, "-m", "tests.trainers.ddp_worker", world.root, str(find_free_network_port()), "fold_0")
+    first, second = (torch.load(world.root / f"rank{rank}.pt") for rank in (0, 1))
+    assert torch.equal(first["weights"], second["weights"])

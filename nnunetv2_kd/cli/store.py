@@ -1,0 +1,136 @@
+"""``nnUNetv2_kd store``: run a teacher once over the preprocessed cases and store its answers."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from nnunetv2_kd.errors import KDError
+
+if TYPE_CHECKING:
+    from nnunetv2_kd.store.layout import Store
+
+EPILOG = """Interrupted, or data added since: the same line again goes on. What differs from a teacher that runs during
+the training: docs/stored_teacher.md."""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "store",
+        help="store a teacher's answers, so that no training has to run it",
+        description="Run a trained model, or several as an ensemble, over every preprocessed case with nnU-Net's own "
+        "sliding window, and store the class probabilities beside the preprocessed data. A training with the option "
+        "stored_teacher reads them instead of running the teacher.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
+    parser.add_argument(
+        "-p", default="nnUNetPlans", metavar="PLANS",
+        help="the teacher's, and whose preprocessed data are stored for; students made from them share these data; "
+        "default: nnUNetPlans",
+    )  # fmt: skip
+    parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="the teacher's; default: nnUNetTrainer")
+    parser.add_argument(
+        "-f", nargs="+", default=["0"], metavar="FOLD", help="the teacher's; several: an ensemble; default: 0"
+    )
+    parser.add_argument(
+        "--teacher_folder", type=Path, action="append", metavar="FOLDER",
+        help="a model folder instead of -tr and -p's; several times: an ensemble, of these folds of each",
+    )  # fmt: skip
+    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
+    parser.add_argument("-o", metavar="NAME", help="the store's name; default: fold_ and the folds")
+    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
+    parser.add_argument("--overwrite", action="store_true", help="replace a store that other teachers have made")
+    parser.add_argument(
+        "--trust_pickle", action="store_true", help="load checkpoints with more than plain data in them"
+    )
+    parser.add_argument("--bfloat16", action="store_true", help="on a CPU that has the instructions: faster")
+    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: cuda")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch  # what follows needs torch, which `--help` does not
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunetv2_kd.cli.plan import preprocessed_folder, read_json
+    from nnunetv2_kd.store.layout import store_folder
+    from nnunetv2_kd.store.make import Task, make
+    from nnunetv2_kd.students.shrink import check_configuration
+
+    base = preprocessed_folder(args.d)
+    plans, dataset_json = read_json(base / f"{args.p}.json"), read_json(base / "dataset.json")
+    check_configuration(plans, args.c)
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(args.c)
+    if configuration.previous_stage_name is not None:
+        raise KDError(
+            f"{args.c} is a cascade: its teacher also looks at the previous stage's segmentation, which augmentation "
+            "changes. It cannot be stored; let it run during the training."
+        )
+    data = base / configuration.data_identifier
+    if not any(data.glob("*.pkl")):
+        line = f"nnUNetv2_preprocess -d {args.d} -plans_name {args.p} -c {args.c}"
+        raise KDError(f"{data} holds no preprocessed cases. Make them: {line}")
+    name = args.o or f"fold_{'_'.join(args.f)}"
+    console = Console(stderr=True)
+    models = load_models(args, base.name, plans, dataset_json, torch.device(args.device))
+    store = make(
+        Task(store_folder(base, data.name, name), data, manager, args.c, dataset_json, command()),
+        models, args.overwrite, lambda line: console.print(line, soft_wrap=True, markup=False, highlight=False),
+    )  # fmt: skip
+    for line in summary(store, data, name):
+        print(line)
+    return 0
+
+
+def command() -> str:
+    """The line that goes on with the store."""
+    return shlex.join(["nnUNetv2_kd", *(part for part in sys.argv[1:] if part != "--overwrite")])
+
+
+def load_models(
+    args: argparse.Namespace, dataset: str, plans: dict[str, Any], dataset_json: dict[str, Any], device: Any
+) -> list[Any]:
+    """Every fold of every model folder."""
+    from nnunetv2_kd.config import TeacherOptions
+    from nnunetv2_kd.speed import cpu_has_bfloat16
+    from nnunetv2_kd.store.model import Model
+    from nnunetv2_kd.teachers import Student, check_different
+
+    if args.bfloat16 and (args.device != "cpu" or not cpu_has_bfloat16()):
+        raise KDError("--bfloat16 is for -device cpu with bfloat16 instructions, which this is not. Leave it out.")
+    student = Student(dataset, args.p, args.c, "all")
+    named: list[dict[str, Any]] = [{"folder": folder} for folder in args.teacher_folder or ()] or [{"trainer": args.tr}]
+    models = []
+    for where in named:
+        for fold in args.f:
+            if not (fold == "all" or fold.isdigit()):
+                raise KDError(f"-f must be folds, such as 0 1 2 or all, found {fold}.")
+            options = TeacherOptions(
+                **where, fold=fold if fold == "all" else int(fold), checkpoint=args.chk, trust_pickle=args.trust_pickle
+            )
+            models.append(Model(options, student, plans, dataset_json, device, not args.disable_tta, args.bfloat16))
+    check_different([model.teacher for model in models])
+    return models
+
+
+def summary(store: "Store", data: Path, name: str) -> list[str]:
+    """What is stored now, how good and how large it is, and how to train from it."""
+    records = [store.record(case) or {} for case in store.header["cases"]]
+    size = sum(known["size"] for record in records for known in record["files"].values())
+    whole = sum(file.stat().st_size for file in data.iterdir())
+    dice = [value for record in records for value in record["dice"] if value is not None]
+    return [
+        f"Stored: {store.folder}",
+        f"  {len(records)} cases, {size / 2**20:.1f} MiB ({100 * size / whole:.0f} % of the preprocessed data); "
+        f"largest error of a stored probability {max(record['error'] for record in records):.4f}",
+        f"  mean Dice against the labels {sum(dice) / max(1, len(dice)):.4f} (training cases included)",
+        "Train from it with this line in the options file that nnUNet_kd_config names:",
+        f"  stored_teacher: {json.dumps(name)}",
+    ]

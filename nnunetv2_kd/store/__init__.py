@@ -1,0 +1,1 @@
+"""A teacher's class probabilities, computed once and stored beside nnU-Net's preprocessed data."""
