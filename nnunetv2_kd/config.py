@@ -133,6 +133,8 @@ class Options(CheckedOptions):
         named = sorted({"teacher", "teachers"} & self.model_fields_set)
         if self.stored_teacher is not None and named:
             raise ValueError(f"a stored teacher is not run: remove {' and '.join(named)}, or stored_teacher")
+        if self.stored_teacher is not None and self.combine != CombineOptions():
+            raise ValueError("a store of several teachers is their mean: remove combine, or stored_teacher")
         if self.teachers is None:
             if "combine" in self.model_fields_set and self.combine != CombineOptions():
                 raise ValueError("combine says how several teachers are combined; name them under teachers")

@@ -51,7 +51,9 @@ class FastPredictor(nnUNetPredictor):
     ) -> None:
         check_model(Path(model_training_output_dir), use_folds or (), checkpoint_name)
         super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)
-        print(f"nnunetv2_kd: the network computes in {speed_up(self, self.wanted)}")
+        chosen = speed_up(self, self.wanted)
+        if chosen is not None:
+            print(f"nnunetv2_kd: the network computes in {chosen}")
 
     def _manage_input_and_output_lists(self, source: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(source, str):
@@ -59,10 +61,11 @@ class FastPredictor(nnUNetPredictor):
         return super()._manage_input_and_output_lists(source, *args, **kwargs)
 
 
-def speed_up(predictor: nnUNetPredictor, wanted: speed.CpuSpeed) -> speed.Chosen:
-    """Let a predictor's network compute in the way that is wanted; on another device than a CPU as nnU-Net does."""
+def speed_up(predictor: nnUNetPredictor, wanted: speed.CpuSpeed) -> speed.Chosen | None:
+    """Let a predictor's network compute in the way that is wanted; on another device than a CPU as nnU-Net does, and
+    None."""
     if predictor.device.type != "cpu":
-        return speed.Chosen(speed.STOCK, f"nnU-Net's own way on {predictor.device.type}")
+        return None
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
     channels = determine_num_input_channels(plans, configuration, predictor.dataset_json)
     threads = torch.get_num_threads()

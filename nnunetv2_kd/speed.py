@@ -123,14 +123,14 @@ def measure(network: nn.Module, shape: Sequence[int], trained: bool = False) -> 
         for way, copied in copies.items():
             use(copied, way)
         started = time.perf_counter()
-        # in turns, so that what else the machine does weighs on all alike; the first round warms up, and the minimum
-        # leaves it out
+        # in turns, so that what else the machine does weighs on all alike
         for _ in range(ROUNDS):
             for way, copied in copies.items():
                 took[way].append(_milliseconds(copied, data, trained))
             if time.perf_counter() - started > SECONDS:
                 break
-    ms = {way: min(times) for way, times in took.items()}
+    # the first round warms up; of a network so slow that there is no other, it has to do
+    ms = {way: min(times[1:] or times) for way, times in took.items()}
     fastest = min(ms, key=lambda way: ms[way])
     return Measured(fastest if ms[fastest] < WORTH_IT * ms[STOCK] else STOCK, ms)
 

@@ -85,6 +85,7 @@ def test_every_problem_is_told_at_once(write):
         ({"teacher": {"folder": "/a", "trainer": "nnUNetTrainer"}}, "by folder or by trainer"),
         ({"schedule": {"warmup": 0.5, "decay_from": 0.2}}, "must not come before"),
         ({"stored_teacher": "fold_0", "teacher": {"fold": 0}}, "a stored teacher is not run: remove teacher"),
+        ({"stored_teacher": "fold_0", "combine": {"rule": "region"}}, "a store of several teachers is their mean"),
         ({"stored_teacher": " "}, "expected the name or folder of a store"),
         ({"terms": {"region_affinity": {"stages": ["encoder.0", "encoder.0"]}}}, "named twice"),
         ({"terms": {"region_affinity": {"stages": []}}}, "at least 1 item"),

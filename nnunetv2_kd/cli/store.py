@@ -14,8 +14,8 @@ from nnunetv2_kd.errors import KDError
 if TYPE_CHECKING:
     from nnunetv2_kd.store.layout import Store
 
-EPILOG = """Interrupted, or data added since: the same line again goes on. What differs from a teacher that runs during
-the training: docs/stored_teacher.md."""
+EPILOG = """Interrupted, or data added since: the same line again, without --overwrite, goes on. What differs from a
+teacher that runs during the training: docs/stored_teacher.md."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -56,13 +56,19 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import torch  # what follows needs torch, which `--help` does not
+    from nnunetv2.paths import nnUNet_results
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunetv2_kd.cli.plan import preprocessed_folder, read_json
+    from nnunetv2_kd.device import check_device
     from nnunetv2_kd.store.layout import store_folder
     from nnunetv2_kd.store.make import Task, make
     from nnunetv2_kd.students.shrink import check_configuration
 
+    check_device(torch.device(args.device))
+    if not (args.teacher_folder or nnUNet_results.is_set()):
+        raise KDError("The environment variable nnUNet_results is not set: no trained model can be found. Set it, or "
+                      "name a model folder with --teacher_folder.")  # fmt: skip
     base = preprocessed_folder(args.d)
     plans, dataset_json = read_json(base / f"{args.p}.json"), read_json(base / "dataset.json")
     check_configuration(plans, args.c)
@@ -115,7 +121,11 @@ def load_models(
             options = TeacherOptions(
                 **where, fold=fold if fold == "all" else int(fold), checkpoint=args.chk, trust_pickle=args.trust_pickle
             )
-            models.append(Model(options, student, plans, dataset_json, device, not args.disable_tta, args.bfloat16))
+            try:
+                models.append(Model(options, student, plans, dataset_json, device, not args.disable_tta, args.bfloat16))
+            except KDError as error:
+                flags = "-tr, -p, -f, -chk, --teacher_folder and --trust_pickle"
+                raise KDError(f"{error}\n(What is said of an options file is said here by {flags}.)") from error
     check_different([model.teacher for model in models])
     return models
 

@@ -4,6 +4,7 @@ import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
@@ -16,8 +17,13 @@ from nnunetv2_kd.leaderboard.cost import ModelCost, size_of
 from nnunetv2_kd.leaderboard.models import Model, dataset_name, find_models, read_model
 from nnunetv2_kd.leaderboard.run import image_files, splits_of
 from nnunetv2_kd.leaderboard.timing import Timed, peak_in_own_process, take_turns
+from nnunetv2_kd.teachers.check import channels
 
 Say = Callable[[str], None]
+IMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "number of channels": lambda dataset_json: len(channels(dataset_json)),
+    "file_ending": lambda dataset_json: dataset_json["file_ending"],
+}
 EXPECTED = "TRAINER__PLANS__CONFIGURATION with plans.json, dataset.json and fold_0/checkpoint_final.pth"
 
 
@@ -50,7 +56,7 @@ class Row:
 
 @dataclass
 class Benchmark:
-    """What was found. The first row is what the others are compared with.
+    """What was found. The first row that was timed is what the others are compared with.
 
     Attributes:
         cases: by name.
@@ -66,9 +72,14 @@ class Benchmark:
     empty_mib: float | None = None
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def reference(self) -> Row:
+        """What the others are compared with."""
+        return next((row for row in self.rows if row.run.ms()), self.rows[0])
+
     def times_faster(self, row: Row, mirroring: bool = True) -> float | None:
-        """How many times as fast as the first row."""
-        ms, of_first = row.run.ms(mirroring), self.rows[0].run.ms(mirroring)
+        """How many times as fast as the first row that was timed."""
+        ms, of_first = row.run.ms(mirroring), self.reference.run.ms(mirroring)
         return of_first / ms if ms and of_first else None
 
 
@@ -112,6 +123,8 @@ def check_request(request: Request) -> None:
         KDError: where they do not; with what to type.
     """
     check_device(request.device)
+    if request.device.type != "cpu" and tuple(request.cpu_speeds) != (speed.STOCK,):
+        raise KDError(f"--cpu_speed is for -device cpu, found -device {request.device.type}. Leave one of them out.")
     for cpu_speed in request.cpu_speeds:
         speed.check_here(cpu_speed)
     if bool(request.folders) == (request.dataset is not None):
@@ -145,12 +158,12 @@ def _models(request: Request) -> list[Model]:
             raise KDError(listing(title, [model.name for model in found if model.predicting_folds]))
         models.sort(key=lambda model: -(size_of(model).params or 0))
     for model in models:
-        for key in ("channel_names", "file_ending"):
-            ours, first = model.dataset_json[key], models[0].dataset_json[key]
-            if len(ours) != len(first) or (key == "file_ending" and ours != first):
+        for key, of in IMAGES.items():
+            ours, first = of(model.dataset_json), of(models[0].dataset_json)
+            if ours != first:
                 raise KDError(
-                    f"The models cannot predict the same images: {key} of {model.folder} is {ours}, of "
-                    f"{models[0].folder} {first}. Benchmark them one after the other."
+                    f"The models cannot predict the same images: {key} of {model.folder}: {ours}, of "
+                    f"{models[0].folder}: {first}. Benchmark them one after the other."
                 )
     return models
 

@@ -59,7 +59,7 @@ def notes(found: Benchmark) -> list[str]:
     return [
         f"On {found.device}. ms per case: from image to segmentation through nnU-Net's predictor with one fold; "
         f"{cases} {found.images}, each the fastest of {found.repeats}, models taking turns.",
-        f"times faster: than {found.rows[0].name} in the first line. Peak: {memory}",
+        f"times faster: than {found.reference.name}, the first line with a time. Peak: {memory}",
     ]
 
 

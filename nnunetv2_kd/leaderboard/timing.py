@@ -68,7 +68,8 @@ def take_turns(runs: Sequence[Timed], cases: list[list[str]], device: torch.devi
         run.took = {mirroring: [[] for _ in cases] for mirroring in run.mirroring}
         try:
             predictors[number] = one_fold(run.model, device)
-            run.way = speed_up(predictors[number], run.cpu_speed).way
+            chosen = speed_up(predictors[number], run.cpu_speed)
+            run.way = speed.STOCK if chosen is None else chosen.way
         except Exception as error:
             failed(number, error)
     turns: list[tuple[int | None, list[str]]] = [(None, cases[0])]  # for warming up

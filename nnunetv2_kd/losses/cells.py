@@ -215,7 +215,9 @@ class _Project(torch.autograd.Function):
         values, features = ctx.saved_tensors
         cells = ctx.cells
         values, blocks_of = _with_filler(values), cells.in_blocks(features)
-        of_values, of_features = torch.zeros_like(values), torch.empty_like(features)
+        of_values = torch.zeros_like(values)
+        # not in the strides of the features, of which blocks may be a copy
+        of_features = torch.empty_like(features, memory_format=torch.contiguous_format)
         of_blocks, gradients = cells.in_blocks(of_features), cells.in_blocks(gradient.contiguous().unsqueeze(1))[..., 0]
         for sample in range(len(features)):
             for blocks, codes, weights in cells.chunks(sample):

@@ -9,7 +9,7 @@ from torch import Tensor
 from nnunetv2_kd.losses.cells import Cells, project, region_sums, spread
 from nnunetv2_kd.losses.shapes import require_same_batch
 
-MOST_BITS = 16  # a table of 2^16 sets of regions is still small; more regions than that are counted as they occur
+MOST_BITS = 8  # every set of so many regions is a row of the table; of more regions only the sets that occur
 
 
 class Regions:
@@ -117,10 +117,15 @@ def overlapping_regions(target: Tensor, has_ignore: bool = False) -> Regions:
     Args:
         target: ``(B, R, *S)`` of 0/1, or ``(B, R + 1, *S)`` whose last channel marks ignored voxels.
         has_ignore: whether that last channel is there; ignored voxels belong to no region.
+
+    Raises:
+        ValueError: where there are more than 62 regions.
     """
     marked = target > 0.5
     regions = marked[:, :-1] if has_ignore else marked
     count = regions.shape[1]
+    if count > 62:
+        raise ValueError(f"expected at most 62 overlapping regions, got {count}")
     # bit r says whether a voxel belongs to region r, bit R whether it is ignored
     codes = sum(regions[:, r].long() << r for r in range(count))
     if has_ignore:

@@ -12,6 +12,8 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.teachers.checkpoint import sha256
 
 Fingerprint = dict[str, Any]
+LOCK = "lock"
+UNFINISHED = ".unfinished"
 
 
 def fingerprint(file: Path) -> Fingerprint:
@@ -38,7 +40,7 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         OSError: where that is not possible; nothing is left behind then.
     """
-    unfinished = file.with_name(f"{file.name}.unfinished")
+    unfinished = file.with_name(file.name + UNFINISHED)
     try:
         with unfinished.open("wb") as stream:
             stream.write(content)
@@ -63,19 +65,23 @@ def locked(folder: Path) -> Iterator[str]:
     Raises:
         KDError: where another process is at work; names it.
     """
-    file = folder / "lock"
+    file = folder / LOCK
     with file.open("a+") as stream:
         stream.seek(0)
         before = stream.read().split()
         if not _lock(stream, before):
             raise KDError(
                 f"Another process works in {folder}: {' on '.join(before[:2]) or 'unknown'} (process id on host). "
-                "Wait until it has ended, or end it. What it has finished is kept."
+                f"Wait until it has ended, or end it. What it has finished is kept. If it has ended: rm {file}"
             )
         stream.truncate(0)
         stream.write(f"{os.getpid()} {socket.gethostname()}\n")
         stream.flush()
-        yield f"Process {' on '.join(before)} left {folder} unfinished: going on from there." if before else ""
+        try:
+            yield f"Process {' on '.join(before)} left {folder} unfinished: going on from there." if before else ""
+        except KDError:  # refused, and nothing is unfinished
+            stream.truncate(0)
+            raise
         stream.truncate(0)
 
 
@@ -87,13 +93,15 @@ def _lock(stream: Any, before: list[str]) -> bool:
     except (ImportError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        return not (before and before[1:] == [socket.gethostname()] and _lives(int(before[0])))
+        return not before or (before[1:] == [socket.gethostname()] and not _lives(int(before[0])))
     return True
 
 
 def _lives(process: int) -> bool:
     if process == os.getpid():
         return False
+    if os.name == "nt":  # where a signal of 0 is not a question
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:

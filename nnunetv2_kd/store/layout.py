@@ -10,7 +10,7 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -108,18 +108,20 @@ class Store:
                 return f"{data / name}: not the file that the teacher saw ({_found(data / name)})"
         return ""
 
-    def check(self, data: Path, heads: tuple[int, bool], cases: Sequence[str]) -> None:
+    def check(self, data: Path, heads: tuple[int, bool], dataset_json: Mapping[str, Any], cases: Sequence[str]) -> None:
         """Whether a training can use it.
 
         Args:
             data: folder of the training's preprocessed data.
             heads: number of segmentation heads, and whether they are overlapping regions.
+            dataset_json: the training's, for its labels and regions.
             cases: the training's.
 
         Raises:
             KDError: says what was expected and found, and which command mends it.
         """
         expected = {"dataset": data.parent.name, "data_identifier": data.name, "heads": list(heads)}
+        expected |= label_definition(dataset_json)
         differing = [
             f"{key}: {self.header.get(key)} in the store, {value} in this training"
             for key, value in expected.items()
@@ -141,6 +143,13 @@ class Store:
             raise KDError(
                 listing(title, problems[:SHOWN] + more) + f"\nThis makes what is missing, and only that: {self.command}"
             )
+
+
+def label_definition(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Labels and regions as pairs, because heads go by their order, and nnU-Net's order of regions."""
+    pairs = [[name, list(value) if isinstance(value, (list, tuple)) else value] for name, value in
+             dataset_json["labels"].items()]  # fmt: skip
+    return {"labels": pairs, "regions_class_order": dataset_json.get("regions_class_order")}
 
 
 def _found(file: Path) -> str:

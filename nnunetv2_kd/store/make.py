@@ -21,8 +21,8 @@ from nnunetv2_kd import losses
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.labels import Labels
 from nnunetv2_kd.store import codes
-from nnunetv2_kd.store.files import fingerprint, locked, write_whole
-from nnunetv2_kd.store.layout import HEADER, SCHEMA, Store, data_files
+from nnunetv2_kd.store.files import LOCK, UNFINISHED, fingerprint, locked, write_whole
+from nnunetv2_kd.store.layout import HEADER, SCHEMA, Store, data_files, label_definition
 from nnunetv2_kd.store.model import Model
 from nnunetv2_kd.store.vectors import region_vectors, target_of
 
@@ -71,6 +71,7 @@ def make(task: Task, models: Sequence[Model], overwrite: bool, say: Callable[[st
         KDError: where another process is at it, the store is of other teachers, or the disk is full.
     """
     dataset = infer_dataset_class(str(task.data))(str(task.data))
+    _check_folder(task.folder)
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
         with locked(task.folder) as news:
@@ -89,6 +90,22 @@ def make(task: Task, models: Sequence[Model], overwrite: bool, say: Callable[[st
     return Store(task.folder)
 
 
+def _check_folder(folder: Path) -> None:
+    """A store writes into a folder of its own only.
+
+    Raises:
+        KDError: where the folder holds something else.
+    """
+    if not folder.is_dir() or (folder / HEADER).is_file():
+        return
+    others = sorted(file.name for file in folder.iterdir() if file.name != LOCK and file.suffix != UNFINISHED)
+    if others:
+        raise KDError(
+            f"{folder} is no stored teacher: it has no {HEADER}, but holds {', '.join(others[:3])}"
+            f"{' and more' if len(others) > 3 else ''}. Nothing was changed. Name another, or a new folder, with -o."
+        )
+
+
 def _header(task: Task, models: Sequence[Model], cases: list[str]) -> dict[str, Any]:
     """All that is equal for all cases."""
     labels = task.labels
@@ -97,7 +114,7 @@ def _header(task: Task, models: Sequence[Model], cases: list[str]) -> dict[str, 
         "dataset": task.data.parent.name,
         "data_identifier": task.data.name,
         "heads": [labels.num_heads, labels.has_regions],
-        "labels": task.dataset_json["labels"],
+        **label_definition(task.dataset_json),
         "teachers": [model.as_dict() for model in models],
         "probabilities": f"bytes, round(255 * 2/pi * asin(sqrt(p))), error at most {codes.MAX_ERROR:.5f}",
         "cases": cases,
@@ -120,8 +137,8 @@ def _prepare(task: Task, header: dict[str, Any], overwrite: bool) -> None:
                 "kept as it is. Choose another name with -o, or add --overwrite to replace it."
             )
     elif overwrite:
-        for file in task.folder.glob("*.json"):
-            file.unlink()
+        for case in header["cases"]:
+            (task.folder / f"{case}.json").unlink(missing_ok=True)
     write_whole(task.folder / HEADER, (json.dumps(header, indent=1) + "\n").encode())
 
 

@@ -28,6 +28,7 @@ from nnunetv2_kd.teachers.teacher import build_network
 from nnunetv2_kd.trainers.checkpoint import stock_name
 from nnunetv2_kd.trainers.mixin import DistillationMixin
 
+TEACHERS = {"teacher", "teachers", "stored_teacher"}  # options that name a trained one
 SMOOTHING = 0.9  # of nnU-Net's own running mean
 
 
@@ -40,7 +41,7 @@ class JointMixin(DistillationMixin):
                  device: torch.device = torch.device("cuda")) -> None:  # noqa: B008  # fmt: skip
         self._teacher_plans = plans_of_teacher(plans)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        named = {"teacher", "teachers", "stored_teacher"} & self.options.model_fields_set
+        named = {name for name in self.options.model_fields_set & TEACHERS if getattr(self.options, name) is not None}
         if named:
             raise KDError(
                 f"{type(self).__name__} trains its own teacher beside the student; '{named.pop()}' in the options "

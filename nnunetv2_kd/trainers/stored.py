@@ -40,7 +40,7 @@ class StoredMixin(Base):
             raise KDError("stored_teacher cannot be used in a cascade: let the teacher run during the training.")
         data = Path(self.preprocessed_dataset_folder)
         store = Store(store_folder(data.parent, data.name, str(self.options.stored_teacher)))
-        store.check(data, (labels.num_heads, labels.has_regions), self.do_split()[0])
+        store.check(data, (labels.num_heads, labels.has_regions), self.dataset_json, self.do_split()[0])
         return StoredTeacher(store, labels, self.num_input_channels, self.device)
 
     def _tap_teachers(self, terms: dict[str, Term], student: nn.Module) -> tuple[list[str], nn.ModuleDict]:

@@ -101,6 +101,7 @@ def test_a_model_that_cannot_be_timed_does_not_stop_the_others(here, capsys):
     out = capsys.readouterr().out
     assert "Missing: nnUNetTrainer__nnUNetPlans__3d_fullres: not timed: RuntimeError" in out
     assert "peak memory not known: MemoryError: killed" in out
+    assert "times faster: than nnUNetTrainerKD__nnUNetPlansSmall__3d_fullres, the first line with a time" in out
     assert main([*command, models(here)[0]]) == 1
     assert "No model could be timed" in capsys.readouterr().err
 
@@ -118,6 +119,10 @@ def test_a_model_that_cannot_be_timed_does_not_stop_the_others(here, capsys):
         (["-m", "MODEL", "-i", "raw"], "-i raw holds no image named CASE_0000.nii.gz"),
         (["-m", "MODEL", "--cases", "0"], "--cases must be at least 1, found 0"),
         (["-m", "MODEL", "--cpu_speed", "bfloat16"], "bfloat16 needs a processor with bfloat16 instructions"),
+        (
+            ["-m", "MODEL", "-device", "mps", "--cpu_speed", "measure"],
+            "--cpu_speed is for -device cpu, found -device mps",
+        ),
         (["-m", "MODEL", "-device", "cuda"], "There is no device cuda here. Add: -device cpu"),
         (["-m", "MODEL", "--json", "/dev/null/x/y.json"], "--json /dev/null/x cannot be written to"),
         (["-d", "7", "-p", "nnUNetOther"], "has the -p and -tr asked for. Trained:\n  - nnUNetTrainerKD__"),
@@ -126,6 +131,7 @@ def test_a_model_that_cannot_be_timed_does_not_stop_the_others(here, capsys):
 )
 def test_refuses(here, in_no_time, capsys, monkeypatch, flags, expected):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     monkeypatch.setattr("nnunetv2_kd.speed.cpu_has_bfloat16", lambda: False)
     flags = [models(here)[0] if flag == "MODEL" else flag for flag in flags]
     assert main(["benchmark", "-device", "cpu", *flags]) == 1

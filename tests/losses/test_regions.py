@@ -81,6 +81,23 @@ def test_project_is_spread_times_features(kind, factor, block, rng):
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-4)
 
 
+def test_features_that_are_a_transposed_view(rng):
+    """Their blocks are copies: a gradient must not be written into one."""
+    regions = regions_for("labels", (8, 4, 12), rng)
+    f = torch.randn(2, 3, 12, 4, 8, generator=rng).permute(0, 1, 4, 3, 2)
+    a = torch.randn(2, regions.count, 3, generator=rng)
+    gradients = []
+    for own in (f.detach().requires_grad_(), f.contiguous().detach().requires_grad_()):
+        (regions.project(a, own) + regions.spread(regions.sums(own), f.shape[2:]).sum(dim=1)).square().sum().backward()
+        gradients.append(own.grad)
+    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_too_many_overlapping_regions_are_refused():
+    with pytest.raises(ValueError, match="at most 62 overlapping regions, got 63"):
+        overlapping_regions(torch.zeros(1, 63, 2, 2))
+
+
 @pytest.mark.parametrize("factor", [1, 2])
 def test_mass_and_inside(kind, factor, rng):
     regions = regions_for(kind, (8, 12), rng)

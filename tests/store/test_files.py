@@ -64,3 +64,13 @@ def test_where_the_file_system_has_no_locks_the_process_id_decides(tmp_path):
         (tmp_path / "lock").write_text(f"{2**22 + 1} {socket.gethostname()}\n")  # above every process id
         with locked(tmp_path) as news:
             assert "going on" in news
+        (tmp_path / "lock").write_text("7 another_host\n")
+        with pytest.raises(KDError, match=r"7 on another_host .*If it has ended: rm .*lock"), locked(tmp_path):
+            pass
+
+
+def test_what_was_refused_is_not_unfinished(tmp_path):
+    with pytest.raises(KDError, match="no"), locked(tmp_path):
+        raise KDError("no")
+    with locked(tmp_path) as news:
+        assert news == ""

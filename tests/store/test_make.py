@@ -11,6 +11,7 @@ import torch
 
 from nnunetv2_kd import losses
 from nnunetv2_kd.cli.main import main
+from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.store import codes, make
 from nnunetv2_kd.store.files import locked
 from nnunetv2_kd.store.layout import Store
@@ -173,6 +174,32 @@ def test_other_teachers_and_settings_do_not_mix(here, monkeypatch, capsys):
     assert len(done) == 6
 
 
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)])
+@pytest.mark.parametrize("folder", ["", DATA])
+def test_only_a_folder_of_its_own_is_written_to(here, capsys, flags, folder):
+    """Neither the dataset's nor that of its preprocessed cases, whatever is asked for."""
+    theirs = here.preprocessed / DATASET / folder
+    before = {file.name: file.stat().st_mtime_ns for file in theirs.iterdir()}
+    assert store("-o", str(theirs), *flags) == 1
+    error = capsys.readouterr().err
+    assert "is no stored teacher: it has no store.json, but holds" in error
+    assert "Nothing was changed" in error
+    assert {file.name: file.stat().st_mtime_ns for file in theirs.iterdir()} == before
+
+
+def test_other_labels_and_regions_are_refused(here):
+    """The same files and as many heads, but another order or another meaning."""
+    kept, data = Store(folder_of(here)), here.preprocessed / DATASET / DATA
+    own = json.loads((here.preprocessed / DATASET / "dataset.json").read_text())
+    kept.check(data, (3, False), own, kept.header["cases"])
+    names = list(own["labels"])
+    for labels in ({name: own["labels"][name] for name in reversed(names)}, {**own["labels"], names[-1]: [1, 2]}):
+        with pytest.raises(KDError, match=r"is not of this training's data:\n.*labels: "):
+            kept.check(data, (3, False), {**own, "labels": labels}, kept.header["cases"])
+    with pytest.raises(KDError, match=r"regions_class_order: None in the store, \[2, 1\] in this training"):
+        kept.check(data, (3, False), {**own, "regions_class_order": [2, 1]}, kept.header["cases"])
+
+
 def test_two_processes_at_once(here, capsys):
     with locked(folder_of(here)):
         assert store() == 1
@@ -212,8 +239,11 @@ def test_an_ensemble_is_the_mean_of_probabilities(here):
         (["-c", "3d_lowres"], "no configuration '3d_lowres'"),
         (["-p", "Other"], "Plans in this folder: "),
         (["--teacher_folder", "/nowhere"], "/nowhere/plans.json does not exist"),
+        (["--teacher_folder", "/nowhere"], "is said here by -tr, -p, -f, -chk, --teacher_folder"),
+        (["-device", "cuda"], "There is no device cuda here. Add: -device cpu"),
     ],
 )
-def test_refused(here, capsys, flags, expected):
+def test_refused(here, capsys, monkeypatch, flags, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert store(*flags) == 1
     assert expected in capsys.readouterr().err
