@@ -12,7 +12,6 @@ import argparse
 import json
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from step import resident_peak, seconds
 from torch import Tensor
 
 from nnunetv2_kd.losses import label_regions, region_vectors
@@ -51,16 +51,6 @@ def cells(device: str) -> Tensor:
     return torch.cat(nearest).to(torch.uint8).view(1, 1, SIDE, SIDE, SIDE)
 
 
-def milliseconds(call: Callable[[], Any], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - started)
-
-
 def calls_of(labels: Tensor, classes: int, features: Tensor) -> dict[str, Callable[[], Any]]:
     few = labels % FEW if classes == FEW else labels
     known = label_regions(few, classes)
@@ -87,7 +77,7 @@ def measure(labels: Tensor, stride: int, device: str, rounds: int) -> dict[str, 
     took: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
-            elapsed = milliseconds(call, device)
+            elapsed = 1000 * seconds(call, device)
             if number > 0:  # the first round warms up
                 took[name].append(elapsed)
     return {name: statistics.median(times) for name, times in took.items()}
@@ -110,11 +100,6 @@ def extra_mib(shapes: str, device: str, queue: Any) -> None:
     before = resident_peak()
     region_vectors(features, label_regions(labels, MANY))
     queue.put(resident_peak() - before)
-
-
-def resident_peak() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
 def in_its_own_process(*arguments: Any) -> float:

@@ -12,7 +12,6 @@ teacher's forward passes, and keeps the answer through the step.
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -160,12 +159,15 @@ class Bench:
 
 
 def seconds(step: Step, device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    """Of one step; on the CPU processor time of all threads, which other programs on the machine hardly change."""
+    if device != "cuda":
+        started = time.process_time()
+        step()
+        return time.process_time() - started
+    torch.cuda.synchronize()
     started = time.perf_counter()
     step()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
@@ -181,7 +183,12 @@ def peak_mib(kind: str | dict[str, Any], size: str, device: str, bfloat16: bool,
     if device == "cuda":
         queue.put(torch.cuda.max_memory_allocated() / 2**20)
     else:
-        queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+        queue.put(resident_peak())
+
+
+def resident_peak() -> float:
+    """MiB, of this process alone: what ``getrusage`` tells of a child begins with its parent's."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
 
 
 def in_its_own_process(*arguments: Any) -> float:
