@@ -10,7 +10,6 @@ training step does once; ``again`` is what every further term or network adds.
 
 import argparse
 import json
-import multiprocessing
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from step import resident_peak, seconds
+from step import in_its_own_process, seconds
 from torch import Tensor
 
+from nnunetv2_kd.device import process_memory
 from nnunetv2_kd.losses import label_regions, region_vectors
 
 SIDE, CHANNELS, MANY, FEW = 128, 32, 105, 3
@@ -97,19 +97,9 @@ def extra_mib(shapes: str, device: str, queue: Any) -> None:
     region_vectors(features[..., :16, :16, :16], label_regions(labels[..., :16, :16, :16], MANY))  # libraries load
     # the kernel's own high-water mark, set back to what is in use now
     Path("/proc/self/clear_refs").write_text("5")
-    before = resident_peak()
+    before = process_memory("VmHWM")
     region_vectors(features, label_regions(labels, MANY))
-    queue.put(resident_peak() - before)
-
-
-def in_its_own_process(*arguments: Any) -> float:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=extra_mib, args=(*arguments, queue))
-    process.start()
-    value = queue.get()
-    process.join()
-    return value
+    queue.put(process_memory("VmHWM") - before)
 
 
 def main() -> None:
@@ -124,7 +114,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "shapes" else "right")
     results = {}
     for shapes, make in (("organs", organs), ("cells", cells)):
-        mib = in_its_own_process(shapes, args.device)
+        mib = in_its_own_process(extra_mib, shapes, args.device)
         for stride in (1, 2):
             took = measure(make(args.device), stride, args.device, args.rounds)
             results[f"{shapes}, stride {stride}"] = took | {"extra_mib": mib}

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from nnunetv2_kd.device import process_memory
 from nnunetv2_kd.features import Taps, match_stages
 from nnunetv2_kd.labels import Labels
 from nnunetv2_kd.speed import use
@@ -183,18 +184,14 @@ def peak_mib(kind: str | dict[str, Any], size: str, device: str, bfloat16: bool,
     if device == "cuda":
         queue.put(torch.cuda.max_memory_allocated() / 2**20)
     else:
-        queue.put(resident_peak())
+        queue.put(process_memory("VmHWM"))
 
 
-def resident_peak() -> float:
-    """MiB, of this process alone: what ``getrusage`` tells of a child begins with its parent's."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
-
-
-def in_its_own_process(*arguments: Any) -> float:
+def in_its_own_process(target: Callable[..., None], *arguments: Any) -> float:
+    """What the target puts into the queue that it is given last."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=peak_mib, args=(*arguments, queue))
+    process = context.Process(target=target, args=(*arguments, queue))
     process.start()
     value = queue.get()
     process.join()
@@ -221,9 +218,9 @@ def measure(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> dic
     }
     if not args.no_memory:
         own = (args.size, args.device, args.bfloat16)
-        plain_mib, floor_mib = (in_its_own_process(kind, *own) for kind in ("plain", "floor"))
+        plain_mib, floor_mib = (in_its_own_process(peak_mib, kind, *own) for kind in ("plain", "floor"))
         for name, options in recipes.items():
-            mib = in_its_own_process(options, *own)
+            mib = in_its_own_process(peak_mib, options, *own)
             rows[name] |= {"mib_over_plain": mib - plain_mib, "mib_over_floor": mib - floor_mib}
     return {
         "size": args.size, "device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__,

@@ -42,3 +42,12 @@ def _processor() -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def process_memory(key: str) -> float | None:
+    """MiB of this process on a CPU: ``VmRSS`` now, ``VmHWM`` at its peak. None where the system does not tell."""
+    try:  # not getrusage: on Linux its peak is inherited from the process that started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(key)), None)

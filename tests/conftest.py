@@ -149,20 +149,21 @@ def trained_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return world
 
 
+def copy_of(world: World, root: Path) -> World:
+    shutil.copytree(world.root, root)
+    return World(root)
+
+
 @pytest.fixture
 def world(trained_world: World, tmp_path: Path) -> World:
     """A copy of `trained_world` for one test."""
-    root = tmp_path / "world"
-    shutil.copytree(trained_world.root, root)
-    return World(root)
+    return copy_of(trained_world, tmp_path / "world")
 
 
 @pytest.fixture(scope="session")
 def stored_trained_world(trained_world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
     """`trained_world` with its teacher's answers stored by the command. Not to be written to: use `stored_world`."""
-    root = tmp_path_factory.mktemp("stored") / "world"
-    shutil.copytree(trained_world.root, root)
-    world = World(root)
+    world = copy_of(trained_world, tmp_path_factory.mktemp("stored") / "world")
     world.log = world.run("nnUNetv2_kd", "store", "-d", "4", "-device", "cpu").stdout
     return world
 
@@ -170,9 +171,7 @@ def stored_trained_world(trained_world: World, tmp_path_factory: pytest.TempPath
 @pytest.fixture
 def stored_world(stored_trained_world: World, tmp_path: Path) -> World:
     """A copy of `stored_trained_world` for one test."""
-    root = tmp_path / "stored_world"
-    shutil.copytree(stored_trained_world.root, root)
-    return World(root)
+    return copy_of(stored_trained_world, tmp_path / "stored_world")
 
 
 @pytest.fixture(scope="session")

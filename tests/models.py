@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -13,6 +14,13 @@ from tests.networks import DATASET_JSON, plans
 
 DATASET = "Dataset007_Boxes"
 RESAMPLING = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+
+
+def make_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net's three folders, empty, and the variables that name them."""
+    for name in ("raw", "preprocessed", "results"):
+        (root / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(root / name))
 
 
 def predicting_plans(name: str, features: tuple[int, ...]) -> dict[str, Any]:

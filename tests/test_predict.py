@@ -9,7 +9,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.speed import cpu_has_bfloat16
-from tests.models import DATASET, add_images, add_model
+from tests.models import DATASET, add_images, add_model, make_folders
 
 MODEL = ["-d", "7", "-c", "3d_fullres", "-f", "0"]
 ALONE = ["-device", "cpu", "-npp", "0", "-nps", "0", "--disable_progress_bar"]
@@ -18,9 +18,7 @@ ALONE = ["-device", "cpu", "-npp", "0", "-nps", "0", "--disable_progress_bar"]
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A model, two images, and nnU-Net's folders."""
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    make_folders(tmp_path, monkeypatch)
     add_model(tmp_path / "results", "nnUNetTrainer")
     add_images(tmp_path / "my images", 1)
     monkeypatch.chdir(tmp_path)

@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
 from nnunetv2_kd import speed
+from nnunetv2_kd.device import process_memory
 from nnunetv2_kd.leaderboard.models import Model
 from nnunetv2_kd.leaderboard.predict import predictor_of
 from nnunetv2_kd.leaderboard.scores import reader_of
@@ -138,17 +138,9 @@ def peak_in_own_process(run: Timed, files: list[str]) -> tuple[float, float] | N
 
 def _peak_of_one_case(model: Model, way: speed.Way, files: list[str], threads: int) -> tuple[float, float] | None:
     torch.set_num_threads(threads)
-    before = _memory("VmRSS")
+    before = process_memory("VmRSS")
     predictor = one_fold(model, torch.device("cpu"))
     speed.use(predictor.network, way)
     _predict(predictor, *_image(predictor, files))
-    peak = _memory("VmHWM")
+    peak = process_memory("VmHWM")
     return (peak, before) if peak is not None and before is not None else None
-
-
-def _memory(key: str) -> float | None:
-    try:  # not getrusage: on Linux its peak is inherited from the process that started this one
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(key)), None)

@@ -8,15 +8,13 @@ from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.leaderboard import benchmark as module
 from nnunetv2_kd.leaderboard.timing import Timed
 from nnunetv2_kd.speed import cpu_has_bfloat16
-from tests.models import DATASET, add_images, add_model
+from tests.models import DATASET, add_images, add_model, make_folders
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A teacher, a student and one validation case."""
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    make_folders(tmp_path, monkeypatch)
     add_model(tmp_path / "results", "nnUNetTrainer")
     add_model(tmp_path / "results", "nnUNetTrainerKD", "nnUNetPlansSmall", (2, 4))
     cases = add_images(tmp_path / "raw" / DATASET / "imagesTr", 1)
