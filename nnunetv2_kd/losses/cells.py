@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 2048  # voxels; smaller ones hold fewer regions, larger ones make larger matrix products
-LEAST_CELLS = 512
+BLOCK = 2048  # cells; smaller ones hold fewer regions, larger ones make larger matrix products
+FEW_COMPARISONS = 32  # up to which comparing is faster than scattering
 CELLS_AT_ONCE = {"cpu": 2**15}  # what a core's cache holds; on a GPU as much as keeps it busy
 CELLS_AT_ONCE_ELSEWHERE = 2**18
 
@@ -39,23 +39,28 @@ class Cells:
         self.count = count
         self.volume = math.prod(size)
         self.voxels = math.prod(own) // self.volume
-        self.block = block_size(self.volume, self.voxels)
+        self.block = block_size(self.volume)
         self._at_once = max(1, CELLS_AT_ONCE.get(codes.device.type, CELLS_AT_ONCE_ELSEWHERE) // self.block)
-        self._samples = [self._of_sample(by_cell(sample, size)) for sample in codes]
+        small = codes.to(torch.int16 if count < 2**15 else torch.int32)  # several times as fast to rearrange
+        self._samples = [self._of_sample(by_cell(sample, size)) for sample in small]
 
     def _of_sample(self, codes: Tensor) -> tuple[Tensor, Tensor, list[int], Tensor]:
-        """From ``(cells, f)``: per block the place of every voxel's code among the block's codes ``(blocks, cells of
-        a block, f)``; those codes ``(blocks, R)``, filled up with ``U``; how many there are, on the host; and how many
+        """From ``(f, cells)``: per block the place of every voxel's code among the block's codes ``(blocks, f, cells of
+        a block)``; those codes ``(blocks, R)``, filled up with ``U``; how many there are, on the host; and how many
         voxels have each code ``(U,)``."""
-        voxels = codes.reshape(-1, self.block * self.voxels)
-        held = torch.zeros((len(voxels), self.count), dtype=torch.bool, device=codes.device).scatter_(1, voxels, True)
+        voxels = (
+            codes.unflatten(1, (-1, self.block)).movedim(1, 0).long(memory_format=torch.contiguous_format).flatten(1)
+        )
+        counts = torch.zeros((len(voxels), self.count), dtype=torch.int32, device=codes.device)
+        counts.scatter_add_(1, voxels, torch.ones_like(counts[:1, :1]).expand_as(voxels))
+        held = counts > 0
         place = held.cumsum(dim=1) - 1
         most = held.sum(dim=1)
         held_codes = torch.full((len(voxels), int(most.max())), self.count, device=codes.device)
         block, code = held.nonzero(as_tuple=True)
         held_codes[block, place[block, code]] = code
-        places = place.to(torch.int16).gather(1, voxels).view(len(voxels), self.block, self.voxels)
-        return places, held_codes, most.tolist(), torch.bincount(codes.flatten(), minlength=self.count)
+        places = place.to(torch.int16).gather(1, voxels).view(len(voxels), self.voxels, self.block)
+        return places, held_codes, most.tolist(), counts.sum(dim=0)
 
     def mass(self) -> Tensor:
         """How many cells have each code, ``(B, U)`` float32."""
@@ -67,44 +72,41 @@ class Cells:
         for start in range(0, len(places), self._at_once):
             blocks = slice(start, start + self._at_once)
             most = max(held[blocks])
-            shares = one_hot if self.voxels == 1 else shares_of_cells
-            yield blocks, codes[blocks, :most], shares(places[blocks], most)
+            yield blocks, codes[blocks, :most], shares_of_cells(places[blocks], most)
 
     def in_blocks(self, features: Tensor) -> Tensor:
         """``(B, C, *S')`` as ``(B, blocks, cells of a block, C)``, without a copy."""
         return features.flatten(2).unflatten(2, (-1, self.block)).movedim(1, 3)
 
 
-def one_hot(places: Tensor, count: int) -> Tensor:
-    """``(n, cells, 1)`` as ``(n, count, cells)`` float32 of 0 and 1."""
-    slots = torch.arange(count, dtype=places.dtype, device=places.device).view(1, -1, 1)
-    hot = torch.empty((len(places), count, places.shape[1]), device=places.device)
-    # straight into float32: several times as fast as through a boolean
-    return torch.eq(places[..., 0].unsqueeze(1), slots, out=hot)
-
-
 def shares_of_cells(places: Tensor, count: int) -> Tensor:
-    """``(n, cells, f)`` as ``(n, count, cells)`` float32: which share of each cell's ``f`` voxels is at each place."""
-    share = torch.tensor(1 / places.shape[2], device=places.device).expand(places.shape)
-    shares = torch.zeros((*places.shape[:2], count), device=places.device)
-    return shares.scatter_add_(2, places.long(), share).mT
+    """``(n, f, cells)`` as ``(n, count, cells)`` float32: which share of each cell's ``f`` voxels is at each place."""
+    blocks, voxels, cells = places.shape
+    shares = torch.zeros((blocks, count, cells), device=places.device)
+    if voxels > 1 and voxels * count > FEW_COMPARISONS:
+        share = torch.tensor(1 / voxels, device=places.device).expand(places.shape)
+        return shares.scatter_add_(1, places.long(), share)
+    slots = torch.arange(count, dtype=places.dtype, device=places.device).view(1, -1, 1)
+    # straight into float32: several times as fast as through a boolean
+    if voxels == 1:
+        return torch.eq(places, slots, out=shares)
+    for voxel in places.unsqueeze(2).unbind(dim=1):
+        shares += torch.eq(voxel, slots, out=torch.empty_like(shares))
+    return shares.mul_(1 / voxels)
 
 
-def block_size(volume: int, voxels: int = 1) -> int:
-    """The largest divisor of a grid's number of cells that makes at most `BLOCK` voxels (or `LEAST_CELLS` cells); all
-    cells where only tiny divisors are left."""
-    target = max(BLOCK // voxels, LEAST_CELLS)
-    largest = next(n for n in range(min(target, volume), 0, -1) if volume % n == 0)
-    return largest if largest >= target // 16 else volume
+def block_size(volume: int) -> int:
+    """The largest divisor of a grid's number of cells up to `BLOCK`; all cells where only tiny divisors are left."""
+    largest = next(n for n in range(min(BLOCK, volume), 0, -1) if volume % n == 0)
+    return largest if largest >= BLOCK // 16 else volume
 
 
 def by_cell(codes: Tensor, size: tuple[int, ...]) -> Tensor:
-    """``(*S)`` as ``(cells, voxels of a cell)``."""
-    if tuple(codes.shape) == size:
-        return codes.reshape(-1, 1)
+    """``(*S)`` as ``(voxels of a cell, cells)``."""
     pairs = [n for fine, coarse in zip(codes.shape, size, strict=True) for n in (coarse, fine // coarse)]
-    order = [*range(0, len(pairs), 2), *range(1, len(pairs), 2)]
-    return codes.reshape(pairs).permute(order).reshape(math.prod(size), -1)
+    # the cells last: the other way round the copy takes ten times as long
+    order = [*range(1, len(pairs), 2), *range(0, len(pairs), 2)]
+    return codes.reshape(pairs).permute(order).reshape(-1, math.prod(size))
 
 
 def region_sums(features: Tensor, cells: Cells) -> Tensor:

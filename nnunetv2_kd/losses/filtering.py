@@ -1,9 +1,13 @@
 """Feature filtering (FFD), guided by the abstract of MSKD, doi 10.1016/j.compbiomed.2023.107284. The formulas are ours:
 the paper's are not public."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from nnunetv2_kd.losses.powers import few_channels
 from nnunetv2_kd.losses.regions import Regions, map_at_grid
 from nnunetv2_kd.losses.shapes import require_same_batch
 
@@ -21,15 +25,8 @@ def activation_map(features: Tensor, inside: Tensor | None = None) -> Tensor:
         ``(B, *S)`` float32 of mean 0 and variance 1 over the voxels that count; 0 where no voxel counts and where the
         map is constant.
     """
-    active = features.relu().float().flatten(2)
-    counted = active.new_ones((len(features), *features.shape[2:])) if inside is None else inside
-    flat = counted.flatten(1)
-    total = flat.sum(dim=1, keepdim=True)
-    # matrix products need no copy of the features: per sample (C, V) @ (V,), then (B, 1, C) @ (B, C, V)
-    sums = torch.stack([one @ weights for one, weights in zip(active, flat, strict=True)])
-    pooled = sums / torch.where(total > 0, total, 1)
-    maps = pooled.softmax(dim=1).unsqueeze(1) @ active
-    return _standardised(maps.view_as(counted), counted)
+    counted = features.new_ones((len(features), *features.shape[2:]), dtype=torch.float32) if inside is None else inside
+    return _standardised(_ActiveChannels.apply(features, counted), counted)
 
 
 def feature_filtering(student: Tensor, teacher: Tensor, regions: Regions, gamma: float = 1.0) -> Tensor:
@@ -72,3 +69,54 @@ def _standardised(maps: Tensor, inside: Tensor) -> Tensor:
     # as in normalisation layers: a constant map has no finite gradient otherwise
     standardised = centred / (variance + 1e-5).sqrt()
     return (standardised * (counted > 0)).view_as(maps)
+
+
+class _ActiveChannels(torch.autograd.Function):
+    """``sum_c w_c ReLU(F)_c``, ``w = softmax_c`` of the mean of ``ReLU(F)_c`` over the voxels that count.
+
+    ``ReLU(F)`` is computed anew in every pass over the features, a few channels at a time: kept whole, it is a copy of
+    the features, and writing it takes longer than computing it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, counted: Tensor) -> Tensor:
+        total = counted.flatten(1).sum(dim=1)
+        shares = counted.flatten(1) / torch.where(total > 0, total, 1).unsqueeze(1)
+        pooled = _dots(features, shares)
+        weights = pooled.softmax(dim=1)
+        maps = torch.zeros_like(shares)
+        for sample, channels in few_channels(features):
+            maps[sample].addmv_(_active(features[sample, channels]).T, weights[sample, channels])
+        ctx.save_for_backward(features, shares, weights)
+        return maps.view_as(counted)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        features, shares, weights = ctx.saved_tensors
+        gradient = gradient.flatten(1).contiguous()
+        of_weights = _dots(features, gradient)
+        of_pooled = weights * (of_weights - (weights * of_weights).sum(dim=1, keepdim=True))
+        of_features = torch.empty_like(features)
+        for sample, channels in few_channels(features):
+            part = features[sample, channels]
+            of_active = weights[sample, channels].outer(gradient[sample])
+            of_active.addr_(of_pooled[sample, channels], shares[sample])
+            # several times as fast as multiplying with a mask
+            of_features[sample, channels] = torch.ops.aten.threshold_backward(
+                of_active.view(part.shape).to(part.dtype), part, 0
+            )
+        return of_features, None
+
+
+def _active(features: Tensor) -> Tensor:
+    """``ReLU(F)`` of some channels, ``(C, V)`` float32."""
+    return features.float().relu().flatten(1)
+
+
+def _dots(features: Tensor, maps: Tensor) -> Tensor:
+    """``sum_v ReLU(F)_c maps`` of every channel, ``(B, C)``, for maps ``(B, V)``."""
+    dots = maps.new_empty(features.shape[:2])
+    for sample, channels in few_channels(features):
+        dots[sample, channels] = _active(features[sample, channels]) @ maps[sample]
+    return dots

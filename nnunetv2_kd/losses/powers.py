@@ -34,7 +34,7 @@ class _MeanPower(torch.autograd.Function):
         ctx.save_for_backward(features)
         ctx.power = power
         means = features.new_zeros((len(features), *features.shape[2:]), dtype=torch.float32)
-        for sample, channels in _parts(features):
+        for sample, channels in few_channels(features):
             squares = features[sample, channels].float().square()
             means[sample] += (squares if power == 2 else squares.square_()).sum(dim=0)
         return means.div_(features.shape[1])
@@ -45,14 +45,14 @@ class _MeanPower(torch.autograd.Function):
         (features,) = ctx.saved_tensors
         of_features = torch.empty_like(features)
         gradient = gradient * (ctx.power / features.shape[1])
-        for sample, channels in _parts(features):
+        for sample, channels in few_channels(features):
             values = features[sample, channels].float()
             below = values.square().mul_(values) if ctx.power == 4 else values
             of_features[sample, channels] = below * gradient[sample]
         return of_features, None
 
 
-def _parts(features: Tensor) -> Iterator[tuple[int, slice]]:
+def few_channels(features: Tensor) -> Iterator[tuple[int, slice]]:
     """Every sample's channels, a few at a time."""
     most = VALUES_AT_ONCE.get(features.device.type, VALUES_AT_ONCE_ELSEWHERE)
     at_once = max(1, most // features[0, 0].numel())

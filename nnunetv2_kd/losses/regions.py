@@ -27,6 +27,7 @@ class Regions:
         self.codes = codes
         self.table = table
         self._cells: dict[tuple[int, ...], Cells] = {}
+        self._inside: dict[tuple[int, ...], Tensor] = {}
 
     @property
     def count(self) -> int:
@@ -86,8 +87,11 @@ class Regions:
 
     def inside(self, size: Sequence[int] | None = None) -> Tensor:
         """``sum_k m_k``, at most 1: how much of each cell (default: voxel) belongs to any region. ``(B, *size)``."""
-        everywhere = self.table.new_ones((len(self.codes), self.count, 1))
-        return self.spread(everywhere, self.size if size is None else size)[:, 0].clamp(max=1)
+        size = self.size if size is None else tuple(size)
+        if size not in self._inside:
+            of_voxels = self.table.sum(dim=1)[self.codes].unsqueeze(1)
+            self._inside[size] = at_grid(of_voxels, size)[:, 0].clamp(max=1)
+        return self._inside[size]
 
     def foreground(self) -> Tensor:
         """1 at voxels of any region but the first, the background: ``(B, 1, *S)`` float32."""

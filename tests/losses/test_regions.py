@@ -38,7 +38,6 @@ def kind(request):
 @pytest.fixture(params=[1, 7, 2048], ids="block of {}".format)
 def block(request, monkeypatch):
     monkeypatch.setattr(cells_module, "BLOCK", request.param)
-    monkeypatch.setattr(cells_module, "LEAST_CELLS", request.param)
     monkeypatch.setitem(cells_module.CELLS_AT_ONCE, "cpu", 3 * request.param)
 
 
@@ -150,9 +149,9 @@ def test_a_grid_that_does_not_divide_is_refused():
 
 
 @settings(max_examples=50, deadline=None)
-@given(volume=st.integers(1, 10**6), voxels=st.sampled_from([1, 8, 64]))
-def test_blocks_divide_the_grid(volume, voxels):
-    size, most = block_size(volume, voxels), max(cells_module.BLOCK // voxels, cells_module.LEAST_CELLS)
+@given(volume=st.integers(1, 10**6))
+def test_blocks_divide_the_grid(volume):
+    size, most = block_size(volume), cells_module.BLOCK
     assert volume % size == 0
     assert size == volume or most // 16 <= size <= most
 
