@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from step import in_its_own_process, seconds
+from step import high_water_mark, in_its_own_process, reset_high_water_mark, seconds
 from torch import Tensor
 
-from nnunetv2_kd.device import process_memory
 from nnunetv2_kd.losses import label_regions, region_vectors
 
 SIDE, CHANNELS, MANY, FEW = 128, 32, 105, 3
@@ -87,19 +86,11 @@ def extra_mib(shapes: str, device: str, queue: Any) -> None:
     """Peak memory of one call with many classes above that of its arguments; runs in a process of its own."""
     labels = {"organs": organs, "cells": cells}[shapes](device)
     features = torch.randn(1, CHANNELS, SIDE, SIDE, SIDE, device=device)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        region_vectors(features, label_regions(labels, MANY))
-        queue.put((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
     features.sum()
     region_vectors(features[..., :16, :16, :16], label_regions(labels[..., :16, :16, :16], MANY))  # libraries load
-    # the kernel's own high-water mark, set back to what is in use now
-    Path("/proc/self/clear_refs").write_text("5")
-    before = process_memory("VmHWM")
+    before = reset_high_water_mark(device)
     region_vectors(features, label_regions(labels, MANY))
-    queue.put(process_memory("VmHWM") - before)
+    queue.put(high_water_mark(device) - before)
 
 
 def main() -> None:

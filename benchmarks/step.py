@@ -2,8 +2,8 @@
 
 For every recipe in configs/ (and any given with --recipe) the time of a distillation step is divided by the sum of a
 plain student step and a teacher's forward pass, all measured in turn within one run; the median of these ratios counts.
-Memory is the peak of a process that does such steps only; its floor is that of a process that does plain steps and
-teacher's forward passes, and keeps the answer through the step.
+Memory is the peak of a process that does such steps only, above that of one that does plain steps only. Beside it
+stands what a teacher needs by itself: its weights and the peak of its activations in a forward pass.
 
     python benchmarks/step.py                        # the hippocampus configuration, on the CPU
     python benchmarks/step.py --size large --device cuda
@@ -121,12 +121,6 @@ class Bench:
         with self.autocast():
             return self.teacher(self.data)
 
-    def floor_step(self) -> None:
-        """A plain step beside a teacher's answer that nothing is made of."""
-        answer = self.teacher_forward()
-        self.plain_step()
-        del answer
-
     def distillation(self, options: dict[str, Any]) -> Step:
         terms = with_resolved_stages(Terms(**options).active(), self.student)
         tapped = tapped_stages(terms)
@@ -172,30 +166,55 @@ def seconds(step: Step, device: str) -> float:
     return time.perf_counter() - started
 
 
-def peak_mib(kind: str | dict[str, Any], size: str, device: str, bfloat16: bool, queue: Any) -> None:
-    """Put the peak memory of a few steps of one kind into the queue: "plain", "floor", or a recipe's. Runs in a process
+def peak_mib(options: dict[str, Any], size: str, device: str, bfloat16: bool, queue: Any) -> None:
+    """Put the peak memory of a few steps of a recipe into the queue, of plain ones without options. Runs in a process
     of its own."""
     bench = Bench(SIZES[size], device, bfloat16)
-    if kind == "plain":
-        del bench.teacher
-    step = getattr(bench, f"{kind}_step") if isinstance(kind, str) else bench.distillation(kind)
-    step()
-    step()
-    if device == "cuda":
-        queue.put(torch.cuda.max_memory_allocated() / 2**20)
+    if options:
+        step = bench.distillation(options)
     else:
-        queue.put(process_memory("VmHWM"))
+        step = bench.plain_step
+        del bench.teacher
+    step()
+    step()
+    queue.put(high_water_mark(device))
+
+
+def teacher_mib(size: str, device: str, bfloat16: bool, queue: Any) -> None:
+    """Put a teacher's weights and the peak of the activations of its forward pass into the queue. Runs in a process of
+    its own."""
+    bench = Bench(SIZES[size], device, bfloat16)
+    weights = sum(p.numel() * p.element_size() for p in bench.teacher.network.parameters()) / 2**20
+    with torch.no_grad(), bench.autocast():
+        bench.teacher(bench.data[:1])  # libraries load
+    before = reset_high_water_mark(device)
+    bench.teacher_forward()
+    queue.put(weights + high_water_mark(device) - before)
+
+
+def high_water_mark(device: str) -> float:
+    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else process_memory("VmHWM")
+
+
+def reset_high_water_mark(device: str) -> float:
+    """Set the peak back to what is in use now, and return that, in MiB."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+    return high_water_mark(device)
 
 
 def in_its_own_process(target: Callable[..., None], *arguments: Any) -> float:
     """What the target puts into the queue that it is given last."""
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
+    queue = context.SimpleQueue()
     process = context.Process(target=target, args=(*arguments, queue))
     process.start()
-    value = queue.get()
     process.join()
-    return value
+    if process.exitcode != 0:
+        raise RuntimeError(f"{target.__name__} ended with exit code {process.exitcode}")
+    return queue.get()
 
 
 def measure(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -216,16 +235,17 @@ def measure(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> dic
         }
         for name in steps
     }
+    memory = {}
     if not args.no_memory:
         own = (args.size, args.device, args.bfloat16)
-        plain_mib, floor_mib = (in_its_own_process(peak_mib, kind, *own) for kind in ("plain", "floor"))
+        plain_mib = in_its_own_process(peak_mib, {}, *own)
+        memory = {"plain_mib": plain_mib, "teacher_mib": in_its_own_process(teacher_mib, *own)}
         for name, options in recipes.items():
-            mib = in_its_own_process(peak_mib, options, *own)
-            rows[name] |= {"mib_over_plain": mib - plain_mib, "mib_over_floor": mib - floor_mib}
+            rows[name]["mib_over_plain"] = in_its_own_process(peak_mib, options, *own) - plain_mib
     return {
         "size": args.size, "device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "bfloat16": args.bfloat16, "rounds": args.rounds, "plain_ms": 1000 * statistics.median(took["plain"]),
-        "teacher_ms": 1000 * statistics.median(took["teacher"]), "recipes": rows,
+        "teacher_ms": 1000 * statistics.median(took["teacher"]), **memory, "recipes": rows,
     }  # fmt: skip
 
 
@@ -234,22 +254,24 @@ def show(result: dict[str, Any]) -> None:
         f"{result['size']}, {result['device']}, {result['threads']} threads, bfloat16 {result['bfloat16']}: plain step "
         f"{result['plain_ms']:.0f} ms, teacher's forward pass {result['teacher_ms']:.0f} ms"
     )
+    if "teacher_mib" in result:
+        title += f"; plain step {result['plain_mib']:.0f} MiB, teacher alone {result['teacher_mib']:.0f} MiB"
     table = Table(title=title)
-    for column in ("recipe", "ms", "/ (plain + teacher)", "/ plain", "MiB over plain", "MiB over floor"):
+    for column in ("recipe", "ms", "/ (plain + teacher)", "/ plain", "MiB over plain"):
         table.add_column(column, justify="left" if column == "recipe" else "right")
     for name, row in result["recipes"].items():
-        memory = (f"{row[key]:.0f}" if key in row else "-" for key in ("mib_over_plain", "mib_over_floor"))
-        table.add_row(name, f"{row['ms']:.0f}", f"{row['over_floor']:.3f}", f"{row['over_plain']:.2f}", *memory)
+        memory = f"{row['mib_over_plain']:.0f}" if "mib_over_plain" in row else "-"
+        table.add_row(name, f"{row['ms']:.0f}", f"{row['over_floor']:.3f}", f"{row['over_plain']:.2f}", memory)
     Console(width=140).print(table)
 
 
 def markdown_of(result: dict[str, Any]) -> str:
-    header = ["recipe", "step", "over plain + teacher", "over plain", "memory over plain", "memory over floor"]
+    header = ["recipe", "step", "over plain + teacher", "over plain", "memory over plain"]
     lines = [header, ["---"] * len(header)]
     for name, row in result["recipes"].items():
-        memory = [f"{row[key]:.0f} MiB" if key in row else "-" for key in ("mib_over_plain", "mib_over_floor")]
+        memory = f"{row['mib_over_plain']:.0f} MiB" if "mib_over_plain" in row else "-"
         lines.append(
-            [f"`{name}`", f"{row['ms']:.0f} ms", f"{row['over_floor']:.2f}", f"{row['over_plain']:.2f}", *memory]
+            [f"`{name}`", f"{row['ms']:.0f} ms", f"{row['over_floor']:.2f}", f"{row['over_plain']:.2f}", memory]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

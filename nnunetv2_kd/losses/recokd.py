@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_kd.losses.adapters import module_key, pointwise, require_same_stages
 from nnunetv2_kd.losses.regions import Regions
@@ -148,17 +149,28 @@ class ReCoKD(nn.Module):
         return torch.stack(terms).sum()
 
     def _stage(self, stage: str, student: Tensor, teacher: Tensor, regions: Regions) -> Tensor:
+        require_same_batch(student, teacher, f"features of {stage}")
+        require_same_batch(teacher, regions.codes.unsqueeze(1), "features and regions")
+        size = teacher.shape[2:]
+        inside = regions.inside(size).flatten(1) > 0
+        masks = region_masks(regions, size)
+        # one sample at a time, computed anew for the gradient: a dozen copies of all features otherwise
+        values = [
+            checkpoint(
+                self._sample, stage, student[own], teacher[own], [mask[own] for mask in masks], inside[own],
+                use_reentrant=False,
+            )
+            for own in (slice(b, b + 1) for b in range(len(student)))
+        ]  # fmt: skip
+        return torch.stack(values).mean()
+
+    def _sample(self, stage: str, student: Tensor, teacher: Tensor, masks: Sequence[Tensor], inside: Tensor) -> Tensor:
         key = module_key(stage)
         adapted = self.adapters[key](student.float())
         require_equal(adapted, teacher, f"adapted and teacher's features of {stage}")
-        require_same_batch(teacher, regions.codes.unsqueeze(1), "features and regions")
-        size = teacher.shape[2:]
         f_s, f_t = adapted.flatten(2), teacher.detach().float().flatten(2)
-        inside = regions.inside(size).flatten(1) > 0
         context_s, context_t = self.context_s[key](f_s, inside), self.context_t[key](f_t, inside)
-        return sard(f_s, f_t, region_masks(regions, size), inside) + _mean_inside(
-            (context_s - context_t).square().mean(dim=1), inside
-        )
+        return sard(f_s, f_t, masks, inside) + _mean_inside((context_s - context_t).square().mean(dim=1), inside)
 
 
 def _softmax_inside(scores: Tensor, inside: Tensor) -> Tensor:
