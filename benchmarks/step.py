@@ -221,10 +221,10 @@ def measure(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> dic
     bench = Bench(SIZES[args.size], args.device, args.bfloat16)
     steps = {name: bench.distillation(options) for name, options in recipes.items()}
     took: dict[str, list[float]] = {name: [] for name in ("plain", "teacher", *steps)}
-    for number in range(args.rounds + 1):
+    for number in range(args.warm_up + args.rounds):
         for name, step in {"plain": bench.plain_step, "teacher": bench.teacher_forward, **steps}.items():
             elapsed = seconds(step, args.device)
-            if number > 0:  # the first round warms up
+            if number >= args.warm_up:
                 took[name].append(elapsed)
     floors = [plain + teacher for plain, teacher in zip(took["plain"], took["teacher"], strict=True)]
     rows = {
@@ -288,6 +288,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--bfloat16", action="store_true", help="as the option cpu_bfloat16 does")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--warm-up", type=int, default=1, help="rounds before those that count")
     parser.add_argument("--recipe", type=Path, nargs="+", default=[], help="options files; default: all in configs/")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")

@@ -61,6 +61,7 @@ class Benchmark:
     Attributes:
         cases: by name.
         images: where they are from, in words.
+        on_cpu: whether a row's way to compute counts; a GPU has its own.
         empty_mib: memory on a CPU of a process before it loads a model.
     """
 
@@ -69,6 +70,7 @@ class Benchmark:
     cases: list[str]
     images: str
     repeats: int
+    on_cpu: bool = True
     empty_mib: float | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -103,7 +105,9 @@ def benchmark(request: Request, say: Say) -> Benchmark:
         for model in models
         for cpu_speed in request.cpu_speeds
     ]
-    found = Benchmark(rows, device_in_words(request.device), chosen, where, request.repeats)
+    found = Benchmark(
+        rows, device_in_words(request.device), chosen, where, request.repeats, request.device.type == "cpu"
+    )
     say(f"timing {len(rows)} rows, {len(chosen)} cases, {request.repeats} repeats, on {found.device}")
     take_turns([row.run for row in rows], [cases[case] for case in chosen], request.device, request.repeats)
     for row in rows:

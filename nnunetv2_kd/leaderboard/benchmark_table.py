@@ -107,7 +107,7 @@ def _as_dict(found: Benchmark, row: Row) -> dict[str, Any]:
         "model": row.name,
         "folder": str(row.run.model.folder),
         "fold": row.run.model.predicting_folds[0].name,
-        "cpu_speed": row.run.way,
+        "cpu_speed": row.run.way if found.on_cpu else None,
         "params": row.cost.params,
         "gflops_per_patch": row.cost.gflops,
         "peak_mib": row.peak_mib,

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunetv2_kd.losses import channel_wise, class_affinity, lovasz, region_kl, soft_dice, voxel_kl
+from nnunetv2_kd.losses.lovasz import _descending
 from tests.losses import reference_rivals
 
 SIZES = [(2, 3, 6, 4), (2, 3, 4, 3, 2)]
@@ -118,6 +119,15 @@ def test_lovasz_closed_form():
     z_s = torch.tensor([[90.0, -90.0, -90.0], [-90.0, 90.0, 90.0]]).view(1, 2, 1, 3)
     assert float(lovasz(z_s, z_t)) == pytest.approx(0.5)
     assert float(lovasz(10 * z_t, z_t)) == pytest.approx(0, abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(errors=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40))
+def test_errors_are_sorted_with_the_largest_first(errors):
+    values = torch.tensor([abs(error) for error in errors])
+    order = _descending(values)
+    assert sorted(order.tolist()) == list(range(len(errors)))
+    assert values[order].tolist() == sorted(values.tolist(), reverse=True)
 
 
 def test_lovasz_counts_present_classes_only(rng):

@@ -15,6 +15,7 @@ from nnunetv2_kd.losses import (
     intra_class_variation,
     label_regions,
     overlapping_regions,
+    powers,
     region_graph_loss,
 )
 from tests.losses import reference, reference_rivals
@@ -75,6 +76,32 @@ def test_overlapping_regions(rng):
     assert float(intra_class_variation(f_s, f_t, m)) == pytest.approx(
         reference_rivals.intra_class_variation(*numpy), rel=1e-3
     )
+
+
+@pytest.mark.parametrize("spatial", SPATIAL)
+@pytest.mark.parametrize("layout", ["first", "last", "transposed"])
+def test_gradient_of_an_activation_map_is_autograd_s(spatial, layout, rng, monkeypatch):
+    """The formula written out in float64; a channel at a time, ignored voxels, a sample with nothing else."""
+    monkeypatch.setitem(powers.VALUES_AT_ONCE, "cpu", 1)
+    f = features(5, spatial, rng, batch=3)
+    if layout == "last":
+        f = f.to(memory_format=torch.channels_last if len(spatial) == 2 else torch.channels_last_3d)
+    elif layout == "transposed":
+        f = f.transpose(2, 3).contiguous().transpose(2, 3)
+    inside = (torch.rand((3, *spatial), generator=rng) > 0.3).float()
+    inside[2] = 0
+    weights = torch.randn(inside.shape, generator=rng)
+    own, plain = f.detach().requires_grad_(), f.detach().double().requires_grad_()
+    (weights * activation_map(own, inside)).sum().backward()
+
+    active, counted = plain.relu().flatten(2), inside.flatten(1).double()
+    total = counted.sum(dim=1, keepdim=True).clamp(min=1)
+    pooled = (active * counted.unsqueeze(1)).sum(dim=2) / total
+    maps = (pooled.softmax(dim=1).unsqueeze(2) * active).sum(dim=1)
+    centred = maps - (counted * maps).sum(dim=1, keepdim=True) / total
+    variance = (counted * centred.square()).sum(dim=1, keepdim=True) / total
+    (weights.flatten(1) * centred / (variance + 1e-5).sqrt() * (counted > 0)).sum().backward()
+    np.testing.assert_allclose(own.grad, plain.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_activation_map_closed_form():
