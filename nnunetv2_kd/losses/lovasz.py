@@ -59,7 +59,6 @@ def _extension(p: Tensor, truth: Tensor) -> Tensor:
     union = (hits[-1] + (~truth).cumsum(dim=0, dtype=torch.int32)).float()
     # J_i - J_(i-1) in closed form: as a difference of two nearly equal numbers it would be mostly rounding
     increments = torch.where(truth, 1 / union.clamp(min=1), intersection / (union * (union - 1)).clamp(min=1))
-    increments = increments * (hits[-1] > 0)
     return (errors * torch.empty_like(increments).scatter_(0, order, increments)).sum()
 
 

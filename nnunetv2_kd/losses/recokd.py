@@ -11,6 +11,7 @@ from nnunetv2_kd.losses.regions import Regions
 from nnunetv2_kd.losses.shapes import require_equal, require_same_batch
 
 ATTENTION_TEMPERATURE = 0.5
+VALUES_AT_ONCE = 2**20  # of a stage's features
 
 
 def attention(features: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,23 +155,27 @@ class ReCoKD(nn.Module):
         size = teacher.shape[2:]
         inside = regions.inside(size).flatten(1) > 0
         masks = region_masks(regions, size)
-        # one sample at a time, computed anew for the gradient: a dozen copies of all features otherwise
+        # a few samples at a time, computed anew for the gradient: a dozen copies of all features otherwise
+        few = max(1, VALUES_AT_ONCE // teacher[0].numel())
+        parts = zip(*(tensor.split(few) for tensor in (student, teacher, *masks, inside)), strict=True)
         values = [
-            checkpoint(
-                self._sample, stage, student[own], teacher[own], [mask[own] for mask in masks], inside[own],
-                use_reentrant=False,
-            )
-            for own in (slice(b, b + 1) for b in range(len(student)))
-        ]  # fmt: skip
-        return torch.stack(values).mean()
+            len(part[0]) * checkpoint(self._samples, stage, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in parts
+        ]
+        return torch.stack(values).sum() / len(student)
 
-    def _sample(self, stage: str, student: Tensor, teacher: Tensor, masks: Sequence[Tensor], inside: Tensor) -> Tensor:
+    def _samples(
+        self, stage: str, student: Tensor, teacher: Tensor, foreground: Tensor, background: Tensor, inside: Tensor
+    ) -> Tensor:
+        """The mean over some samples."""
         key = module_key(stage)
         adapted = self.adapters[key](student.float())
         require_equal(adapted, teacher, f"adapted and teacher's features of {stage}")
         f_s, f_t = adapted.flatten(2), teacher.detach().float().flatten(2)
         context_s, context_t = self.context_s[key](f_s, inside), self.context_t[key](f_t, inside)
-        return sard(f_s, f_t, masks, inside) + _mean_inside((context_s - context_t).square().mean(dim=1), inside)
+        return sard(f_s, f_t, (foreground, background), inside) + _mean_inside(
+            (context_s - context_t).square().mean(dim=1), inside
+        )
 
 
 def _softmax_inside(scores: Tensor, inside: Tensor) -> Tensor:

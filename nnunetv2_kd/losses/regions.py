@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunetv2_kd.losses.cells import Cells, project, region_sums, spread
+from nnunetv2_kd.losses.cells import Cells, project, region_sums, require_divides, spread
 from nnunetv2_kd.losses.shapes import require_same_batch
 
 MOST_BITS = 8  # every set of so many regions is a row of the table; of more regions only the sets that occur
@@ -86,9 +86,11 @@ class Regions:
         return self.cells(self.size if size is None else size).mass() @ self.table
 
     def inside(self, size: Sequence[int] | None = None) -> Tensor:
-        """``sum_k m_k``, at most 1: how much of each cell (default: voxel) belongs to any region. ``(B, *size)``."""
+        """``sum_k m_k``, at most 1, at every cell of a grid (default: voxel): how much of it belongs to any region,
+        where regions do not overlap. ``(B, *size)``."""
         size = self.size if size is None else tuple(size)
         if size not in self._inside:
+            require_divides(size, self.size)
             of_voxels = self.table.sum(dim=1)[self.codes].unsqueeze(1)
             self._inside[size] = at_grid(of_voxels, size)[:, 0].clamp(max=1)
         return self._inside[size]

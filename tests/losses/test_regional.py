@@ -18,6 +18,7 @@ from nnunetv2_kd.losses import (
     powers,
     region_graph_loss,
 )
+from nnunetv2_kd.losses.filtering import _ActiveChannels
 from tests.losses import reference, reference_rivals
 from tests.losses.given import regions_of
 
@@ -102,6 +103,24 @@ def test_gradient_of_an_activation_map_is_autograd_s(spatial, layout, rng, monke
     variance = (counted * centred.square()).sum(dim=1, keepdim=True) / total
     (weights.flatten(1) * centred / (variance + 1e-5).sqrt() * (counted > 0)).sum().backward()
     np.testing.assert_allclose(own.grad, plain.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_gradient_of_the_channels_weights(rng):
+    """Which standardised maps hardly have."""
+    f, counted = features(4, (3, 5), rng), torch.rand(2, 3, 5, generator=rng)
+    weights = torch.randn(2, 3, 5, generator=rng)
+    own, plain = f.clone().requires_grad_(), f.double().requires_grad_()
+    (weights * _ActiveChannels.apply(own, counted)).sum().backward()
+    active = plain.relu()
+    pooled = (active * counted.unsqueeze(1)).sum(dim=(2, 3)) / counted.sum(dim=(1, 2)).unsqueeze(1)
+    (weights * torch.einsum("bc,bcyx->byx", pooled.softmax(dim=1), active)).sum().backward()
+    np.testing.assert_allclose(own.grad, plain.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (16, 16)])
+def test_a_student_at_a_grid_that_does_not_divide_is_refused(size, rng):
+    with pytest.raises(ValueError, match=r"divides that of the regions, \(8, 8\)"):
+        feature_filtering(features(3, size, rng), features(3, (8, 8), rng), all_labelled((8, 8), rng))
 
 
 def test_activation_map_closed_form():

@@ -144,6 +144,8 @@ def test_a_grid_that_does_not_divide_is_refused():
     regions = label_regions(torch.zeros(1, 1, 8, 8), 2)
     with pytest.raises(ValueError, match=r"divides that of the regions, \(8, 8\), got \(4, 3\)"):
         regions.sums(torch.zeros(1, 2, 4, 3))
+    with pytest.raises(ValueError, match=r"got \(16, 16\)"):
+        regions.inside((16, 16))
     with pytest.raises(ValueError, match=r"got \(8,\)"):
         regions.mass((8,))
 
