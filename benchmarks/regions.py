@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import high_water_mark, in_its_own_process, reset_high_water_mark, seconds
 from rich.console import Console
 from rich.table import Table
-from step import high_water_mark, in_its_own_process, reset_high_water_mark, seconds
 from torch import Tensor
 
 from nnunetv2_kd.losses import label_regions, region_vectors

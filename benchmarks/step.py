@@ -11,15 +11,13 @@ stands what a teacher needs by itself: its weights and the peak of its activatio
 
 import argparse
 import json
-import multiprocessing
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from measuring import Step, high_water_mark, in_its_own_process, reset_high_water_mark, seconds
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
@@ -28,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from nnunetv2_kd.device import process_memory
 from nnunetv2_kd.features import Taps, match_stages
 from nnunetv2_kd.labels import Labels
 from nnunetv2_kd.speed import use
@@ -48,7 +45,6 @@ SIZES: dict[str, dict[str, Any]] = {
              "student": [4, 8, 16]},
 }  # fmt: skip
 BLOCKS = (1, 3, 4, 6, 6, 6)  # of nnU-Net's residual encoders
-Step = Callable[[], Any]
 
 
 def network(architecture: str, features: list[int], classes: int) -> nn.Module:
@@ -153,19 +149,6 @@ class Bench:
         return step
 
 
-def seconds(step: Step, device: str) -> float:
-    """Of one step; on the CPU processor time of all threads, which other programs on the machine hardly change."""
-    if device != "cuda":
-        started = time.process_time()
-        step()
-        return time.process_time() - started
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    step()
-    torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def peak_mib(options: dict[str, Any], size: str, device: str, bfloat16: bool, queue: Any) -> None:
     """Put the peak memory of a few steps of a recipe into the queue, of plain ones without options. Runs in a process
     of its own."""
@@ -190,31 +173,6 @@ def teacher_mib(size: str, device: str, bfloat16: bool, queue: Any) -> None:
     before = reset_high_water_mark(device)
     bench.teacher_forward()
     queue.put(weights + high_water_mark(device) - before)
-
-
-def high_water_mark(device: str) -> float:
-    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else process_memory("VmHWM")
-
-
-def reset_high_water_mark(device: str) -> float:
-    """Set the peak back to what is in use now, and return that, in MiB."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-    return high_water_mark(device)
-
-
-def in_its_own_process(target: Callable[..., None], *arguments: Any) -> float:
-    """What the target puts into the queue that it is given last."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    process = context.Process(target=target, args=(*arguments, queue))
-    process.start()
-    process.join()
-    if process.exitcode != 0:
-        raise RuntimeError(f"{target.__name__} ended with exit code {process.exitcode}")
-    return queue.get()
 
 
 def measure(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import seconds
 from rich.console import Console
 from rich.table import Table
-from step import SIZES, network, seconds
+from step import SIZES, network
 from torch import nn
 
 from nnunetv2_kd import speed
