@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunetv2_kd.losses.cells import Cells, project, region_sums, require_divides, spread
+from nnunetv2_kd.losses.cells import Cells, cells_of, project, region_sums, spread
 from nnunetv2_kd.losses.shapes import require_same_batch
 
 MOST_BITS = 8  # every set of so many regions is a row of the table; of more regions only the sets that occur
@@ -43,7 +43,7 @@ class Regions:
         """The cells of a grid no finer than the regions' own, whose size it divides; computed once per grid."""
         size = tuple(size)
         if size not in self._cells:
-            self._cells[size] = Cells(self.codes, len(self.table), size)
+            self._cells[size] = cells_of(self.codes, len(self.table), size)
         return self._cells[size]
 
     def sums(self, features: Tensor) -> Tensor:
@@ -86,13 +86,11 @@ class Regions:
         return self.cells(self.size if size is None else size).mass() @ self.table
 
     def inside(self, size: Sequence[int] | None = None) -> Tensor:
-        """``sum_k m_k``, at most 1, at every cell of a grid (default: voxel): how much of it belongs to any region,
-        where regions do not overlap. ``(B, *size)``."""
+        """How much of every cell of a grid (default: voxel) belongs to any region: ``(B, *size)`` float32 in [0, 1]."""
         size = self.size if size is None else tuple(size)
         if size not in self._inside:
-            require_divides(size, self.size)
-            of_voxels = self.table.sum(dim=1)[self.codes].unsqueeze(1)
-            self._inside[size] = at_grid(of_voxels, size)[:, 0].clamp(max=1)
+            of_codes = self.table.amax(dim=1).view(1, -1, 1).expand(len(self.codes), -1, 1)
+            self._inside[size] = spread(of_codes, self.cells(size))[:, 0].clamp(max=1)
         return self._inside[size]
 
     def foreground(self) -> Tensor:

@@ -5,10 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.caching import NullCache
 
-from nnunetv2_kd.losses import Regions, label_regions, overlapping_regions, region_vectors
-from nnunetv2_kd.losses import cells as cells_module
-from nnunetv2_kd.losses.cells import block_size
+from nnunetv2_kd.losses import Regions, blocks, kernels, label_regions, overlapping_regions, region_vectors
+from nnunetv2_kd.losses import regions as regions_module
+from nnunetv2_kd.losses.blocks import Blocks, block_size
+from nnunetv2_kd.losses.cells import cells_of, project, region_sums, spread
 from tests.losses import reference
 
 SPATIAL = [(8, 12), (8, 4, 12)]
@@ -35,37 +37,40 @@ def kind(request):
     return request.param
 
 
-@pytest.fixture(params=[1, 7, 2048], ids="block of {}".format)
-def block(request, monkeypatch):
-    monkeypatch.setattr(cells_module, "BLOCK", request.param)
-    monkeypatch.setitem(cells_module.CELLS_AT_ONCE, "cpu", 3 * request.param)
+@pytest.fixture(params=["runs", 1, 7, 2048], ids=lambda given: given if given == "runs" else f"blocks of {given}")
+def way(request, monkeypatch):
+    """Run by run, as on a CPU, and in blocks of some size, as elsewhere."""
+    if request.param != "runs":
+        monkeypatch.setattr(regions_module, "cells_of", Blocks)
+        monkeypatch.setattr(blocks, "BLOCK", request.param)
+        monkeypatch.setattr(blocks, "CELLS_AT_ONCE", 3 * request.param)
 
 
 @pytest.mark.parametrize("spatial", SPATIAL)
 @pytest.mark.parametrize("factor", [1, 2, 4])
-def test_sums_are_the_reference(kind, spatial, factor, block, rng):
+def test_sums_are_the_reference(kind, spatial, factor, way, rng):
     regions = regions_for(kind, spatial, rng)
-    f = torch.randn(2, 3, *(s // factor for s in spatial), generator=rng)
+    f = torch.randn(2, 11, *(s // factor for s in spatial), generator=rng)
     np.testing.assert_allclose(regions.sums(f), dense_sums(f, regions.dense(), factor), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("spatial", SPATIAL)
 @pytest.mark.parametrize("factor", [1, 2])
-def test_spread_is_the_adjoint_of_sums(kind, spatial, factor, block, rng):
+def test_spread_is_the_adjoint_of_sums(kind, spatial, factor, way, rng):
     """<spread(a), F> = <a, sums(F)>, and each one's gradient is the other."""
     regions, size = regions_for(kind, spatial, rng), tuple(s // factor for s in spatial)
     f = torch.randn(2, 3, *size, generator=rng, requires_grad=True)
     a = torch.randn(2, regions.count, 3, generator=rng, requires_grad=True)
-    spread, sums = regions.spread(a, size), regions.sums(f)
-    assert float((spread * f).sum()) == pytest.approx(float((sums * a).sum()), rel=1e-3, abs=1e-4)
+    maps, sums = regions.spread(a, size), regions.sums(f)
+    assert (maps * f).sum().item() == pytest.approx((sums * a).sum().item(), rel=1e-3, abs=1e-4)
     (of_f,) = torch.autograd.grad((sums * a.detach()).sum(), f)
-    (of_a,) = torch.autograd.grad((spread * f.detach()).sum(), a)
-    np.testing.assert_allclose(of_f, spread.detach(), rtol=1e-4, atol=1e-5)
+    (of_a,) = torch.autograd.grad((maps * f.detach()).sum(), a)
+    np.testing.assert_allclose(of_f, maps.detach(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(of_a, sums.detach(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("factor", [1, 2])
-def test_project_is_spread_times_features(kind, factor, block, rng):
+def test_project_is_spread_times_features(kind, factor, way, rng):
     regions, size = regions_for(kind, (8, 12), rng), (8 // factor, 12 // factor)
     f = torch.randn(2, 3, *size, generator=rng, requires_grad=True)
     a = torch.randn(2, regions.count, 3, generator=rng, requires_grad=True)
@@ -80,7 +85,53 @@ def test_project_is_spread_times_features(kind, factor, block, rng):
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-4)
 
 
-def test_features_that_are_a_transposed_view(rng):
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_every_sample_in_a_thread_of_its_own(mode, monkeypatch, rng):
+    """As on a machine of several cores: a thread knows nothing of `no_grad` and `inference_mode`."""
+    regions = regions_for("labels", (8, 4, 12), rng)
+    f = torch.randn(2, 3, 8, 4, 12, generator=rng, requires_grad=True)
+    a = torch.randn(2, regions.count, 3, generator=rng, requires_grad=True)
+    values = []
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        with mode():
+            loss = (regions.project(a, f) + regions.spread(regions.sums(f), f.shape[2:]).sum(dim=1)).square().sum()
+            gradients = torch.autograd.grad(loss, (a, f), create_graph=True) if loss.requires_grad else ()
+        values.append([loss.detach(), *gradients])
+    assert len(values[0]) == (3 if mode is torch.enable_grad else 1)
+    assert all(torch.equal(one, two) for one, two in zip(*values, strict=True))
+
+
+@pytest.mark.parametrize("value", [0.1, 3.3])
+def test_a_region_of_a_whole_patch_keeps_its_digits(value):
+    """Background only: 2 million summands that float32 does not hold exactly."""
+    regions = label_regions(torch.zeros(1, 1, 128, 128, 128), 2)
+    f = torch.full((1, 1, 128, 128, 128), value, requires_grad=True)
+    vectors, _ = region_vectors(f, regions)
+    assert vectors[0, 0, 0].item() == pytest.approx(value, rel=1e-5)
+    a = torch.ones(1, 2, 1, requires_grad=True)
+    (of_a,) = torch.autograd.grad(regions.project(a, f).sum(), a)
+    assert of_a[0, 0, 0].item() == pytest.approx(value * 128**3, rel=1e-5)
+
+
+def test_what_does_not_fit_the_cells_is_refused(way):
+    cells = regions_module.cells_of(torch.zeros(2, 8, 8, dtype=torch.long), 3, (8, 8))
+    f, a = torch.ones(2, 4, 8, 8), torch.ones(2, 3, 4)
+    for features in (torch.ones(2, 4, 4, 4), torch.ones(1, 4, 8, 8), torch.ones(2, 4, 8, 8, 1)):
+        with pytest.raises(ValueError, match=r"expected features \(B, C, \*S\) of B 2, S \(8, 8\), got"):
+            region_sums(features, cells)
+        with pytest.raises(ValueError, match="expected features"):
+            project(a, features, cells)
+    for values in (torch.ones(2, 2, 4), torch.ones(1, 3, 4)):
+        with pytest.raises(ValueError, match=r"expected values \(B, U, C\) of B 2, U 3, got"):
+            spread(values, cells)
+        with pytest.raises(ValueError, match="expected values"):
+            project(values, f, cells)
+    with pytest.raises(ValueError, match="expected values of 4 channels as the features have, got 5"):
+        project(torch.ones(2, 3, 5), f, cells)
+
+
+def test_features_that_are_a_transposed_view(way, rng):
     """Their blocks are copies: a gradient must not be written into one."""
     regions = regions_for("labels", (8, 4, 12), rng)
     f = torch.randn(2, 3, 12, 4, 8, generator=rng).permute(0, 1, 4, 3, 2)
@@ -98,12 +149,13 @@ def test_too_many_overlapping_regions_are_refused():
 
 
 @pytest.mark.parametrize("factor", [1, 2])
-def test_mass_and_inside(kind, factor, rng):
+def test_mass_and_inside(kind, factor, way, rng):
     regions = regions_for(kind, (8, 12), rng)
     size = (8 // factor, 12 // factor)
-    average = reference.area_average(regions.dense().double().numpy(), factor)
-    np.testing.assert_allclose(regions.mass(size), average.sum(axis=(2, 3)), rtol=1e-6)
-    np.testing.assert_allclose(regions.inside(size), average.sum(axis=1).clip(max=1), rtol=1e-6)
+    dense = regions.dense().double().numpy()
+    np.testing.assert_allclose(regions.mass(size), reference.area_average(dense, factor).sum(axis=(2, 3)), rtol=1e-6)
+    in_any = reference.area_average(dense.max(axis=1, keepdims=True), factor)[:, 0]
+    np.testing.assert_allclose(regions.inside(size), in_any, rtol=1e-6)
 
 
 def test_more_regions_than_bits_of_a_table(rng, monkeypatch):
@@ -115,14 +167,14 @@ def test_more_regions_than_bits_of_a_table(rng, monkeypatch):
     assert torch.equal(regions.dense(), expected.dense())
 
 
-def test_every_class_in_one_block(rng):
+def test_every_class_in_one_block(way, rng):
     """300 classes of noise: more than a byte can count."""
     regions = label_regions(torch.randint(0, 300, (1, 1, 64, 64), generator=rng), 300)
     f = torch.randn(1, 2, 64, 64, generator=rng)
     np.testing.assert_allclose(regions.sums(f), dense_sums(f, regions.dense(), 1), rtol=1e-4, atol=1e-5)
 
 
-def test_channels_last_features_are_summed_alike(rng):
+def test_channels_last_features_are_summed_alike(way, rng):
     regions = regions_for("labels", (8, 12), rng)
     f = torch.randn(2, 3, 8, 12, generator=rng)
     last = f.to(memory_format=torch.channels_last)
@@ -130,7 +182,7 @@ def test_channels_last_features_are_summed_alike(rng):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_summed_in_float32(dtype, rng):
+def test_half_precision_is_summed_in_float32(dtype, way, rng):
     regions = label_regions(torch.zeros(1, 1, 64, 64), 2)
     f = (100 + torch.rand(1, 2, 64, 64, generator=rng)).to(dtype).requires_grad_()
     vectors, _ = region_vectors(f, regions)
@@ -138,6 +190,23 @@ def test_half_precision_is_summed_in_float32(dtype, rng):
     np.testing.assert_allclose(vectors[0, 0].detach(), f.detach().double().mean(dim=(0, 2, 3)), rtol=1e-5)
     vectors.sum().backward()
     assert f.grad.dtype == dtype
+
+
+def test_a_label_that_is_none_of_the_classes_is_refused():
+    for label in (-1, 3):
+        with pytest.raises(ValueError, match=r"expected labels in \[0, number of classes\), found another"):
+            label_regions(torch.full((1, 1, 4, 4), label), 2).mass()
+
+
+def test_compiled_anew_where_nothing_can_be_kept(monkeypatch, rng):
+    """A container without a home: numba has no folder for what it compiled."""
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+    compiled = kernels.compiled(kernels.spread.py_func)
+    assert isinstance(compiled._cache, NullCache)
+    maps = np.empty((1, 2), np.float32)
+    one = np.ones(1, np.float32)
+    compiled(np.full((1, 1), 3, np.float32), np.array([0]), np.array([2]), np.array([0]), one, maps)
+    assert maps.tolist() == [[3, 3]]
 
 
 def test_a_grid_that_does_not_divide_is_refused():
@@ -153,15 +222,14 @@ def test_a_grid_that_does_not_divide_is_refused():
 @settings(max_examples=50, deadline=None)
 @given(volume=st.integers(1, 10**6))
 def test_blocks_divide_the_grid(volume):
-    size, most = block_size(volume), cells_module.BLOCK
+    size, most = block_size(volume), blocks.BLOCK
     assert volume % size == 0
     assert size == volume or most // 16 <= size <= most
 
 
 def test_the_cells_of_a_grid_are_made_once(monkeypatch):
     made = []
-    real = cells_module.Cells
-    monkeypatch.setattr("nnunetv2_kd.losses.regions.Cells", lambda *a: made.append(a[2]) or real(*a))
+    monkeypatch.setattr(regions_module, "cells_of", lambda *a: made.append(a[2]) or cells_of(*a))
     regions = Regions(torch.zeros(1, 4, 4, dtype=torch.long), torch.eye(2))
     for size in ((4, 4), (2, 2), (4, 4)):
         regions.sums(torch.ones(1, 1, *size))
