@@ -1,4 +1,4 @@
-"""Distillation without augmentation, for stored_unaugmented.yaml: both teachers see what the student sees."""
+"""Distillation without augmentation, for stored.yaml: both teachers see what the student sees."""
 
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 

@@ -23,9 +23,8 @@ class Blocks:
         self.batch = len(codes)
         self.count = count
         self.size = size
-        self.volume = math.prod(size)
-        self.voxels = math.prod(codes.shape[1:]) // self.volume
-        self.block = block_size(self.volume)
+        self.voxels = math.prod(codes.shape[1:]) // math.prod(size)
+        self.block = block_size(math.prod(size))
         self._at_once = max(1, CELLS_AT_ONCE // self.block)
         # half as wide, and faster to rearrange; not 16 bits, in which a code out of range would wrap into it
         self._samples = [self._of_sample(by_cell(sample, size)) for sample in codes.to(torch.int32)]
@@ -100,16 +99,15 @@ class Blocks:
 def shares_of_cells(places: Tensor, count: int) -> Tensor:
     """``(n, f, cells)`` as ``(n, count, cells)`` float32: which share of each cell's ``f`` voxels is at each place."""
     blocks, voxels, cells = places.shape
-    shares = torch.zeros((blocks, count, cells), device=places.device)
     if voxels > 1 and voxels * count > FEW_COMPARISONS:
+        shares = torch.zeros((blocks, count, cells), device=places.device)
         return shares.scatter_add_(1, places.long(), shares.new_full((1, 1, 1), 1 / voxels).expand(places.shape))
     slots = torch.arange(count, dtype=places.dtype, device=places.device).view(1, -1, 1)
     # straight into float32: several times as fast as through a boolean
-    if voxels == 1:
-        return torch.eq(places, slots, out=shares)
-    for voxel in places.unsqueeze(2).unbind(dim=1):
+    shares = torch.eq(places[:, :1], slots, out=torch.empty((blocks, count, cells), device=places.device))
+    for voxel in places[:, 1:].unsqueeze(2).unbind(dim=1):
         shares += torch.eq(voxel, slots, out=torch.empty_like(shares))
-    return shares.mul_(1 / voxels)
+    return shares if voxels == 1 else shares.mul_(1 / voxels)
 
 
 def block_size(volume: int) -> int:

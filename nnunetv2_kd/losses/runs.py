@@ -63,12 +63,13 @@ class Runs:
         return torch.from_numpy(maps)
 
     def project(self, values: Tensor, features: Tensor) -> Tensor:
-        values, features = values.detach(), features.detach()
+        features = features.detach()
+        values = F.pad(values.detach(), (0, -values.shape[2] % 8))  # as the features are filled up
         maps: np.ndarray = np.zeros((self.batch, *self.size), np.float32)
 
         def of_sample(sample: int) -> None:
             for channels, part in _eight_at_a_time(features[sample]):
-                of_part = F.pad(values[sample, :, channels], (0, 8 - channels.stop + channels.start)).contiguous()
+                of_part = values[sample, :, channels.start : channels.start + 8].contiguous()
                 kernels.add_projections(of_part.numpy(), part.numpy(), *self._samples[sample], maps[sample].reshape(-1))
 
         self._of_every_sample(of_sample)

@@ -198,7 +198,7 @@ def test_a_label_that_is_none_of_the_classes_is_refused():
             label_regions(torch.full((1, 1, 4, 4), label), 2).mass()
 
 
-def test_compiled_anew_where_nothing_can_be_kept(monkeypatch, rng):
+def test_compiled_anew_where_nothing_can_be_kept(monkeypatch):
     """A container without a home: numba has no folder for what it compiled."""
     monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
     compiled = kernels.compiled(kernels.spread.py_func)
