@@ -12,7 +12,7 @@ from nnunetv2_kd.losses.importance import importance_map, importance_map_loss
 from nnunetv2_kd.losses.logits import divergence, region_kl, soft_membership, voxel_kl
 from nnunetv2_kd.losses.lovasz import lovasz
 from nnunetv2_kd.losses.overlap import soft_dice
-from nnunetv2_kd.losses.recokd import GlobalContext, ReCoKD, attention, region_masks, sard
+from nnunetv2_kd.losses.recokd import GlobalContext, ReCoKD, attention, region_masks
 from nnunetv2_kd.losses.regions import (
     Regions,
     at_grid,
@@ -60,7 +60,6 @@ __all__ = [
     "region_masks",
     "region_vectors",
     "region_weights",
-    "sard",
     "soft_dice",
     "soft_membership",
     "stage_weights",

@@ -42,7 +42,7 @@ def cells_of(codes: Tensor, count: int, size: tuple[int, ...]) -> Cells:
     """The cells of a grid, in the way that is fast on this device.
 
     Args:
-        codes: ``(B, *S)`` long, in ``[0, count)``.
+        codes: ``(B, *S)`` int32, in ``[0, count)``.
         count: number of codes ``U``.
         size: the grid ``(*S')``; ``S`` must be a multiple of it.
 

@@ -4,33 +4,32 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_kd.losses.adapters import module_key, pointwise, require_same_stages
+from nnunetv2_kd.losses.differences import attended, sizes, softmax_inside, sums
 from nnunetv2_kd.losses.regions import Regions
-from nnunetv2_kd.losses.shapes import require_equal, require_same_batch
+from nnunetv2_kd.losses.shapes import require_same_batch
 
 ATTENTION_TEMPERATURE = 0.5
-VALUES_AT_ONCE = 2**20  # of a stage's features
 
 
-def attention(features: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+def attention(over_channels: Tensor, over_voxels: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     """Where and in which channels a stage is active (source; restricted to labelled voxels: ours).
 
     ``S = V softmax_v(mean_c |F| / 0.5)``, ``Ch = C softmax_c(mean_v |F| / 0.5)``.
 
     Args:
-        features: ``(B, C, V)`` float32.
-        inside: ``(B, V)`` bool, which voxels count.
+        over_channels: ``sum_c |F|``, ``(B, V)`` float32.
+        over_voxels: ``sum_v |F|`` over the voxels that count, ``(B, C)`` float32.
+        inside: ``(B, V)`` float32, 1 at the voxels that count, 0 at the others.
 
     Returns:
         ``S`` ``(B, V)``, of mean 1 over the voxels that count and 0 at the others, and ``Ch`` ``(B, C)`` of mean 1.
     """
-    size = features.abs()
-    count = inside.sum(dim=1, keepdim=True)
-    spatial = count * _softmax_inside(size.mean(dim=1) / ATTENTION_TEMPERATURE, inside)
-    mean = (size * inside.unsqueeze(1)).sum(dim=2) / count.clamp(min=1)
-    return spatial, features.shape[1] * (mean / ATTENTION_TEMPERATURE).softmax(dim=1)
+    count, channels = inside.sum(dim=1, keepdim=True), over_voxels.shape[1]
+    spatial = count * softmax_inside(over_channels / (channels * ATTENTION_TEMPERATURE), inside)
+    mean = over_voxels / count.clamp(min=1)
+    return spatial, channels * (mean / ATTENTION_TEMPERATURE).softmax(dim=1)
 
 
 def region_masks(regions: Regions, size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -52,35 +51,8 @@ def region_masks(regions: Regions, size: Sequence[int]) -> tuple[Tensor, Tensor]
     return masks[:, 0], masks[:, 1]
 
 
-def sard(student: Tensor, teacher: Tensor, masks: Sequence[Tensor], inside: Tensor) -> Tensor:
-    """MS-SARD of one stage: the feature difference by region and by the teacher's attention, plus the attentions' own.
-
-    Foreground and background each ``sum M S_t Ch_t (F_s - F_t)^2 / (C sum M)``, plus
-    ``mean |Ch_s - Ch_t| + mean |S_s - S_t|`` (source; that L1 is a mean, and that every part is taken per sample and
-    then over the batch, is ours).
-
-    Args:
-        student: features through the adapter ``(B, C, V)`` float32.
-        teacher: features ``(B, C, V)`` float32.
-        masks: of foreground and background ``(B, V)``, see `region_masks`.
-        inside: ``(B, V)`` bool, which voxels belong to any region; the others count nowhere.
-
-    Returns:
-        Scalar, at least 0. A sample without foreground (or background) contributes 0 to that part.
-    """
-    spatial_s, channel_s = attention(student, inside)
-    spatial_t, channel_t = attention(teacher, inside)
-    squares = (channel_t.unsqueeze(2) * (student - teacher).square()).mean(dim=1) * spatial_t
-    loss = (channel_s - channel_t).abs().mean()
-    loss = loss + _mean_inside((spatial_s - spatial_t).abs(), inside)
-    for mask in masks:
-        total = mask.sum(dim=1)
-        loss = loss + ((mask * squares).sum(dim=1) / torch.where(total > 0, total, 1)).mean()
-    return loss
-
-
 class GlobalContext(nn.Module):
-    """``F + W(sum_v softmax_v(w . F) F)``, the block of GCNet, arXiv 1904.11492 (source).
+    """What the block of GCNet adds to features, ``W(sum_v softmax_v(w . F) F)``, arXiv 1904.11492 (source).
 
     ``W`` is linear to half the width, layer norm, ReLU, linear (that width: ours). Its last layer starts at 0, as in
     GCNet, so that a pair of blocks starts by comparing the features themselves.
@@ -98,19 +70,19 @@ class GlobalContext(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, features: Tensor, inside: Tensor) -> Tensor:
+    def forward(self, features: Tensor, inside: Tensor, weight: Tensor | None = None) -> Tensor:
         """
         Args:
-            features: ``(B, C, V)`` float32.
-            inside: ``(B, V)`` bool, which voxels make up the context.
+            features: ``(B, C, V)``, or ``(B, C', V)`` before a 1x1 convolution of this weight.
+            inside: ``(B, V)`` float32, 1 at the voxels that make up the context, 0 at the others.
+            weight: ``(C, C')``; both sums are linear, so they need not wait for the convolution.
 
         Returns:
-            ``(B, C, V)``.
+            What the block adds to every voxel's features, ``(B, C)``.
         """
-        # (B, C, V) -> (B, V)
-        scores = torch.einsum("bcv,c->bv", features, self.score.weight[0]) + self.score.bias
-        context = torch.einsum("bcv,bv->bc", features, _softmax_inside(scores, inside))
-        return features + self.transform(context).unsqueeze(2)
+        score = self.score.weight[0] if weight is None else self.score.weight[0] @ weight
+        context = attended(features, score, self.score.bias, inside)
+        return self.transform(context if weight is None else context @ weight.T)
 
 
 class ReCoKD(nn.Module):
@@ -152,37 +124,50 @@ class ReCoKD(nn.Module):
     def _stage(self, stage: str, student: Tensor, teacher: Tensor, regions: Regions) -> Tensor:
         require_same_batch(student, teacher, f"features of {stage}")
         require_same_batch(teacher, regions.codes.unsqueeze(1), "features and regions")
-        size = teacher.shape[2:]
-        inside = regions.inside(size).flatten(1) > 0
-        masks = region_masks(regions, size)
-        # a few samples at a time, computed anew for the gradient: a dozen copies of all features otherwise
-        few = max(1, VALUES_AT_ONCE // teacher[0].numel())
-        parts = zip(*(tensor.split(few) for tensor in (student, teacher, *masks, inside)), strict=True)
-        values = [
-            len(part[0]) * checkpoint(self._samples, stage, *part, use_reentrant=False, preserve_rng_state=False)
-            for part in parts
-        ]
-        return torch.stack(values).sum() / len(student)
-
-    def _samples(
-        self, stage: str, student: Tensor, teacher: Tensor, foreground: Tensor, background: Tensor, inside: Tensor
-    ) -> Tensor:
-        """The mean over some samples."""
-        key = module_key(stage)
-        adapted = self.adapters[key](student.float())
-        require_equal(adapted, teacher, f"adapted and teacher's features of {stage}")
-        f_s, f_t = adapted.flatten(2), teacher.detach().float().flatten(2)
-        context_s, context_t = self.context_s[key](f_s, inside), self.context_t[key](f_t, inside)
-        return sard(f_s, f_t, (foreground, background), inside) + _mean_inside(
-            (context_s - context_t).square().mean(dim=1), inside
+        adapter, size = self.adapters[module_key(stage)].weight.flatten(1), teacher.shape[2:]
+        if (len(adapter), *student.shape[2:]) != teacher.shape[1:]:
+            adapted = (len(student), len(adapter), *student.shape[2:])
+            raise ValueError(
+                f"expected adapted and teacher's features of {stage} of equal shape, got {adapted} and "
+                f"{tuple(teacher.shape)}"
+            )
+        inside = (regions.inside(size).flatten(1) > 0).float()
+        return self._sard_and_context(
+            module_key(stage),
+            student.flatten(2),
+            teacher.detach().flatten(2),
+            adapter,
+            region_masks(regions, size),
+            inside,
         )
 
+    def _sard_and_context(
+        self, key: str, student: Tensor, teacher: Tensor, adapter: Tensor, masks: Sequence[Tensor], inside: Tensor
+    ) -> Tensor:
+        """MS-SARD and MS-CA of one stage.
 
-def _softmax_inside(scores: Tensor, inside: Tensor) -> Tensor:
-    """Softmax over the voxels that count ``(B, V)``; 0 at the others, and everywhere where none counts."""
-    return scores.masked_fill(~inside, -1e30).softmax(dim=1) * inside
+        MS-SARD: foreground and background each ``sum M S_t Ch_t (F_s - F_t)^2 / (C sum M)``, plus
+        ``mean |Ch_s - Ch_t| + mean |S_s - S_t|`` (source; that L1 is a mean, and that every part is taken per sample
+        and then over the batch, is ours). A sample without foreground (or background) contributes 0 to that part.
 
+        MS-CA: with what the blocks add, ``e``, ``mean (F_s - F_t + e)^2``, of which ``(F_s - F_t)^2`` is summed along
+        with MS-SARD's.
 
-def _mean_inside(values: Tensor, inside: Tensor) -> Tensor:
-    """Mean over a sample's voxels that count, then over the batch."""
-    return ((values * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)).mean()
+        Args:
+            student: ``(B, C', V)``.
+            teacher: ``(B, C, V)``.
+            adapter: ``(C, C')``.
+            masks: of foreground and background ``(B, V)``, see `region_masks`.
+            inside: ``(B, V)`` float32, which voxels belong to any region; the others count nowhere.
+        """
+        count, channels = inside.sum(dim=1), teacher.shape[1]
+        some = count.clamp(min=1)
+        spatial_t, channel_t = attention(*sizes(teacher, inside), inside)
+        totals = [mask.sum(dim=1, keepdim=True) for mask in masks]
+        shares = sum(mask / torch.where(total > 0, total, 1) for mask, total in zip(masks, totals, strict=True))
+        found = sums(student, adapter, teacher, channel_t, some.unsqueeze(1) * shares * spatial_t, inside)
+        spatial_s, channel_s = attention(found.over_channels, found.over_voxels, inside)
+        added = self.context_s[key](student, inside, adapter) - self.context_t[key](teacher, inside)
+        squares = found.squares + (2 * added * found.differences).sum(dim=1) + count * added.square().sum(dim=1)
+        loss = (channel_s - channel_t).abs().mean(dim=1) + ((spatial_s - spatial_t).abs() * inside).sum(dim=1) / some
+        return (loss + squares / (channels * some)).mean()

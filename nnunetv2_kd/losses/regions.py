@@ -19,7 +19,7 @@ class Regions:
     regions at once: 105 classes at 128^3 would take 0.9 GB a sample.
 
     Args:
-        codes: ``(B, *S)`` long, in ``[0, U)``: which set of regions a voxel belongs to.
+        codes: ``(B, *S)`` int32, in ``[0, U)``: which set of regions a voxel belongs to.
         table: ``(U, K)`` float32, 0 or 1: which regions make up a set; a row of 0 for voxels of none.
     """
 
@@ -110,7 +110,7 @@ def label_regions(target: Tensor, num_classes: int, ignore_label: int | None = N
         num_classes: number of classes ``K``, background included.
         ignore_label: voxels with this value belong to no region.
     """
-    labels = target[:, 0].long()
+    labels = target[:, 0].int()  # half of what a long takes to read, and codes are read at every grid
     table = torch.eye(num_classes + 1, num_classes, device=target.device)
     return Regions(labels if ignore_label is None else labels.masked_fill(labels == ignore_label, num_classes), table)
 
@@ -140,7 +140,7 @@ def overlapping_regions(target: Tensor, has_ignore: bool = False) -> Regions:
         sets, codes = torch.unique(codes, return_inverse=True)
     table = (sets.unsqueeze(1) >> torch.arange(count, device=target.device)) & 1
     background = sets == 0
-    return Regions(codes, torch.cat((background.unsqueeze(1), table), dim=1).float())
+    return Regions(codes.int(), torch.cat((background.unsqueeze(1), table), dim=1).float())
 
 
 def at_grid(membership: Tensor, size: Sequence[int]) -> Tensor:

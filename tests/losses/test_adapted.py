@@ -15,8 +15,8 @@ from nnunetv2_kd.losses import (
     label_regions,
     overlapping_regions,
     region_masks,
-    sard,
 )
+from nnunetv2_kd.losses.differences import sizes
 from tests.losses import reference_rivals
 from tests.losses.given import regions_of
 from tests.losses.reference import area_average
@@ -97,7 +97,8 @@ def parameters(block):
 def test_attention_closed_form():
     """Two voxels, one ignored. Channels of mean size 0.5 log 3 and 0: shares 3/4 and 1/4."""
     f = torch.tensor([[[0.5 * np.log(3), 9.0], [0.0, 9.0]]], dtype=torch.float32)
-    spatial, channel = attention(f, torch.tensor([[True, False]]))
+    inside = torch.tensor([[1.0, 0.0]])
+    spatial, channel = attention(*sizes(f, inside), inside)
     assert spatial.tolist() == [[1, 0]]
     assert channel[0].tolist() == pytest.approx([1.5, 0.5])
 
@@ -109,31 +110,38 @@ def test_region_masks_and_overlapping_regions():
     assert background[0].tolist() == [0, 0, 0, 0, 1]
 
 
-def test_sard_counts_absent_foreground_as_zero(rng):
-    """All background: what is left is the background's part, and the attentions' own."""
-    f_s, f_t = torch.randn(1, 2, 6, generator=rng), torch.randn(1, 2, 6, generator=rng)
+def test_recokd_counts_absent_foreground_as_zero(rng):
+    """All background: what is left is the background's part, the attentions' own, and the features'."""
+    term = term_of(ReCoKD, 2, {"a": 2}, {"a": 2})
+    torch.nn.init.dirac_(term.adapters["a"].weight)
+    f_s, f_t = torch.randn(1, 2, 1, 6, generator=rng), torch.randn(1, 2, 1, 6, generator=rng)
     m = torch.zeros(1, 3, 1, 6)
     m[:, 0] = 1
-    regions = regions_of(m)
-    inside, masks = regions.inside()[:, 0] > 0, region_masks(regions, (1, 6))
-    expected = reference_rivals.sard(f_s[0].double().numpy(), f_t[0].double().numpy(), m[0, :, 0].numpy())
-    assert float(sard(f_s, f_t, masks, inside)) == pytest.approx(expected, rel=1e-4)
-    assert float(sard(f_t, f_t.clone(), masks, inside)) == 0
+    s, t = flat(f_s)[0], flat(f_t)[0]
+    expected = reference_rivals.sard(s, t, m[0, :, 0].numpy()) + ((s - t) ** 2).mean()
+    assert float(term({"a": f_s}, {"a": f_t}, regions_of(m)).detach()) == pytest.approx(expected, rel=1e-4)
 
 
-def test_global_context_starts_as_the_identity_and_can_leave_it(rng):
+def test_global_context_starts_by_adding_nothing_and_can_leave_that(rng):
     block, f = GlobalContext(4), torch.randn(2, 4, 6, generator=rng)
-    out = block(f, torch.ones(2, 6, dtype=torch.bool))
-    assert torch.equal(out, f)
-    out.square().sum().backward()
+    added = block(f, torch.ones(2, 6))
+    assert torch.equal(added, torch.zeros(2, 4))
+    (added - 1).square().sum().backward()
     assert block.transform[3].weight.grad.abs().sum() > 0
 
 
 def test_no_voxel_makes_no_context(rng):
-    block, nothing = GlobalContext(4), torch.zeros(1, 6, dtype=torch.bool)
+    block, nothing = GlobalContext(4), torch.zeros(1, 6)
     torch.nn.init.normal_(block.transform[3].weight, generator=rng)
     f, other = torch.randn(1, 4, 6, generator=rng), torch.randn(1, 4, 6, generator=rng)
-    torch.testing.assert_close(block(f, nothing) - f, block(other, nothing) - other)
+    torch.testing.assert_close(block(f, nothing), block(other, nothing))
+
+
+def test_global_context_behind_a_convolution(rng):
+    block, f, weight = GlobalContext(4), torch.randn(2, 3, 6, generator=rng), torch.randn(4, 3, generator=rng)
+    torch.nn.init.normal_(block.transform[3].weight, generator=rng)
+    inside = torch.tensor([[1.0, 1, 1, 0, 0, 1], [1, 0, 0, 0, 0, 1]])
+    torch.testing.assert_close(block(f, inside, weight), block(weight @ f, inside))
 
 
 @pytest.mark.parametrize("kind", [FitNet, ReCoKD, Displacement])

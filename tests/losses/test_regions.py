@@ -115,7 +115,7 @@ def test_a_region_of_a_whole_patch_keeps_its_digits(value):
 
 
 def test_what_does_not_fit_the_cells_is_refused(way):
-    cells = regions_module.cells_of(torch.zeros(2, 8, 8, dtype=torch.long), 3, (8, 8))
+    cells = regions_module.cells_of(torch.zeros(2, 8, 8, dtype=torch.int32), 3, (8, 8))
     f, a = torch.ones(2, 4, 8, 8), torch.ones(2, 3, 4)
     for features in (torch.ones(2, 4, 4, 4), torch.ones(1, 4, 8, 8), torch.ones(2, 4, 8, 8, 1)):
         with pytest.raises(ValueError, match=r"expected features \(B, C, \*S\) of B 2, S \(8, 8\), got"):
@@ -230,7 +230,7 @@ def test_blocks_divide_the_grid(volume):
 def test_the_cells_of_a_grid_are_made_once(monkeypatch):
     made = []
     monkeypatch.setattr(regions_module, "cells_of", lambda *a: made.append(a[2]) or cells_of(*a))
-    regions = Regions(torch.zeros(1, 4, 4, dtype=torch.long), torch.eye(2))
+    regions = Regions(torch.zeros(1, 4, 4, dtype=torch.int32), torch.eye(2))
     for size in ((4, 4), (2, 2), (4, 4)):
         regions.sums(torch.ones(1, 1, *size))
     assert made == [(4, 4), (2, 2)]

@@ -1,0 +1,99 @@
+"""Sums over adapted features, block by block, against all of them at once."""
+
+from unittest import mock
+
+import pytest
+import torch
+
+from nnunetv2_kd.losses import differences
+
+B, C, NARROW, V = 2, 5, 3, 23
+
+
+def given(rng, dtype=torch.float64):
+    def random(*size):
+        return torch.randn(size, generator=rng, dtype=torch.float64).to(dtype)
+
+    student, weight = random(B, NARROW, V).requires_grad_(), random(C, NARROW).requires_grad_()
+    inside = (torch.rand(B, V, generator=rng) > 0.3).to(dtype)
+    return student, weight, random(B, C, V), random(B, C).abs(), random(B, V).abs(), inside
+
+
+def at_once(student, weight, teacher, channels, voxels, inside):
+    adapted = weight @ student
+    size, difference = adapted.abs(), adapted - teacher
+    factor = channels.unsqueeze(2) * voxels.unsqueeze(1) + inside.unsqueeze(1)
+    return (
+        size.sum(dim=1),
+        (size * inside.unsqueeze(1)).sum(dim=2),
+        (factor * difference.square()).sum(dim=(1, 2)),
+        (difference * inside.unsqueeze(1)).sum(dim=2),
+    )
+
+
+@pytest.fixture(params=[1, 7 * C, 2**17], ids=["voxel by voxel", "blocks that do not divide the grid", "one block"])
+def blocks(request):
+    with mock.patch.object(differences, "VALUES_AT_ONCE", request.param):
+        yield
+
+
+def test_sums_and_their_gradients(blocks, rng):
+    inputs = given(rng, torch.float32)
+    found, expected = differences.sums(*inputs), at_once(*inputs)
+    weights = [torch.randn(x.shape, generator=rng) for x in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    mine, theirs = (
+        torch.autograd.grad(sum((w * x).sum() for w, x in zip(weights, values, strict=True)), inputs[:2])
+        for values in (found, expected)
+    )
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes(blocks, rng):
+    _, _, features, _, _, inside = given(rng, torch.float32)
+    over_channels, over_voxels = differences.sizes(features, inside)
+    torch.testing.assert_close(over_channels, features.abs().sum(dim=1))
+    torch.testing.assert_close(over_voxels, (features.abs() * inside.unsqueeze(1)).sum(dim=2))
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["student", "teacher"])
+def test_attended_and_its_gradients(blocks, frozen, rng):
+    features, _, _, _, _, inside = given(rng, torch.float32)
+    inside[0] = 0  # a sample where nothing counts
+    features.requires_grad_(not frozen)
+    score, bias = torch.randn(NARROW, generator=rng).requires_grad_(), torch.zeros(1, requires_grad=True)
+    shares = (torch.einsum("bcv,c->bv", features, score) + bias).masked_fill(inside == 0, -1e30).softmax(dim=1) * inside
+    expected = torch.einsum("bcv,bv->bc", features, shares)
+    found = differences.attended(features, score, bias, inside)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(expected.shape, generator=rng)
+    learning = [score, bias] if frozen else [features, score, bias]
+    mine, theirs = (torch.autograd.grad((weights * values).sum(), learning) for values in (found, expected))
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(dtype, rng):
+    student, weight, teacher, *weights = given(rng, torch.float32)
+    half = student.detach().to(dtype).requires_grad_()
+    found = differences.sums(half, weight, teacher.to(dtype), *weights)
+    expected = at_once(half.detach().float(), weight, teacher.to(dtype).float(), *weights)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    found.squares.sum().backward()
+    assert half.grad.dtype == dtype
+    assert torch.isfinite(half.grad).all()
+
+
+def test_channels_last(rng):
+    """As on a CPU with cpu_speed: neither the values nor the gradients depend on where the channels lie."""
+    student, weight, teacher, *weights = given(rng, torch.float32)
+    expected = differences.sums(student, weight, teacher, *weights)
+    last = student.detach().mT.contiguous().mT.requires_grad_()
+    found = differences.sums(last, weight, teacher.mT.contiguous().mT, *weights)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    found.squares.sum().backward()
+    expected.squares.sum().backward()
+    torch.testing.assert_close(last.grad, student.grad)
