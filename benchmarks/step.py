@@ -32,7 +32,7 @@ from nnunetv2_kd.speed import use
 from nnunetv2_kd.teachers import Answer, Teacher, TeacherRecord
 from nnunetv2_kd.term_options import Terms
 from nnunetv2_kd.trainers.loss import DistillationLoss
-from nnunetv2_kd.trainers.terms import build_adapters, tapped_stages, with_resolved_stages
+from nnunetv2_kd.trainers.terms import build_adapters, need_logits, tapped_stages, with_resolved_stages
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 UNET = "dynamic_network_architectures.architectures.unet."
@@ -140,7 +140,7 @@ class Bench:
             for taps in recorders:
                 taps.recording = True
             with self.autocast():
-                loss.answer = teacher(self.data)
+                loss.answer = teacher(self.data, need_logits(terms))
             self.learn(loss)
             loss.answer = None
             for taps in recorders:

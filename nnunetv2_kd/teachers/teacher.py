@@ -47,7 +47,7 @@ class Answer:
     """What a teacher, or several combined, says about a batch.
 
     Attributes:
-        logits: ``(B, K, *S)`` of every trained head, finest first.
+        logits: ``(B, K, *S)`` of every trained head, finest first; empty where the teacher was asked for none.
         features: of the tapped stages, by the student's names of them; empty where several teachers are combined.
         edges: cosines between all regions of the batch ``(B*K, B*K)`` by stage, of several teachers combined.
     """
@@ -55,6 +55,10 @@ class Answer:
     logits: list[Tensor]
     features: dict[str, Tensor] = field(default_factory=dict)
     edges: dict[str, Tensor] = field(default_factory=dict)
+
+
+class _Enough(Exception):  # noqa: N818  (not an error)
+    """Ends a forward pass before the decoder."""
 
 
 class Teacher:
@@ -66,6 +70,7 @@ class Teacher:
         self.record = record
         self.trained_heads = trained_heads
         self.taps: Taps | None = None
+        self._encoder_only = self._skips_decoder = False
 
     def __repr__(self) -> str:
         return f"Teacher({self.record})"
@@ -74,20 +79,34 @@ class Teacher:
         """Keep the features of these stages from now on, each under the name of the student's stage that it teaches."""
         self.taps = Taps(self.network, stages)
         self.taps.recording = True
+        self._encoder_only = bool(stages) and all(stage.startswith("encoder.") for stage in stages.values())
+        if self._encoder_only:
+            self.network.get_submodule("decoder").register_forward_pre_hook(self._before_decoder)
+
+    def _before_decoder(self, *_: Any) -> None:
+        if self._skips_decoder:
+            raise _Enough
 
     @torch.no_grad()  # not inference_mode: autograd refuses to save inference tensors for the student's backward pass
-    def __call__(self, data: Tensor) -> Answer:
+    def __call__(self, data: Tensor, logits: bool = True) -> Answer:
         """Logits of every trained head, finest first, and features by the names given to `tap`.
 
         Args:
             data: ``(B, C, *S)``.
+            logits: without them, and where all tapped stages are the encoder's, the decoder does not run.
         """
         self.network.eval()
-        output = self.network(data)
+        self._skips_decoder = self._encoder_only and not logits
+        try:
+            output = self.network(data)
+        except _Enough:
+            return Answer([], self.taps.take() if self.taps is not None else {})
+        finally:
+            self._skips_decoder = False
         heads = list(output) if isinstance(output, (list, tuple)) else [output]
         # without deep supervision the network answers with its finest head only, whatever heads it has
-        logits = [head for head, trained in zip(heads, self.trained_heads, strict=False) if trained]
-        return Answer(logits, self.taps.take() if self.taps is not None else {})
+        found = [head for head, trained in zip(heads, self.trained_heads, strict=False) if trained]
+        return Answer(found, self.taps.take() if self.taps is not None else {})
 
 
 def load_teacher(

@@ -54,9 +54,9 @@ class DistillationLoss(nn.Module):
         weights = getattr(self.segmentation, "weight_factors", None) or [1.0] * len(outputs)
         by_size = {tuple(z.shape[2:]): z for z in answer.logits}
         heads = [
-            (float(w), z_s, by_size[tuple(z_s.shape[2:])], y)
+            (float(w), z_s, y)
             for w, z_s, y in zip(weights, outputs, targets, strict=True)
-            if w != 0 and tuple(z_s.shape[2:]) in by_size
+            if w != 0 and (not by_size or tuple(z_s.shape[2:]) in by_size)
         ]
         if not heads:
             raise KDError(
@@ -65,10 +65,10 @@ class DistillationLoss(nn.Module):
             )
         return Step(
             labels=self.labels,
-            logits_s=[z_s for _, z_s, _, _ in heads],
-            logits_t=[z_t for _, _, z_t, _ in heads],
-            targets=[y for _, _, _, y in heads],
-            head_weights=[w for w, _, _, _ in heads],
+            logits_s=[z_s for _, z_s, _ in heads],
+            logits_t=[by_size[tuple(z_s.shape[2:])] for _, z_s, _ in heads] if by_size else [],
+            targets=[y for _, _, y in heads],
+            head_weights=[w for w, _, _ in heads],
             features_s=self.taps.take(),
             features_t=answer.features,
             edges_t=answer.edges,

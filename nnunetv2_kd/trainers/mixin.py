@@ -25,7 +25,7 @@ from nnunetv2_kd.trainers.loss import DistillationLoss
 from nnunetv2_kd.trainers.report import ReportMixin
 from nnunetv2_kd.trainers.schedule import factor_at
 from nnunetv2_kd.trainers.stored import StoredMixin
-from nnunetv2_kd.trainers.terms import check_terms, with_resolved_stages
+from nnunetv2_kd.trainers.terms import check_terms, need_logits, with_resolved_stages
 from nnunetv2_kd.trainers.watch import TermGuard, TermHistory, in_log_line, judge
 
 T = TypeVar("T")
@@ -192,7 +192,7 @@ class DistillationMixin(StoredMixin, ReportMixin):
             return self.stored(batch)
         batch["data"] = batch["data"].to(self.device, non_blocking=True)
         if self.ensemble is None:
-            return self._ask(self.teachers[0], batch["data"])
+            return self._ask(self.teachers[0], batch["data"], need_logits(self.loss.terms))
         target = batch["target"]
         on_device = (
             [y.to(self.device, non_blocking=True) for y in target]
@@ -202,10 +202,10 @@ class DistillationMixin(StoredMixin, ReportMixin):
         batch["target"] = on_device
         return self.ensemble(batch["data"], on_device, self._ask)
 
-    def _ask(self, teacher: Teacher, data: Tensor) -> Answer:
+    def _ask(self, teacher: Teacher, data: Tensor, logits: bool = True) -> Answer:
         """One teacher's answer under the student's autocast."""
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            return teacher(data)
+            return teacher(data, logits)
 
     def _distillation_step(self, batch: dict, answer: Answer) -> dict:
         self.loss.answer = answer

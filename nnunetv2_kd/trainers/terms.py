@@ -117,6 +117,11 @@ def tapped_stages(terms: dict[str, Term]) -> list[str]:
     return sorted({stage for term in terms.values() if isinstance(term, FeatureTerm) for stage in term.stages})
 
 
+def need_logits(terms: dict[str, Term]) -> bool:
+    """Whether any term looks at the teacher's logits, and not only at features."""
+    return any(not isinstance(term, FeatureTerm) for term in terms.values())
+
+
 def with_resolved_stages(terms: dict[str, Term], student: nn.Module) -> dict[str, Term]:
     """The terms with every stage's name spelt as the student's `stage_modules` spell it: ``encoder.-1`` and so on.
 

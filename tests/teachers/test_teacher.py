@@ -4,6 +4,7 @@ from torch import nn
 
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.speed import use
 from nnunetv2_kd.teachers.find import Student, TeacherPath, dataset_id, find_teacher
 from nnunetv2_kd.teachers.teacher import Teacher, TeacherRecord, load_strictly, trained_heads
 from tests.networks import network
@@ -89,6 +90,29 @@ def test_features_come_under_the_students_names():
     teacher.tap({"encoder.1": "encoder.2"})
     answer = teacher(torch.randn(1, 1, 8, 8, 8))
     assert answer.features["encoder.1"].shape == (1, 8, 2, 2, 2)
+
+
+@pytest.mark.parametrize("way", ["float32", "float32_channels_last"])
+def test_the_decoder_does_not_run_where_nothing_of_it_is_wanted(way):
+    net = network()
+    use(net, way)
+    ran = []
+    net.decoder.register_forward_hook(lambda *_: ran.append(True))
+    teacher, data = make_teacher(net), torch.randn(1, 1, 8, 8, 8)
+    teacher.tap({"encoder.0": "encoder.0", "encoder.1": "encoder.1"})
+    without = teacher(data, logits=False)
+    assert not ran
+    assert without.logits == []
+    whole = make_teacher(net)(data)
+    assert len(whole.logits) == 2
+    assert len(ran) == 1
+    whole = teacher(data)
+    assert len(ran) == 2
+    assert len(whole.logits) == 2
+    for stage, features in whole.features.items():
+        assert torch.equal(without.features[stage], features)
+    teacher.tap({"encoder.0": "encoder.0", "decoder.0": "decoder.0"})
+    assert set(teacher(data, logits=False).features) == {"encoder.0", "decoder.0"}
 
 
 def test_a_teacher_is_no_module():

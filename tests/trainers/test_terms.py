@@ -76,6 +76,24 @@ def test_adapters_are_trained_with_the_networks_learning_rate(here):
     assert {id(p) for p in added["params"]} == {id(p) for p in trainer.loss.adapters.parameters()}
 
 
+def test_for_terms_on_the_encoder_the_teachers_decoder_does_not_run(here):
+    trainer = make_trainer(nnUNetTrainerKD, here, terms=WITH_ADAPTERS)
+    trainer.on_train_start()
+    teacher, ran = trainer.teachers[0], []
+    teacher.network.decoder.register_forward_hook(lambda *_: ran.append(True))
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    batch = next(trainer.dataloader_train)
+    trainer.train_step(dict(batch))
+    assert not ran
+    values = []
+    for logits in (True, False):
+        trainer.loss.answer, trainer.loss.taps.recording = trainer._ask(teacher, batch["data"], logits), True
+        values.append(trainer.loss(trainer.network(batch["data"]), batch["target"]).item())
+    assert len(ran) == 1
+    assert values[0] == values[1]
+
+
 def test_adapters_are_resumed_and_not_exported(here):
     """Killed after two of four epochs, and run through: the same adapters and the same student."""
     options = {"terms": WITH_ADAPTERS, "epochs": 4, "save_every": 1}
