@@ -1,12 +1,12 @@
-"""Sums over the voxels of every region, for any number of regions, in little more than one reading of the features."""
+"""Sums over the voxels of every region, for any number of regions, in one to three readings of the features."""
 
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nnunetv2_kd.losses.blocks import Blocks
+from nnunetv2_kd.losses.precision import in_float32
 
 
 class Cells(Protocol):
@@ -110,7 +110,7 @@ class _Sums(torch.autograd.Function):
         return cells.sums(features)
 
     @staticmethod
-    @once_differentiable
+    @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.cells.spread(gradient).to(ctx.dtype), None
 
@@ -122,7 +122,7 @@ class _Spread(torch.autograd.Function):
         return cells.spread(values)
 
     @staticmethod
-    @once_differentiable
+    @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.cells.sums(gradient), None
 
@@ -135,7 +135,7 @@ class _Project(torch.autograd.Function):
         return cells.project(values, features)
 
     @staticmethod
-    @once_differentiable
+    @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         values, features = ctx.saved_tensors
         of_values, of_features = None, None

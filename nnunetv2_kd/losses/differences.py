@@ -1,7 +1,7 @@
 """Sums over a student's features behind a 1x1 convolution, and over their differences to a teacher's.
 
-Adapted features are computed block by block, forward and backward, and never all of them are in memory: in a loss made
-of elementwise steps every one of them reads and writes a whole stage.
+Adapted features are computed block by block, forward and backward: in a loss made of elementwise steps every one of
+them reads and writes a whole stage. A block is a sample on an accelerator, and part of one on a CPU.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from nnunetv2_kd.losses.precision import in_float32
 
 VALUES_AT_ONCE = 2**17  # of features on a CPU, so that a block stays in the cache between two steps
 
@@ -107,7 +108,7 @@ class _Sums(torch.autograd.Function):
         return over_channels, over_voxels, squares, differences
 
     @staticmethod
-    @once_differentiable
+    @in_float32
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         of_channels, of_voxels, of_squares, of_differences = gradients
         student, weight, teacher, channels, voxels, inside = ctx.saved_tensors
@@ -141,7 +142,7 @@ class _Attended(torch.autograd.Function):
         return context
 
     @staticmethod
-    @once_differentiable
+    @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         features, score, shares, context = ctx.saved_tensors
         mean = (gradient * context).sum(dim=1)

@@ -169,5 +169,5 @@ class ReCoKD(nn.Module):
         spatial_s, channel_s = attention(found.over_channels, found.over_voxels, inside)
         added = self.context_s[key](student, inside, adapter) - self.context_t[key](teacher, inside)
         squares = found.squares + (2 * added * found.differences).sum(dim=1) + count * added.square().sum(dim=1)
-        loss = (channel_s - channel_t).abs().mean(dim=1) + ((spatial_s - spatial_t).abs() * inside).sum(dim=1) / some
+        loss = (channel_s - channel_t).abs().mean(dim=1) + (spatial_s - spatial_t).abs().sum(dim=1) / some
         return (loss + squares / (channels * some)).mean()

@@ -47,7 +47,8 @@ class Answer:
     """What a teacher, or several combined, says about a batch.
 
     Attributes:
-        logits: ``(B, K, *S)`` of every trained head, finest first; empty where the teacher was asked for none.
+        logits: ``(B, K, *S)`` of every trained head, finest first; empty where nobody wants them and the teacher's
+            decoder did not run.
         features: of the tapped stages, by the student's names of them; empty where several teachers are combined.
         edges: cosines between all regions of the batch ``(B*K, B*K)`` by stage, of several teachers combined.
     """

@@ -9,7 +9,7 @@ from nnunetv2_kd.labels import Labels
 from nnunetv2_kd.teachers import Answer
 from nnunetv2_kd.term_options import Term
 from nnunetv2_kd.trainers.step import Step
-from nnunetv2_kd.trainers.terms import TERMS
+from nnunetv2_kd.trainers.terms import TERMS, need_logits
 
 
 class DistillationLoss(nn.Module):
@@ -58,7 +58,7 @@ class DistillationLoss(nn.Module):
             for w, z_s, y in zip(weights, outputs, targets, strict=True)
             if w != 0 and (not by_size or tuple(z_s.shape[2:]) in by_size)
         ]
-        if not heads:
+        if not heads or (not by_size and need_logits(self.terms)):
             raise KDError(
                 "No segmentation head of the teacher has the size of one of the student's: "
                 f"teacher {sorted(by_size)}, student {[tuple(z.shape[2:]) for z in outputs]}."

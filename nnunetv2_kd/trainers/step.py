@@ -17,7 +17,8 @@ class Step:
     weights, finest first.
 
     Attributes:
-        logits_t: the teacher's; empty where no term looks at them.
+        logits_t: the teacher's; empty where no term looks at them. Then the other lists are over all of the student's
+            heads that nnU-Net's loss weights.
         features_s: the student's features by stage.
         features_t: the teacher's under the student's names of the stages; empty where there are several teachers.
         edges_t: cosines between all regions of the batch by stage, see `losses.region_graph`, combined over several

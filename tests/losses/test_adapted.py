@@ -1,5 +1,7 @@
 """Terms with parameters of their own: FitNets, ReCo-KD, and what displacements between samples share with them."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -67,12 +69,7 @@ def test_fitnet_is_the_reference(spatial, rng):
     assert float(term(f_s, f_t).detach()) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("spatial", SPATIAL)
-def test_recokd_is_the_reference(spatial, rng):
-    term = term_of(ReCoKD, len(spatial))
-    for parameter in term.parameters():  # blocks that are not the identity
-        torch.nn.init.normal_(parameter, std=0.5, generator=rng)
-    f_s, f_t, m = features(STUDENT, spatial, rng), features(TEACHER, spatial, rng), labels(spatial, rng)
+def recokd_reference(term, f_s, f_t, m):
     expected = 0.0
     for k, stage in enumerate(STUDENT):
         s, t = flat(adapted(term, stage, f_s[stage])), flat(f_t[stage])
@@ -84,7 +81,47 @@ def test_recokd_is_the_reference(spatial, rng):
                 for f, blocks in ((s[b], term.context_s), (t[b], term.context_t))
             ]
             expected += 2 ** (-1.2 * k) / len(s) * ((contexts[0] - contexts[1]) ** 2).mean()
-    assert float(term(f_s, f_t, m).detach()) == pytest.approx(expected, rel=1e-3)
+    return expected
+
+
+def recokd_that_learned(spatial, rng):
+    """Blocks that are not the identity, and what they are called with; wide, as a layer norm over two is constant."""
+    teacher = {"encoder.0": 6, "decoder.1": 8}
+    term = term_of(ReCoKD, len(spatial), teacher=teacher)
+    for parameter in term.parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=rng)
+    for block in (*term.context_s.values(), *term.context_t.values()):
+        torch.nn.init.constant_(block.transform[1].bias, 2)  # behind it is a ReLU, which would let nothing through
+    return term, features(STUDENT, spatial, rng), features(teacher, spatial, rng), labels(spatial, rng)
+
+
+@pytest.mark.parametrize("spatial", SPATIAL)
+def test_recokd_is_the_reference(spatial, rng):
+    term, *inputs = recokd_that_learned(spatial, rng)
+    assert float(term(*inputs).detach()) == pytest.approx(recokd_reference(term, *inputs), rel=1e-3)
+
+
+@pytest.mark.parametrize("spatial", SPATIAL)
+def test_recokd_has_the_references_gradient(spatial, rng):
+    """Along a random direction of every input and parameter, against central differences in float64."""
+    term, f_s, f_t, m = recokd_that_learned(spatial, rng)
+    for f in f_s.values():
+        f.requires_grad_()
+    term(f_s, f_t, m).backward()
+    exact, f_exact = copy.deepcopy(term).double(), {stage: f.detach().double() for stage, f in f_s.items()}
+    moved = {**f_exact, **{name: p.data for name, p in exact.named_parameters()}}
+    gradients = {name: x.grad for name, x in (*f_s.items(), *term.named_parameters())}
+    for name, x in moved.items():
+        direction = torch.randn(x.shape, generator=rng, dtype=torch.float64)
+        around = []
+        for step in (1e-5, -2e-5):
+            x += step * direction
+            around.append(recokd_reference(exact, f_exact, f_t, m))
+        x += 1e-5 * direction
+        expected = (around[0] - around[1]) / 2e-5
+        assert float((gradients[name] * direction).sum()) == pytest.approx(expected, rel=2e-3, abs=1e-4), name
+    silent = {name for name, gradient in gradients.items() if gradient.abs().max() < 1e-3}
+    assert all(name.endswith("score.bias") for name in silent)  # a softmax does not change with it
 
 
 def parameters(block):

@@ -81,9 +81,11 @@ def test_half_precision_is_summed_in_float32(dtype, rng):
     expected = at_once(half.detach().float(), weight, teacher.to(dtype).float(), *weights)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
-    found.squares.sum().backward()
-    assert half.grad.dtype == dtype
-    assert torch.isfinite(half.grad).all()
+    (of_half,) = torch.autograd.grad(found.squares.sum(), half)
+    exact = half.detach().float().requires_grad_()
+    of_exact = torch.autograd.grad(at_once(exact, weight, teacher.to(dtype).float(), *weights)[2].sum(), exact)
+    assert of_half.dtype == dtype
+    torch.testing.assert_close(of_half, of_exact[0].to(dtype))
 
 
 def test_channels_last(rng):
@@ -94,6 +96,22 @@ def test_channels_last(rng):
     found = differences.sums(last, weight, teacher.mT.contiguous().mT, *weights)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs)
-    found.squares.sum().backward()
-    expected.squares.sum().backward()
-    torch.testing.assert_close(last.grad, student.grad)
+    mine = torch.autograd.grad(sum(x.sum() for x in found), (last, weight))
+    theirs = torch.autograd.grad(sum(x.sum() for x in expected), (student, weight))
+    torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_backward_pass_under_autocast_is_computed_in_float32(dtype, rng):
+    student, weight, teacher, *weights = given(rng, torch.float32)
+    score = torch.randn(NARROW, generator=rng).requires_grad_()
+
+    def gradients(autocast):
+        found = differences.sums(student, weight, teacher, *weights)
+        context = differences.attended(student, score, torch.zeros(1), weights[-1])
+        loss = sum(x.square().sum() for x in (*found, context))
+        with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+            return torch.autograd.grad(loss, (student, weight, score))
+
+    for mine, theirs in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(mine, theirs)

@@ -227,6 +227,17 @@ def test_blocks_divide_the_grid(volume):
     assert size == volume or most // 16 <= size <= most
 
 
+def test_codes_have_one_type(rng):
+    """Numba compiles for every type that it meets, and keeps what it compiled."""
+    given_types = (torch.uint8, torch.int16, torch.int32, torch.long, torch.float32)
+    made = [label_regions(torch.randint(0, 3, (1, 1, 4, 4), generator=rng).to(t), 3) for t in given_types]
+    made += [overlapping_regions(torch.randint(0, 2, (1, r, 4, 4), generator=rng)) for r in (2, 9, 62)]
+    for regions in made:
+        assert regions.codes.dtype == torch.int32
+        regions.mass((2, 2))
+    assert len(kernels.find_runs.signatures) == 1
+
+
 def test_the_cells_of_a_grid_are_made_once(monkeypatch):
     made = []
     monkeypatch.setattr(regions_module, "cells_of", lambda *a: made.append(a[2]) or cells_of(*a))

@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.features import Taps
+from nnunetv2_kd.labels import Labels
+from nnunetv2_kd.teachers import Answer
 from nnunetv2_kd.term_options import Terms
 from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerRegionGraphKD
 from nnunetv2_kd.trainers.adapters import split_optimizer_state
+from nnunetv2_kd.trainers.loss import DistillationLoss
 from nnunetv2_kd.trainers.terms import ADAPTERS, TERMS, check_terms, own_blocks
 from tests.trainers.helpers import log_of, make_trainer, train
 
@@ -54,6 +58,19 @@ def test_affinities_are_the_blocks_of_the_graph():
     blocks = own_blocks(edges, samples=2, regions=3)
     assert torch.equal(blocks[0], edges[:3, :3])
     assert torch.equal(blocks[1], edges[3:, 3:])
+
+
+def test_terms_on_logits_need_some():
+    loss = DistillationLoss(
+        lambda output, _target: output[0].sum(),
+        Terms(voxel_kl={}).active(),
+        Labels(3, False, None),
+        Taps(torch.nn.Identity(), {}),
+        torch.nn.ModuleDict(),
+    )
+    loss.answer = Answer([])
+    with pytest.raises(KDError, match="No segmentation head of the teacher has the size"):
+        loss([torch.zeros(1, 3, 4, 4)], [torch.zeros(1, 1, 4, 4)])
 
 
 def adapters_of(trainer):
