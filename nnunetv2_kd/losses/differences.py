@@ -83,7 +83,7 @@ def _blocks(features: Tensor) -> Iterator[tuple[int, slice]]:
     few = max(1, VALUES_AT_ONCE // channels) if features.device.type == "cpu" else voxels
     for sample in range(batch):
         for start in range(0, voxels, few):
-            yield sample, slice(start, min(start + few, voxels))
+            yield sample, slice(start, start + few)
 
 
 class _Sums(torch.autograd.Function):

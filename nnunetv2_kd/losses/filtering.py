@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nnunetv2_kd.losses.powers import few_channels
+from nnunetv2_kd.losses.precision import in_float32
 from nnunetv2_kd.losses.regions import Regions, map_at_grid
 from nnunetv2_kd.losses.shapes import require_same_batch
 
@@ -91,7 +91,7 @@ class _ActiveChannels(torch.autograd.Function):
         return maps.view_as(counted)
 
     @staticmethod
-    @once_differentiable
+    @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         features, shares, weights = ctx.saved_tensors
         gradient = gradient.flatten(1).contiguous()
