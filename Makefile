@@ -19,7 +19,11 @@ test-browser: $(STAMP)
 		$(BIN)/python -m playwright install chromium; fi
 	$(BIN)/python -m pytest tests/leaderboard/test_browser.py -m browser
 
-# Ratios within one run, on an idle machine; the numbers also go to benchmark_output/*.json
+# Ratios within one run, on an idle machine; the numbers also go to benchmark_output/*.json. The two settings of glibc
+# keep freed memory, which the system would clear anew at every step: a quarter of the time, and most of the noise
+# (docs/speed.md).
+benchmark: export MALLOC_MMAP_MAX_ = 0
+benchmark: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 benchmark: $(STAMP)
 	mkdir -p benchmark_output
 	$(BIN)/python benchmarks/step.py --json benchmark_output/step.json

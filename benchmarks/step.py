@@ -7,9 +7,14 @@ stands what a teacher needs by itself: its weights and the peak of its activatio
 
     python benchmarks/step.py                        # the hippocampus configuration, on the CPU
     python benchmarks/step.py --size large --device cuda
+    python benchmarks/step.py --device cuda --compile --recipe configs/region.yaml
+
+With --compile student, nnU-Net's Dice, teacher and terms are compiled, as in a training on a GPU; the floor's teacher
+is not.
 """
 
 import argparse
+import copy
 import json
 import statistics
 from pathlib import Path
@@ -71,9 +76,9 @@ def network(architecture: str, features: list[int], classes: int) -> nn.Module:
 class Bench:
     """One student and one teacher on random data: the three kinds of steps."""
 
-    def __init__(self, size: dict[str, Any], device: str, bfloat16: bool) -> None:
+    def __init__(self, size: dict[str, Any], device: str, bfloat16: bool, compiled: bool = False) -> None:
         torch.manual_seed(0)
-        self.device = device
+        self.device, self.compiled = device, compiled
         self.classes = size["classes"]
         self.student = network("PlainConvUNet", size["student"], self.classes).to(device)
         self.teacher = Teacher(
@@ -92,6 +97,9 @@ class Bench:
         weights[-1] = 0
         dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
         plain = DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
+        self.running = self.student
+        if compiled:
+            self.running, plain.dc = torch.compile(self.student), torch.compile(plain.dc)
         self.plain_loss = DeepSupervisionWrapper(plain, [w / sum(weights) for w in weights])
 
     def _blocks(self, batch: int, size: list[int]) -> Tensor:
@@ -105,7 +113,7 @@ class Bench:
     def learn(self, loss: nn.Module) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            value = loss(self.student(self.data), self.targets)
+            value = loss(self.running(self.data), self.targets)
         value.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 12)
         self.optimizer.step()
@@ -129,8 +137,12 @@ class Bench:
             Taps(self.student, {s: s for s in stages}),
             adapters,
         )
-        teacher = Teacher(self.teacher.network, self.teacher.record, self.teacher.trained_heads)
+        network = copy.deepcopy(self.teacher.network) if self.compiled else self.teacher.network
+        teacher = Teacher(network, self.teacher.record, self.teacher.trained_heads)
         teacher.tap(stages)
+        if self.compiled:
+            teacher.compile(need_logits(terms))
+            loss.compile_terms()
         if teacher.taps is not None:
             teacher.taps.recording = False
 
@@ -176,7 +188,7 @@ def teacher_mib(size: str, device: str, bfloat16: bool, queue: Any) -> None:
 
 
 def measure(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    bench = Bench(SIZES[args.size], args.device, args.bfloat16)
+    bench = Bench(SIZES[args.size], args.device, args.bfloat16, args.compile)
     steps = {name: bench.distillation(options) for name, options in recipes.items()}
     took: dict[str, list[float]] = {name: [] for name in ("plain", "teacher", *steps)}
     for number in range(args.warm_up + args.rounds):
@@ -202,7 +214,8 @@ def measure(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> dic
             rows[name]["mib_over_plain"] = in_its_own_process(peak_mib, options, *own) - plain_mib
     return {
         "size": args.size, "device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "bfloat16": args.bfloat16, "rounds": args.rounds, "plain_ms": 1000 * statistics.median(took["plain"]),
+        "bfloat16": args.bfloat16, "compiled": args.compile, "rounds": args.rounds,
+        "plain_ms": 1000 * statistics.median(took["plain"]),
         "teacher_ms": 1000 * statistics.median(took["teacher"]), **memory, "recipes": rows,
     }  # fmt: skip
 
@@ -245,6 +258,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="hippocampus")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--bfloat16", action="store_true", help="as the option cpu_bfloat16 does")
+    parser.add_argument("--compile", action="store_true", help="times only, of one recipe, which needs a compiler")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--warm-up", type=int, default=1, help="rounds before those that count")
     parser.add_argument("--recipe", type=Path, nargs="+", default=[], help="options files; default: all in configs/")
@@ -252,6 +266,8 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--json", type=Path, default=None, help="write the numbers here")
     args = parser.parse_args()
+    if args.compile and (len(args.recipe) != 1 or not args.no_memory):
+        parser.error("--compile takes a single --recipe, and --no-memory: hooks of others would be compiled along")
     result = measure(args, read_recipes(args.recipe))
     if args.markdown:
         print(markdown_of(result))

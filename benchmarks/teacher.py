@@ -49,6 +49,8 @@ def variants(teacher: nn.Module, data: torch.Tensor, compiled: bool) -> dict[str
     if data.device.type == "cuda":
         last = copy.deepcopy(teacher).to(memory_format=torch.channels_last_3d)
         named["autocast"] = under_autocast(teacher, data)
+        if compiled:
+            named["autocast, compiled"] = under_autocast(torch.compile(copy.deepcopy(teacher)), data)
         named["autocast, channels last"] = under_autocast(last, data.to(memory_format=torch.channels_last_3d))
     else:
         for way in speed.ways_here()[1:]:

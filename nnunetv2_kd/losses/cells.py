@@ -5,8 +5,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nnunetv2_kd.losses.blocks import Blocks
+from nnunetv2_kd.losses.dense import Dense, fits
 from nnunetv2_kd.losses.precision import in_float32
+from nnunetv2_kd.losses.scattered import Scattered
 
 
 class Cells(Protocol):
@@ -53,7 +54,7 @@ def cells_of(codes: Tensor, count: int, size: tuple[int, ...]) -> Cells:
     if len(own) != len(size) or any(fine % coarse for fine, coarse in zip(own, size, strict=True)):
         raise ValueError(f"expected a grid that divides that of the regions, {own}, got {size}")
     if codes.device.type != "cpu":
-        return Blocks(codes, count, size)
+        return Dense(codes, count, size) if fits(codes, count, size) else Scattered(codes, count, size)
     # compiled code is loaded with it, a second's work that no other device needs
     from nnunetv2_kd.losses.runs import Runs
 

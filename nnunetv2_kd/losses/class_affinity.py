@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunetv2_kd.losses.products import over_voxels
 from nnunetv2_kd.losses.shapes import require_equal, valid_voxels
 
 
@@ -35,5 +36,5 @@ def _rows(logits: Tensor, mask: Tensor, sigmoid: bool) -> tuple[Tensor, Tensor]:
     p = ((z.sigmoid() if sigmoid else z.softmax(dim=1)) * mask).flatten(2)
     mass = p.detach().sum(dim=2, keepdim=True)
     # the row of a class that is nearly nowhere would underflow; the scale cancels in the cosine
-    rows = (p / mass.clamp(min=1e-20)) @ p.transpose(1, 2)
+    rows = over_voxels(p / mass.clamp(min=1e-20), p)
     return F.normalize(rows, dim=2), mass[..., 0] > 1e-20

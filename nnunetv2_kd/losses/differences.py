@@ -1,7 +1,7 @@
 """Sums over a student's features behind a 1x1 convolution, and over their differences to a teacher's.
 
 Adapted features are computed block by block, forward and backward: in a loss made of elementwise steps every one of
-them reads and writes a whole stage. A block is a sample on an accelerator, and part of one on a CPU.
+them reads and writes a whole stage.
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nnunetv2_kd.losses.powers import values_at_once
 from nnunetv2_kd.losses.precision import in_float32
-
-VALUES_AT_ONCE = 2**17  # of features on a CPU, so that a block stays in the cache between two steps
+from nnunetv2_kd.losses.products import over_voxels
 
 
 class Sums(NamedTuple):
@@ -70,20 +70,30 @@ def sizes(features: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     features = features.detach()
     over_channels = torch.empty_like(inside)
     over_voxels = inside.new_zeros(features.shape[:2])
-    for sample, part in _blocks(features):
-        size = features[sample, :, part].float().abs()
-        torch.sum(size, dim=0, out=over_channels[sample, part])
-        over_voxels[sample].addmv_(size, inside[sample, part])
+    for samples, part in _blocks(features):
+        size = features[samples, :, part].float().abs()
+        torch.sum(size, dim=1, out=over_channels[samples, part])
+        _add_dots(over_voxels[samples], size, inside[samples, part])
     return over_channels, over_voxels
 
 
-def _blocks(features: Tensor) -> Iterator[tuple[int, slice]]:
-    """Sample by sample, on a CPU some voxels at a time."""
+def _blocks(features: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Samples and voxels, a few at a time: voxels of a single sample, or several samples with all of theirs."""
     batch, channels, voxels = features.shape
-    few = max(1, VALUES_AT_ONCE // channels) if features.device.type == "cpu" else voxels
-    for sample in range(batch):
+    few = max(1, values_at_once(features) // 2 // channels)
+    for sample in range(0, batch, max(1, few // voxels)):
         for start in range(0, voxels, few):
-            yield sample, slice(start, start + few)
+            yield slice(sample, sample + max(1, few // voxels)), slice(start, start + few)
+
+
+def _add_dots(total: Tensor, features: Tensor, voxels: Tensor) -> None:
+    """``sum_v voxels F`` of ``(B, V)`` and ``(B, C, V)``, added to ``(B, C)``."""
+    total += over_voxels(features, voxels.unsqueeze(1))[..., 0]
+
+
+def _of_all_samples(weight: Tensor, features: Tensor) -> Tensor:
+    """``weight F`` of ``(C, C')`` and ``(B, C', V)``, ``(B, C, V)``."""
+    return torch.bmm(weight.expand(len(features), -1, -1), features)
 
 
 class _Sums(torch.autograd.Function):
@@ -93,17 +103,17 @@ class _Sums(torch.autograd.Function):
         ctx.save_for_backward(student, weight, teacher, *weights)
         over_channels = torch.empty_like(inside)
         over_voxels, differences, weighted, unweighted = (torch.zeros_like(channels) for _ in range(4))
-        for sample, part in _blocks(teacher):
-            within = inside[sample, part]
-            adapted = weight @ student[sample, :, part].float()
+        for samples, part in _blocks(teacher):
+            within = inside[samples, part]
+            adapted = _of_all_samples(weight, student[samples, :, part].float())
             size = adapted.abs()
-            torch.sum(size, dim=0, out=over_channels[sample, part])
-            over_voxels[sample].addmv_(size, within)
-            difference = adapted.sub_(teacher[sample, :, part])
-            differences[sample].addmv_(difference, within)
+            torch.sum(size, dim=1, out=over_channels[samples, part])
+            _add_dots(over_voxels[samples], size, within)
+            difference = adapted.sub_(teacher[samples, :, part])
+            _add_dots(differences[samples], difference, within)
             square = difference.square_()
-            weighted[sample].addmv_(square, voxels[sample, part])
-            unweighted[sample].addmv_(square, within)
+            _add_dots(weighted[samples], square, voxels[samples, part])
+            _add_dots(unweighted[samples], square, within)
         squares = (channels * weighted + unweighted).sum(dim=1)
         return over_channels, over_voxels, squares, differences
 
@@ -115,16 +125,16 @@ class _Sums(torch.autograd.Function):
         of_student, of_weight = torch.empty_like(student), torch.zeros_like(weight)
         of_rows = 2 * of_squares.unsqueeze(1) * channels
         of_inside = 2 * of_squares.unsqueeze(1) * inside
-        for sample, part in _blocks(teacher):
-            features = student[sample, :, part].float()
-            adapted = weight @ features
-            within = inside[sample, part]
-            gradient = _outer(of_voxels[sample], within, of_channels[sample, part]).mul_(adapted.sign())
-            factor = _outer(of_rows[sample], voxels[sample, part], of_inside[sample, part])
-            gradient.addcmul_(adapted.sub_(teacher[sample, :, part]), factor)
-            gradient.addr_(of_differences[sample], within)
-            of_student[sample, :, part] = weight.T @ gradient
-            of_weight.addmm_(gradient, features.T)
+        for samples, part in _blocks(teacher):
+            features = student[samples, :, part].float()
+            adapted = _of_all_samples(weight, features)
+            within = inside[samples, part]
+            gradient = _outer(of_voxels[samples], within, of_channels[samples, part]).mul_(adapted.sign())
+            factor = _outer(of_rows[samples], voxels[samples, part], of_inside[samples, part])
+            gradient.addcmul_(adapted.sub_(teacher[samples, :, part]), factor)
+            gradient.addcmul_(of_differences[samples].unsqueeze(2), within.unsqueeze(1))
+            of_student[samples, :, part] = _of_all_samples(weight.T, gradient)
+            of_weight += over_voxels(gradient, features).sum(dim=0)
         return of_student, of_weight, None, None, None, None
 
 
@@ -132,12 +142,12 @@ class _Attended(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, score: Tensor, bias: Tensor, inside: Tensor) -> Tensor:
         scores = torch.empty_like(inside)
-        for sample, part in _blocks(features):
-            torch.mv(features[sample, :, part].float().T, score, out=scores[sample, part])
+        for samples, part in _blocks(features):
+            scores[samples, part] = _of_all_samples(score.unsqueeze(0), features[samples, :, part].float())[:, 0]
         shares = softmax_inside(scores + bias, inside)
         context = inside.new_zeros(features.shape[:2])
-        for sample, part in _blocks(features):
-            context[sample].addmv_(features[sample, :, part].float(), shares[sample, part])
+        for samples, part in _blocks(features):
+            _add_dots(context[samples], features[samples, :, part].float(), shares[samples, part])
         ctx.save_for_backward(features, score, shares, context)
         return context
 
@@ -145,19 +155,22 @@ class _Attended(torch.autograd.Function):
     @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         features, score, shares, context = ctx.saved_tensors
-        mean = (gradient * context).sum(dim=1)
+        mean = (gradient * context).sum(dim=1, keepdim=True)
         of_scores, of_score = torch.empty_like(shares), torch.zeros_like(score)
         of_features = torch.empty_like(features) if ctx.needs_input_grad[0] else None
-        for sample, part in _blocks(features):
-            values, share = features[sample, :, part].float(), shares[sample, part]
-            of_part = torch.mv(values.T, gradient[sample]).sub_(mean[sample]).mul_(share)
-            of_scores[sample, part] = of_part
-            of_score.addmv_(values, of_part)
+        for samples, part in _blocks(features):
+            values, share = features[samples, :, part].float(), shares[samples, part]
+            of_part = torch.bmm(gradient[samples].unsqueeze(1), values)[:, 0].sub_(mean[samples]).mul_(share)
+            of_scores[samples, part] = of_part
+            of_score += over_voxels(values, of_part.unsqueeze(1)).sum(dim=(0, 2))
             if of_features is not None:
-                of_features[sample, :, part] = torch.outer(gradient[sample], share).addr_(score, of_part)
+                through_scores = score.unsqueeze(1) * of_part.unsqueeze(1)
+                of_features[samples, :, part] = _outer(gradient[samples], share, through_scores)
         return of_features, of_score, of_scores.sum().view(1), None
 
 
-def _outer(column: Tensor, row: Tensor, added: Tensor) -> Tensor:
-    """``column_c row_v + added_v``, which a matrix product with an inner size of 2 takes twice as long for."""
-    return torch.addcmul(added, column.unsqueeze(1), row)
+def _outer(columns: Tensor, rows: Tensor, added: Tensor) -> Tensor:
+    """``columns_c rows_v + added_v`` of every sample, for which a matrix product with an inner size of 2 takes twice as
+    long; ``added`` is ``(B, V)`` or ``(B, C, V)``."""
+    added = added.unsqueeze(1) if added.ndim == 2 else added
+    return torch.addcmul(added, columns.unsqueeze(2), rows.unsqueeze(1))

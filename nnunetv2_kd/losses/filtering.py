@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nnunetv2_kd.losses.powers import few_channels
 from nnunetv2_kd.losses.precision import in_float32
+from nnunetv2_kd.losses.products import over_voxels
 from nnunetv2_kd.losses.regions import Regions, map_at_grid
 from nnunetv2_kd.losses.shapes import require_same_batch
 
@@ -85,8 +86,10 @@ class _ActiveChannels(torch.autograd.Function):
         pooled = _dots(features, shares)
         weights = pooled.softmax(dim=1)
         maps = torch.zeros_like(shares)
-        for sample, channels in few_channels(features):
-            maps[sample].addmv_(_active(features[sample, channels]).T, weights[sample, channels])
+        for samples, channels in few_channels(features):
+            maps[samples].unsqueeze(1).baddbmm_(
+                weights[samples, channels].unsqueeze(1), _active(features[samples, channels])
+            )
         ctx.save_for_backward(features, shares, weights)
         return maps.view_as(counted)
 
@@ -98,25 +101,25 @@ class _ActiveChannels(torch.autograd.Function):
         of_weights = _dots(features, gradient)
         of_pooled = weights * (of_weights - (weights * of_weights).sum(dim=1, keepdim=True))
         of_features = torch.empty_like(features)
-        for sample, channels in few_channels(features):
-            part = features[sample, channels]
-            of_active = weights[sample, channels].outer(gradient[sample])
-            of_active.addr_(of_pooled[sample, channels], shares[sample])
+        for samples, channels in few_channels(features):
+            part = features[samples, channels]
+            of_active = weights[samples, channels].unsqueeze(2) * gradient[samples].unsqueeze(1)
+            of_active.addcmul_(of_pooled[samples, channels].unsqueeze(2), shares[samples].unsqueeze(1))
             # several times as fast as multiplying with a mask
-            of_features[sample, channels] = torch.ops.aten.threshold_backward(
+            of_features[samples, channels] = torch.ops.aten.threshold_backward(
                 of_active.view(part.shape).to(part.dtype), part, 0
             )
         return of_features, None
 
 
 def _active(features: Tensor) -> Tensor:
-    """``ReLU(F)`` of some channels, ``(C, V)`` float32."""
-    return features.float().relu().flatten(1)
+    """``ReLU(F)`` of some channels, ``(B, C, V)`` float32."""
+    return features.float().relu().flatten(2)
 
 
 def _dots(features: Tensor, maps: Tensor) -> Tensor:
     """``sum_v ReLU(F)_c maps`` of every channel, ``(B, C)``, for maps ``(B, V)``."""
     dots = maps.new_empty(features.shape[:2])
-    for sample, channels in few_channels(features):
-        dots[sample, channels] = _active(features[sample, channels]) @ maps[sample]
+    for samples, channels in few_channels(features):
+        dots[samples, channels] = over_voxels(_active(features[samples, channels]), maps[samples].unsqueeze(1))[..., 0]
     return dots

@@ -34,9 +34,9 @@ class _MeanPower(torch.autograd.Function):
         ctx.save_for_backward(features)
         ctx.power = power
         means = features.new_zeros((len(features), *features.shape[2:]), dtype=torch.float32)
-        for sample, channels in few_channels(features):
-            squares = features[sample, channels].float().square()
-            means[sample] += (squares if power == 2 else squares.square_()).sum(dim=0)
+        for samples, channels in few_channels(features):
+            squares = features[samples, channels].float().square()
+            means[samples] += (squares if power == 2 else squares.square_()).sum(dim=1)
         return means.div_(features.shape[1])
 
     @staticmethod
@@ -44,18 +44,22 @@ class _MeanPower(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (features,) = ctx.saved_tensors
         of_features = torch.empty_like(features)
-        gradient = gradient * (ctx.power / features.shape[1])
-        for sample, channels in few_channels(features):
-            values = features[sample, channels].float()
+        gradient = gradient.unsqueeze(1) * (ctx.power / features.shape[1])
+        for samples, channels in few_channels(features):
+            values = features[samples, channels].float()
             below = values.square().mul_(values) if ctx.power == 4 else values
-            of_features[sample, channels] = below * gradient[sample]
+            of_features[samples, channels] = below * gradient[samples]
         return of_features, None
 
 
-def few_channels(features: Tensor) -> Iterator[tuple[int, slice]]:
-    """Every sample's channels, a few at a time."""
-    most = VALUES_AT_ONCE.get(features.device.type, VALUES_AT_ONCE_ELSEWHERE)
-    at_once = max(1, most // features[0, 0].numel())
-    for sample in range(len(features)):
-        for start in range(0, features.shape[1], at_once):
-            yield sample, slice(start, start + at_once)
+def few_channels(features: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Samples and channels, a few at a time: channels of a single sample, or several samples with all of theirs."""
+    batch, channels = features.shape[:2]
+    at_once = max(1, values_at_once(features) // features[0, 0].numel())
+    for sample in range(0, batch, max(1, at_once // channels)):
+        for start in range(0, channels, at_once):
+            yield slice(sample, sample + max(1, at_once // channels)), slice(start, start + at_once)
+
+
+def values_at_once(features: Tensor) -> int:
+    return VALUES_AT_ONCE.get(features.device.type, VALUES_AT_ONCE_ELSEWHERE)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from nnunetv2_kd.losses import kernels
 
+not_compiled = torch.compiler.disable  # torch would trace into numpy and numba, and cannot
+
 
 class Runs:
     """See `nnunetv2_kd.losses.cells.Cells`; arguments as for `cells_of`.
@@ -22,6 +24,7 @@ class Runs:
     Samples are taken in threads, in which torch records gradients again whatever the caller said: hence numpy.
     """
 
+    @not_compiled
     def __init__(self, codes: Tensor, count: int, size: tuple[int, ...]) -> None:
         self.batch = len(codes)
         self.count = count
@@ -31,12 +34,14 @@ class Runs:
         factors = tuple(fine // coarse for fine, coarse in zip(own.shape[1:], (*flat, *size), strict=True))
         self._samples = self._of_every_sample(lambda sample: kernels.find_runs(own[sample], count, factors))
 
+    @not_compiled
     def mass(self) -> Tensor:
         return torch.from_numpy(np.stack([self._mass(*runs) for runs in self._samples])).float()
 
     def _mass(self, first: np.ndarray, last: np.ndarray, code: np.ndarray, share: np.ndarray) -> np.ndarray:
         return np.bincount(code, weights=(last - first) * share.astype(np.float64), minlength=self.count)
 
+    @not_compiled
     def sums(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         features = features.detach()
         # not another compiled function without weights: as fast with them, and they are the size of one channel
@@ -52,6 +57,7 @@ class Runs:
         self._of_every_sample(of_sample)
         return torch.from_numpy(sums)
 
+    @not_compiled
     def spread(self, values: Tensor) -> Tensor:
         by_channel = values.detach().mT.contiguous().numpy()
         maps = np.empty((self.batch, values.shape[2], *self.size), np.float32)
@@ -62,6 +68,7 @@ class Runs:
         self._of_every_sample(of_sample)
         return torch.from_numpy(maps)
 
+    @not_compiled
     def project(self, values: Tensor, features: Tensor) -> Tensor:
         features = features.detach()
         values = F.pad(values.detach(), (0, -values.shape[2] % 8))  # as the features are filled up

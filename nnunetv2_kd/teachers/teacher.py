@@ -84,6 +84,17 @@ class Teacher:
         if self._encoder_only:
             self.network.get_submodule("decoder").register_forward_pre_hook(self._before_decoder)
 
+    def compile(self, logits: bool = True) -> None:
+        """Let torch compile what runs at every step; after `tap`, in place, so that weights keep their names.
+
+        Args:
+            logits: whether it is going to be called with them.
+        """
+        # every network takes an entry of the few that torch keeps per function, and all share theirs
+        torch._dynamo.config.cache_size_limit += 1
+        # a compiled decoder would have to raise its way out
+        (self.network.get_submodule("encoder") if self._encoder_only and not logits else self.network).compile()
+
     def _before_decoder(self, *_: Any) -> None:
         if self._skips_decoder:
             raise _Enough

@@ -1,5 +1,7 @@
 """nnU-Net's own loss plus the distillation terms: the one place where terms become a scalar."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,12 @@ from nnunetv2_kd.teachers import Answer
 from nnunetv2_kd.term_options import Term
 from nnunetv2_kd.trainers.step import Step
 from nnunetv2_kd.trainers.terms import TERMS, need_logits
+
+
+def compute(terms: dict[str, Term], step: Step) -> tuple[dict[str, Tensor], Tensor]:
+    """Every term of a training step, and their weighted sum."""
+    values = {name: TERMS[name](options, step) for name, options in terms.items()}
+    return values, torch.stack([options.weight * values[name] for name, options in terms.items()]).sum()
 
 
 class DistillationLoss(nn.Module):
@@ -34,6 +42,11 @@ class DistillationLoss(nn.Module):
         self.answer: Answer | None = None
         self.factor = 1.0
         self.values: dict[str, Tensor] = {}
+        self._compute: Callable[[dict[str, Term], Step], tuple[dict[str, Tensor], Tensor]] = compute
+
+    def compile_terms(self) -> None:
+        """Let torch compile the terms: hundreds of small steps, which a GPU is through with sooner than told of."""
+        self._compute = torch.compile(compute)
 
     def forward(self, output: Tensor | list[Tensor], target: Tensor | list[Tensor]) -> Tensor:
         total = self.segmentation(output, target)
@@ -42,11 +55,10 @@ class DistillationLoss(nn.Module):
         self.values = {"segmentation": total.detach()}
         step = self._step(output, target, self.answer)
         with torch.autocast(step.logits_s[0].device.type, enabled=False):
-            for name, options in self.terms.items():
-                value = TERMS[name](options, step)
-                self.values[name] = value.detach()
-                total = total + self.factor * options.weight * value
-        return total
+            values, weighted = self._compute(self.terms, step)
+        self.values |= {name: value.detach() for name, value in values.items()}
+        # the factor changes at every step, and would be compiled anew as often
+        return total + self.factor * weighted
 
     def _step(self, output: Tensor | list[Tensor], target: Tensor | list[Tensor], answer: Answer) -> Step:
         outputs = list(output) if isinstance(output, (list, tuple)) else [output]

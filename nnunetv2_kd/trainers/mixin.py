@@ -136,6 +136,8 @@ class DistillationMixin(StoredMixin, ReportMixin):
         self.loss = DistillationLoss(
             self.loss, terms, labels, Taps(student, {stage: stage for stage in stages}), trained
         )
+        if self._do_i_compile():  # nnU-Net's own switch
+            self.loss.compile_terms()
         anew = adapters.start(trained, self.optimizer, self.lr_scheduler, self._resumed_state, self.is_ddp)
         if anew and self.current_epoch > 0:
             self._say("WARNING: the checkpoint holds no adapters (only checkpoint_latest.pth does): they start anew.")

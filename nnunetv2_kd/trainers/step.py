@@ -1,8 +1,7 @@
 """Everything that distillation terms look at in one training step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +34,14 @@ class Step:
     features_t: dict[str, Tensor]
     edges_t: dict[str, Tensor]
     adapters: nn.ModuleDict
+    _regions: losses.Regions | None = field(default=None, init=False)
 
-    @cached_property
+    @property
     def regions(self) -> losses.Regions:
         """Regions of the finest target."""
-        return self.labels.regions(self.targets[0])
+        if self._regions is None:  # not a cached_property: before Python 3.12 it has a lock, which is not compiled
+            self._regions = self.labels.regions(self.targets[0])
+        return self._regions
 
     def over_heads(self, term: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """Sum over heads of the head's weight times ``term(student's logits, teacher's logits, target)``."""

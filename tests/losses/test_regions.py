@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numba.core.caching import NullCache
 
-from nnunetv2_kd.losses import Regions, blocks, kernels, label_regions, overlapping_regions, region_vectors
+from nnunetv2_kd.losses import Regions, kernels, label_regions, overlapping_regions, region_vectors
 from nnunetv2_kd.losses import regions as regions_module
-from nnunetv2_kd.losses.blocks import Blocks, block_size
 from nnunetv2_kd.losses.cells import cells_of, project, region_sums, spread
+from nnunetv2_kd.losses.dense import Dense
+from nnunetv2_kd.losses.scattered import Scattered
 from tests.losses import reference
 
 SPATIAL = [(8, 12), (8, 4, 12)]
@@ -37,13 +36,10 @@ def kind(request):
     return request.param
 
 
-@pytest.fixture(params=["runs", 1, 7, 2048], ids=lambda given: given if given == "runs" else f"blocks of {given}")
+@pytest.fixture(params=[cells_of, Dense, Scattered], ids=["runs", "dense", "scattered"])
 def way(request, monkeypatch):
-    """Run by run, as on a CPU, and in blocks of some size, as elsewhere."""
-    if request.param != "runs":
-        monkeypatch.setattr(regions_module, "cells_of", Blocks)
-        monkeypatch.setattr(blocks, "BLOCK", request.param)
-        monkeypatch.setattr(blocks, "CELLS_AT_ONCE", 3 * request.param)
+    """Run by run, as on a CPU, and spelt out or scattered, as elsewhere."""
+    monkeypatch.setattr(regions_module, "cells_of", request.param)
 
 
 @pytest.mark.parametrize("spatial", SPATIAL)
@@ -217,14 +213,6 @@ def test_a_grid_that_does_not_divide_is_refused():
         regions.inside((16, 16))
     with pytest.raises(ValueError, match=r"got \(8,\)"):
         regions.mass((8,))
-
-
-@settings(max_examples=50, deadline=None)
-@given(volume=st.integers(1, 10**6))
-def test_blocks_divide_the_grid(volume):
-    size, most = block_size(volume), blocks.BLOCK
-    assert volume % size == 0
-    assert size == volume or most // 16 <= size <= most
 
 
 def test_codes_have_one_type(rng):

@@ -10,11 +10,14 @@ import torch
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.features import Taps
 from nnunetv2_kd.labels import Labels
+from nnunetv2_kd.losses.dense import Dense
+from nnunetv2_kd.losses.scattered import Scattered
 from nnunetv2_kd.teachers import Answer
 from nnunetv2_kd.term_options import Terms
 from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerRegionGraphKD
 from nnunetv2_kd.trainers.adapters import split_optimizer_state
-from nnunetv2_kd.trainers.loss import DistillationLoss
+from nnunetv2_kd.trainers.loss import DistillationLoss, compute
+from nnunetv2_kd.trainers.step import Step
 from nnunetv2_kd.trainers.terms import ADAPTERS, TERMS, check_terms, own_blocks
 from tests.trainers.helpers import log_of, make_trainer, train
 
@@ -71,6 +74,37 @@ def test_terms_on_logits_need_some():
     loss.answer = Answer([])
     with pytest.raises(KDError, match="No segmentation head of the teacher has the size"):
         loss([torch.zeros(1, 3, 4, 4)], [torch.zeros(1, 1, 4, 4)])
+
+
+@pytest.mark.parametrize("way", [Dense, Scattered])
+@pytest.mark.parametrize("labels", [Labels(3, False, None), Labels(3, False, 3), Labels(3, True, None)])
+def test_compiled_terms_are_the_same_and_compiled_once(way, labels, rng, monkeypatch):
+    """As on a GPU, whose ways of summing over regions these are; whatever regions a batch holds."""
+    monkeypatch.setattr("nnunetv2_kd.losses.regions.cells_of", way)
+    names = ("voxel_kl", "lovasz", "importance_map", "region_affinity", "region_graph", "feature_filtering")
+    stages = {"importance_map": {"stages": ["encoder.0"]}, "feature_filtering": {"stages": ["encoder.0", "encoder.1"]}}
+    stages |= {name: {"stages": ["encoder.1"]} for name in ("region_affinity", "region_graph")}
+    terms = Terms(**{name: stages.get(name, {}) for name in names}).active()
+    torch._dynamo.reset()
+    compiled = torch.compile(compute, backend="eager", fullgraph=True)
+    frames = []
+    for classes in (4, 1, 2, 3):
+        if labels.has_regions:
+            target = (torch.rand((2, 3, 8, 8), generator=rng) < 0.3 * classes).float()
+        else:
+            target = torch.randint(0, classes, (2, 1, 8, 8), generator=rng).clamp(max=3 - (labels.ignore_label is None))
+        given = [torch.randn(2, c, n, n, generator=rng) for c, n in ((3, 8), (3, 8), (4, 8), (6, 8), (5, 4), (7, 4))]
+        found = []
+        for function in (compute, compiled):
+            z_s, z_t, f_s, f_t, g_s, g_t = (x.clone().requires_grad_() for x in given)
+            step = Step(labels, [z_s], [z_t], [target], [1.0], {"encoder.0": f_s, "encoder.1": g_s},
+                        {"encoder.0": f_t, "encoder.1": g_t}, {}, torch.nn.ModuleDict())  # fmt: skip
+            values, weighted = function(terms, step)
+            weighted.backward()
+            found.append([*values.values(), weighted, z_s.grad, f_s.grad, g_s.grad])
+        torch.testing.assert_close(*found)
+        frames.append(torch._dynamo.utils.counters["frames"]["ok"])
+    assert frames[-1] == frames[0]
 
 
 def adapters_of(trainer):
