@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/nnUNetv2_kd demo -o demo_output
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Chromium: the one in the PATH (Debian: apt-get install chromium), or the one that CHROMIUM names, or playwright's own
 test-browser: $(STAMP)

@@ -20,6 +20,12 @@ BIN = Path(sys.executable).parent
 TINY = {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 1, "seed": 0}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with commands first: one of them takes minutes, for which no other worker should wait at the end."""
+    slow = {item.path for item in items if "commands" in item.keywords}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _few_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
