@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from nnunetv2_kd.losses.products import over_voxels
 from nnunetv2_kd.losses.regions import at_grid
 from nnunetv2_kd.losses.shapes import require_equal
 
@@ -92,7 +93,7 @@ def region_weights(weights: Tensor, membership: Tensor, base: Tensor) -> Tensor:
         raise ValueError(f"expected a base weight per teacher, got {tuple(base.shape)} and {tuple(weights.shape)}")
     regions = at_grid(membership.detach().float(), weights.shape[3:]).flatten(2)
     mass = regions.sum(dim=2)
-    sums = torch.einsum("mbv,brv->mbr", weights[:, :, 0].flatten(2), regions)
+    sums = over_voxels(weights[:, :, 0].flatten(2).transpose(0, 1), regions).transpose(0, 1)
     otherwise = _normalised(base.detach().float()).view(-1, 1, 1)
     return torch.where(mass > 0, sums / torch.where(mass > 0, mass, 1), otherwise)
 

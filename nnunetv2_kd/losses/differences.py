@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nnunetv2_kd.losses.powers import values_at_once
+from nnunetv2_kd.losses.powers import a_few, values_at_once
 from nnunetv2_kd.losses.precision import in_float32
 from nnunetv2_kd.losses.products import over_voxels
 
@@ -80,10 +80,7 @@ def sizes(features: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
 def _blocks(features: Tensor) -> Iterator[tuple[slice, slice]]:
     """Samples and voxels, a few at a time: voxels of a single sample, or several samples with all of theirs."""
     batch, channels, voxels = features.shape
-    few = max(1, values_at_once(features) // 2 // channels)
-    for sample in range(0, batch, max(1, few // voxels)):
-        for start in range(0, voxels, few):
-            yield slice(sample, sample + max(1, few // voxels)), slice(start, start + few)
+    return a_few(batch, voxels, values_at_once(features) // 2 // channels)
 
 
 def _add_dots(total: Tensor, features: Tensor, voxels: Tensor) -> None:
@@ -129,8 +126,8 @@ class _Sums(torch.autograd.Function):
             features = student[samples, :, part].float()
             adapted = _of_all_samples(weight, features)
             within = inside[samples, part]
-            gradient = _outer(of_voxels[samples], within, of_channels[samples, part]).mul_(adapted.sign())
-            factor = _outer(of_rows[samples], voxels[samples, part], of_inside[samples, part])
+            gradient = _outer(of_voxels[samples], within, of_channels[samples, part].unsqueeze(1)).mul_(adapted.sign())
+            factor = _outer(of_rows[samples], voxels[samples, part], of_inside[samples, part].unsqueeze(1))
             gradient.addcmul_(adapted.sub_(teacher[samples, :, part]), factor)
             gradient.addcmul_(of_differences[samples].unsqueeze(2), within.unsqueeze(1))
             of_student[samples, :, part] = _of_all_samples(weight.T, gradient)
@@ -171,6 +168,5 @@ class _Attended(torch.autograd.Function):
 
 def _outer(columns: Tensor, rows: Tensor, added: Tensor) -> Tensor:
     """``columns_c rows_v + added_v`` of every sample, for which a matrix product with an inner size of 2 takes twice as
-    long; ``added`` is ``(B, V)`` or ``(B, C, V)``."""
-    added = added.unsqueeze(1) if added.ndim == 2 else added
+    long; ``added`` is ``(B, 1, V)`` or ``(B, C, V)``."""
     return torch.addcmul(added, columns.unsqueeze(2), rows.unsqueeze(1))

@@ -54,11 +54,16 @@ class _MeanPower(torch.autograd.Function):
 
 def few_channels(features: Tensor) -> Iterator[tuple[slice, slice]]:
     """Samples and channels, a few at a time: channels of a single sample, or several samples with all of theirs."""
-    batch, channels = features.shape[:2]
-    at_once = max(1, values_at_once(features) // features[0, 0].numel())
-    for sample in range(0, batch, max(1, at_once // channels)):
-        for start in range(0, channels, at_once):
-            yield slice(sample, sample + max(1, at_once // channels)), slice(start, start + at_once)
+    return a_few(len(features), features.shape[1], values_at_once(features) // features[0, 0].numel())
+
+
+def a_few(batch: int, parts: int, at_once: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of samples and of their parts: ``at_once`` parts of a single sample, or samples with all of theirs."""
+    at_once = max(1, at_once)
+    samples = max(1, at_once // parts)
+    for sample in range(0, batch, samples):
+        for start in range(0, parts, at_once):
+            yield slice(sample, sample + samples), slice(start, start + at_once)
 
 
 def values_at_once(features: Tensor) -> int:

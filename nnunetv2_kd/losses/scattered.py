@@ -28,10 +28,7 @@ class Scattered:
         self._slots = (held.long() << self._bits) + side
 
     def mass(self) -> Tensor:
-        slots = self._slots.view(self.batch, 1, -1)
-        ones = torch.ones((1, 1, 1), device=slots.device)
-        sums = ones.new_zeros((self.batch, 1, self.count << self._bits))
-        return self._added_up(sums.scatter_add_(2, slots, ones.expand(slots.shape)))[..., 0]
+        return self.sums(torch.ones((self.batch, 1, *self.size), device=self._slots.device))[..., 0]
 
     def sums(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         sums = features.new_zeros((*features.shape[:2], self.count << self._bits), dtype=torch.float32)

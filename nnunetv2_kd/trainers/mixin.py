@@ -137,6 +137,8 @@ class DistillationMixin(StoredMixin, ReportMixin):
             self.loss, terms, labels, Taps(student, {stage: stage for stage in stages}), trained
         )
         if self._do_i_compile():  # nnU-Net's own switch
+            for teacher in self.teachers:
+                teacher.compile(need_logits(terms))
             self.loss.compile_terms()
         anew = adapters.start(trained, self.optimizer, self.lr_scheduler, self._resumed_state, self.is_ddp)
         if anew and self.current_epoch > 0:

@@ -15,7 +15,7 @@ from nnunetv2_kd.store.layout import Store, store_folder
 from nnunetv2_kd.store.teacher import StoredTeacher
 from nnunetv2_kd.teachers import Teacher
 from nnunetv2_kd.term_options import FeatureTerm, Term
-from nnunetv2_kd.trainers.terms import FROM_SEVERAL_TEACHERS, build_adapters, need_logits, tapped_stages
+from nnunetv2_kd.trainers.terms import FROM_SEVERAL_TEACHERS, build_adapters, tapped_stages
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Base
@@ -57,8 +57,6 @@ class StoredMixin(Base):
         for teacher in self.teachers:
             stages = match_stages(tapped, student, teacher.network) if tapped else {}
             teacher.tap(stages)
-            if self._do_i_compile():  # nnU-Net's own switch
-                teacher.compile(need_logits(terms))
         dims = len(self.configuration_manager.patch_size)
         adapters = build_adapters(terms, student, self.teachers[0].network, stages, dims)
         return list(stages), adapters.to(self.device)

@@ -1,6 +1,5 @@
 """What only an NVIDIA GPU can show: autocast in half precision, compilation, and the same terms as on the CPU."""
 
-import copy
 import json
 
 import numpy as np
@@ -94,7 +93,7 @@ def test_resumes(here, monkeypatch):
     options = {"terms": {"fitnet": {}, "region_kl": {}}, "save_every": 1, "device": "cuda"}
     train(make_trainer(nnUNetTrainerKD, here, epochs=1, **options))
     folder = here.model("nnUNetTrainerKD") / "fold_0"
-    state = copy.copy(torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=False))
+    state = torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)
     resumed = make_trainer(nnUNetTrainerKD, here, epochs=2, **options)
     resumed.load_checkpoint(str(folder / "checkpoint_final.pth"))
     assert state["current_epoch"] == resumed.current_epoch == 1
