@@ -92,7 +92,7 @@ def run_demo(output: Path, seed: int, console: Console, smoke: bool = False) -> 
         output: a folder that does not exist yet or is empty.
         seed: of all three trainings.
         console: where to show progress.
-        smoke: train for two iterations only, to see that everything runs.
+        smoke: train networks of few channels for two iterations only, to see that everything runs.
 
     Raises:
         KDError: where the folder is in use or a command fails.
@@ -103,7 +103,8 @@ def run_demo(output: Path, seed: int, console: Console, smoke: bool = False) -> 
     (output / "predictions").mkdir()
     run = Runner(output, console)
     run(f"nnUNetv2_plan_and_preprocess -d 4 -c {CONFIGURATION} -np 2")
-    run(f"nnUNetv2_kd plan -d 4 -c {CONFIGURATION} --width 0.5 --batch-size 2 -o {TEACHER.plans}")
+    width = 0.125 if smoke else 0.5
+    run(f"nnUNetv2_kd plan -d 4 -c {CONFIGURATION} --width {width} --batch-size 2 -o {TEACHER.plans}")
     run(f"nnUNetv2_kd plan -d 4 -c {CONFIGURATION} -p {TEACHER.plans} --width 0.5 -o {ALONE.plans}")
     for model in MODELS:
         options = write_options(model, output, seed, smoke)
