@@ -29,6 +29,7 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/step.py --json benchmark_output/step.json
 	$(BIN)/python benchmarks/teacher.py --json benchmark_output/teacher.json
 	$(BIN)/python benchmarks/regions.py --json benchmark_output/regions.json
+	$(BIN)/python benchmarks/stored.py --json benchmark_output/stored.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

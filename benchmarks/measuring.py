@@ -1,6 +1,7 @@
 """Time of a step, and peak memory of a process: what the benchmarks share."""
 
 import multiprocessing
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,26 @@ def seconds(step: Step, device: str) -> float:
     step()
     torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def in_turn(
+    steps: dict[str, Step], rounds: int, warm_up: int, device: str, before: Callable[[int], None] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every step in every round that counts.
+
+    Every round has an order of its own, because a step's time depends on what the one before it leaves in caches and
+    in the heap. ``before`` is called with the round's number before each step.
+    """
+    took: dict[str, list[float]] = {name: [] for name in steps}
+    order = random.Random(0)
+    for number in range(warm_up + rounds):
+        for name in order.sample(list(steps), len(steps)):
+            if before is not None:
+                before(number)
+            elapsed = seconds(steps[name], device)
+            if number >= warm_up:
+                took[name].append(elapsed)
+    return took
 
 
 def high_water_mark(device: str) -> float:

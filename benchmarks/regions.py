@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import high_water_mark, in_its_own_process, reset_high_water_mark, seconds
+from measuring import high_water_mark, in_its_own_process, in_turn, reset_high_water_mark
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -73,13 +73,8 @@ def measure(labels: Tensor, stride: int, device: str, rounds: int) -> dict[str, 
     calls: dict[str, Callable[[], Any]] = {"plain": lambda: features.sum(dim=(2, 3, 4))}
     for classes in (FEW, MANY):
         calls |= calls_of(labels, classes, features)
-    took: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            elapsed = 1000 * seconds(call, device)
-            if number > 0:  # the first round warms up
-                took[name].append(elapsed)
-    return {name: statistics.median(times) for name, times in took.items()}
+    took = in_turn(calls, rounds, 1, device)
+    return {name: 1000 * statistics.median(times) for name, times in took.items()}
 
 
 def extra_mib(shapes: str, device: str, queue: Any) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import yaml
-from measuring import Step, high_water_mark, in_its_own_process, reset_high_water_mark, seconds
+from measuring import Step, high_water_mark, in_its_own_process, in_turn, reset_high_water_mark
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
@@ -190,12 +190,8 @@ def teacher_mib(size: str, device: str, bfloat16: bool, queue: Any) -> None:
 def measure(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     bench = Bench(SIZES[args.size], args.device, args.bfloat16, args.compile)
     steps = {name: bench.distillation(options) for name, options in recipes.items()}
-    took: dict[str, list[float]] = {name: [] for name in ("plain", "teacher", *steps)}
-    for number in range(args.warm_up + args.rounds):
-        for name, step in {"plain": bench.plain_step, "teacher": bench.teacher_forward, **steps}.items():
-            elapsed = seconds(step, args.device)
-            if number >= args.warm_up:
-                took[name].append(elapsed)
+    all_steps = {"plain": bench.plain_step, "teacher": bench.teacher_forward, **steps}
+    took = in_turn(all_steps, args.rounds, args.warm_up, args.device)
     floors = [plain + teacher for plain, teacher in zip(took["plain"], took["teacher"], strict=True)]
     rows = {
         name: {

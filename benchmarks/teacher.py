@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import seconds
+from measuring import in_turn
 from rich.console import Console
 from rich.table import Table
 from step import SIZES, network
@@ -74,12 +74,7 @@ def main() -> None:
     teacher = network(*size["teacher"], size["classes"]).to(args.device).eval()
     data = torch.randn(size["batch"], 1, *size["patch"], device=args.device)
     calls = variants(teacher, data, args.compile)
-    took: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(args.rounds + 1):
-        for name, call in calls.items():
-            elapsed = seconds(call, args.device)
-            if number > 0:  # the first round warms up
-                took[name].append(elapsed)
+    took = in_turn(calls, args.rounds, 1, args.device)
     table = Table("variant", "ms", "/ plain", title=f"teacher's forward pass, {args.size}, {args.device}")
     result = {}
     for name, times in took.items():
