@@ -31,24 +31,40 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from nnunetv2_kd.features import Taps, match_stages
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.speed import use
-from nnunetv2_kd.teachers import Answer, Teacher, TeacherRecord
-from nnunetv2_kd.term_options import Terms
+from nnunetv2_kd.methods.options import Terms
+from nnunetv2_kd.networks.cpu_mode import use
+from nnunetv2_kd.networks.stages import match_stages
+from nnunetv2_kd.networks.taps import Taps
+from nnunetv2_kd.regions.labels import Labels
+from nnunetv2_kd.teachers.teacher import Teacher, TeacherOutput, TeacherRecord
 from nnunetv2_kd.trainers.loss import DistillationLoss
 from nnunetv2_kd.trainers.terms import build_adapters, need_logits, tapped_stages, with_resolved_stages
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 UNET = "dynamic_network_architectures.architectures.unet."
 SIZES: dict[str, dict[str, Any]] = {
-    "hippocampus": {"patch": (40, 56, 40), "batch": 9, "classes": 3, "teacher": ("PlainConvUNet", [32, 64, 128, 256]),
-                    "student": [16, 32, 64, 128]},
-    "large": {"patch": (128, 128, 128), "batch": 2, "classes": 3,
-              "teacher": ("ResidualEncoderUNet", [32, 64, 128, 256, 320, 320]), "student": [16, 32, 64, 128, 160, 160]},
-    "tiny": {"patch": (16, 16, 16), "batch": 2, "classes": 3, "teacher": ("PlainConvUNet", [8, 16, 32]),
-             "student": [4, 8, 16]},
-}  # fmt: skip
+    "hippocampus": {
+        "patch": (40, 56, 40),
+        "batch": 9,
+        "classes": 3,
+        "teacher": ("PlainConvUNet", [32, 64, 128, 256]),
+        "student": [16, 32, 64, 128],
+    },
+    "large": {
+        "patch": (128, 128, 128),
+        "batch": 2,
+        "classes": 3,
+        "teacher": ("ResidualEncoderUNet", [32, 64, 128, 256, 320, 320]),
+        "student": [16, 32, 64, 128, 160, 160],
+    },
+    "tiny": {
+        "patch": (16, 16, 16),
+        "batch": 2,
+        "classes": 3,
+        "teacher": ("PlainConvUNet", [8, 16, 32]),
+        "student": [4, 8, 16],
+    },
+}
 BLOCKS = (1, 3, 4, 6, 6, 6)  # of nnU-Net's residual encoders
 
 
@@ -121,7 +137,7 @@ class Bench:
     def plain_step(self) -> None:
         self.learn(self.plain_loss)
 
-    def teacher_forward(self) -> Answer:
+    def teacher_forward(self) -> TeacherOutput:
         with self.autocast():
             return self.teacher(self.data)
 
@@ -209,11 +225,18 @@ def measure(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> dic
         for name, options in recipes.items():
             rows[name]["mib_over_plain"] = in_its_own_process(peak_mib, options, *own) - plain_mib
     return {
-        "size": args.size, "device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "bfloat16": args.bfloat16, "compiled": args.compile, "rounds": args.rounds,
+        "size": args.size,
+        "device": args.device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "bfloat16": args.bfloat16,
+        "compiled": args.compile,
+        "rounds": args.rounds,
         "plain_ms": 1000 * statistics.median(took["plain"]),
-        "teacher_ms": 1000 * statistics.median(took["teacher"]), **memory, "recipes": rows,
-    }  # fmt: skip
+        "teacher_ms": 1000 * statistics.median(took["teacher"]),
+        **memory,
+        "recipes": rows,
+    }
 
 
 def show(result: dict[str, Any]) -> None:

@@ -5,8 +5,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunetv2_kd.config import Options, Schedule, parse_budget, resolve_options
+from nnunetv2_kd.config import Schedule, parse_budget
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.trainers.options import Options, resolve_options
 from nnunetv2_kd.trainers.schedule import factor_at
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -70,8 +71,15 @@ def test_every_problem_is_told_at_once(write):
         resolve_options({}, {}, file)
     message = str(caught.value)
     assert str(file) in message
-    for part in ("terms.voxel_kl.weight", "terms.region_kl.temperature", "terms.region_afinity",
-                 "unknown stage 'bottleneck'", "epochs", "student.width", "found -1"):  # fmt: skip
+    for part in (
+        "terms.voxel_kl.weight",
+        "terms.region_kl.temperature",
+        "terms.region_afinity",
+        "unknown stage 'bottleneck'",
+        "epochs",
+        "student.width",
+        "found -1",
+    ):
         assert part in message
 
 

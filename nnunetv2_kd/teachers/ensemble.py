@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nnunetv2_kd import losses
 from nnunetv2_kd.config import CombineOptions
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.teachers.teacher import Answer, Teacher
+from nnunetv2_kd.regions import Labels, Regions, region_graph
+from nnunetv2_kd.teachers.combine import as_logits, mean_affinity, mix, region_weights, voxel_weights
+from nnunetv2_kd.teachers.teacher import Teacher, TeacherOutput
 
-Ask = Callable[[Teacher, Tensor], Answer]
+Ask = Callable[[Teacher, Tensor], TeacherOutput]
 Size = tuple[int, ...]
 
 
@@ -42,7 +42,7 @@ class Ensemble:
         self.shares = self.base
 
     @torch.no_grad()
-    def __call__(self, data: Tensor, targets: Tensor | list[Tensor], ask: Ask) -> Answer:
+    def __call__(self, data: Tensor, targets: Tensor | list[Tensor], ask: Ask) -> TeacherOutput:
         """The combined answer: logits whose softmax (or sigmoid) is the mixture, and combined cosines by stage.
 
         Args:
@@ -63,36 +63,38 @@ class Ensemble:
                     edges[stage].append(graph)
             return self._combine(probabilities, edges, by_size)
 
-    def _reduced(self, answer: Answer, regions: losses.Regions) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def _reduced(self, answer: TeacherOutput, regions: Regions) -> tuple[list[Tensor], dict[str, Tensor]]:
         """A teacher's probabilities, and cosines instead of its features, which nobody holds once this is left."""
-        edges = {stage: losses.region_graph(features, regions)[0] for stage, features in answer.features.items()}
+        edges = {stage: region_graph(features, regions)[0] for stage, features in answer.features.items()}
         return [self._probabilities(z) for z in answer.logits], edges
 
     def _combine(
         self, probabilities: dict[Size, list[Tensor]], edges: dict[str, list[Tensor]], targets: dict[Size, Tensor]
-    ) -> Answer:
+    ) -> TeacherOutput:
         logits, of_regions = [], None
         base = self.base.to(next(iter(targets.values())).device)
         for size, target in targets.items():
             if len(probabilities.get(size, [])) != len(self.teachers):
                 continue  # a head that some teacher does not have, or that was never trained
             membership = self.labels.regions(target).dense()
-            weights = losses.voxel_weights(
-                self.options.rule, probabilities[size], membership, base, self.options.tau,
+            weights = voxel_weights(
+                self.options.rule,
+                probabilities[size],
+                membership,
+                base,
+                self.options.tau,
                 self.labels.has_regions,
-            )  # fmt: skip
-            mixture = losses.mix(probabilities[size], weights)
-            logits.append(losses.as_logits(mixture, self.labels.has_regions))
+            )
+            mixture = mix(probabilities[size], weights)
+            logits.append(as_logits(mixture, self.labels.has_regions))
             if of_regions is None:
-                of_regions = losses.region_weights(weights, membership, base)
+                of_regions = region_weights(weights, membership, base)
                 self.shares = weights.flatten(1).mean(dim=1)
         if of_regions is None:
             raise KDError(f"The teachers have no segmentation head of the same size: {sorted(probabilities)}.")
         nodes = of_regions.flatten(1).unsqueeze(1)  # (M, 1, B * K): the graph of a batch as one sample
-        combined = {
-            stage: losses.mean_affinity([one.unsqueeze(0) for one in own], nodes)[0] for stage, own in edges.items()
-        }
-        return Answer(logits, {}, combined)
+        combined = {stage: mean_affinity([one.unsqueeze(0) for one in own], nodes)[0] for stage, own in edges.items()}
+        return TeacherOutput(logits, {}, combined)
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().sigmoid() if self.labels.has_regions else logits.float().softmax(dim=1)

@@ -1,25 +1,22 @@
 """Load a teacher, freeze it, run it."""
 
-import inspect
-import json
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.features import Taps
-from nnunetv2_kd.students.cost import count_params
+from nnunetv2_kd.networks.build import build_network
+from nnunetv2_kd.networks.cost import count_params
+from nnunetv2_kd.networks.taps import Taps
+from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+from nnunetv2_kd.nnunet.files import read_json, sha256
+from nnunetv2_kd.nnunet.model_folder import CheckpointPath
 from nnunetv2_kd.teachers.check import check_same_task, seen_validation_cases
-from nnunetv2_kd.teachers.checkpoint import read_checkpoint, sha256
-from nnunetv2_kd.teachers.find import Student, TeacherPath, find_teacher
+from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class TeacherRecord:
 
 
 @dataclass
-class Answer:
+class TeacherOutput:
     """What a teacher, or several combined, says about a batch.
 
     Attributes:
@@ -100,7 +97,7 @@ class Teacher:
             raise _Enough
 
     @torch.no_grad()  # not inference_mode: autograd refuses to save inference tensors for the student's backward pass
-    def __call__(self, data: Tensor, logits: bool = True) -> Answer:
+    def __call__(self, data: Tensor, logits: bool = True) -> TeacherOutput:
         """Logits of every trained head, finest first, and features by the names given to `tap`.
 
         Args:
@@ -118,12 +115,12 @@ class Teacher:
         heads = list(output) if isinstance(output, (list, tuple)) else [output]
         # without deep supervision the network answers with its finest head only, whatever heads it has
         found = [head for head, trained in zip(heads, self.trained_heads, strict=False) if trained]
-        return Answer(found, self.taps.take() if self.taps is not None else {})
+        return TeacherOutput(found, self.taps.take() if self.taps is not None else {})
 
 
 def load_teacher(
     options: TeacherOptions,
-    student: Student,
+    student: StudentIdentity,
     student_plans: dict[str, Any],
     student_dataset_json: dict[str, Any],
     splits: list[dict[str, list[str]]],
@@ -144,7 +141,7 @@ def load_teacher(
         KDError: where there is no such teacher, it does not fit the student, or its weights do not fit its plans.
     """
     path = find_teacher(options, student)
-    plans, dataset_json = _read_json(path, "plans.json"), _read_json(path, "dataset.json")
+    plans, dataset_json = read_json(path.folder / "plans.json"), read_json(path.folder / "dataset.json")
     checkpoint = read_checkpoint(path.checkpoint, options.trust_pickle)
     configuration = checkpoint["init_args"]["configuration"]
     check_same_task((plans, dataset_json), (student_plans, student_dataset_json), configuration, student.configuration)
@@ -163,36 +160,7 @@ def load_teacher(
     return Teacher(network, record, trained_heads(network, checkpoint.get("optimizer_state")))
 
 
-def build_network(
-    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer_name: str, deep_supervision: bool
-) -> nn.Module:
-    """The network that nnU-Net would build to predict with this model, with its deep supervision heads if wanted."""
-    try:
-        trainer_class = recursive_find_trainer_class_by_name(trainer_name)
-    except RuntimeError as error:
-        raise KDError(
-            f"The teacher was trained by {trainer_name}, which nnU-Net cannot find here. Add its folder to the "
-            "environment variable nnUNet_extTrainer."
-        ) from error
-    manager = PlansManager(deepcopy(plans))
-    config = manager.get_configuration(configuration)
-    described: tuple[Any, ...] = (manager, config)
-    if "plans_manager" not in inspect.signature(trainer_class.build_network_architecture).parameters:
-        # the older signature, which nnU-Net 2.8 supports too
-        described = (
-            config.network_arch_class_name,
-            config.network_arch_init_kwargs,
-            config.network_arch_init_kwargs_req_import,
-        )
-    return trainer_class.build_network_architecture(
-        *described,
-        determine_num_input_channels(manager, config, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-        deep_supervision,
-    )
-
-
-def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: TeacherPath) -> None:
+def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: CheckpointPath) -> None:
     """Load weights where every name and shape fits.
 
     Raises:
@@ -228,10 +196,3 @@ def trained_heads(network: nn.Module, optimizer_state: dict[str, Any] | None) ->
         return [True] * len(heads)
     index_of = {id(parameter): index for index, parameter in enumerate(network.parameters())}
     return [True] + [index_of[id(head.weight)] in states for head in heads[1:]]
-
-
-def _read_json(path: TeacherPath, name: str) -> dict[str, Any]:
-    try:
-        return json.loads((path.folder / name).read_text())
-    except (OSError, ValueError) as error:
-        raise KDError(f"The teacher's {path.folder / name} cannot be read: {error}") from error

@@ -5,7 +5,6 @@ rest is ours: both see the same batches, the teacher learns from nnU-Net's loss 
 mean of the pseudo Dice.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -20,11 +19,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.features import plain_network
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.students import count_params, in_words, made_from
-from nnunetv2_kd.teachers import Answer, Teacher, TeacherRecord, dataset_id
-from nnunetv2_kd.teachers.teacher import build_network
+from nnunetv2_kd.formatting import format_count
+from nnunetv2_kd.networks.build import build_network, plain_network
+from nnunetv2_kd.networks.cost import count_params
+from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.files import read_json
+from nnunetv2_kd.regions import Labels
+from nnunetv2_kd.students.shrink import made_from
+from nnunetv2_kd.teachers.teacher import Teacher, TeacherOutput, TeacherRecord
 from nnunetv2_kd.trainers.checkpoint import stock_name
 from nnunetv2_kd.trainers.mixin import DistillationMixin
 
@@ -37,8 +39,14 @@ class JointMixin(DistillationMixin):
     the teacher's pseudo Dice is above 0 for the first time. The teacher lives as long as the training: only
     checkpoint_latest.pth holds it."""
 
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
-                 device: torch.device = torch.device("cuda")) -> None:  # noqa: B008  # fmt: skip
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
         self._teacher_plans = plans_of_teacher(plans)
         super().__init__(plans, configuration, fold, dataset_json, device)
         named = {name for name in self.options.model_fields_set & TEACHERS if getattr(self.options, name) is not None}
@@ -74,9 +82,14 @@ class JointMixin(DistillationMixin):
             self._learner = DistributedDataParallel(self._learner, device_ids=device_ids)
         record = TeacherRecord(
             folder=f"trained beside the student, from {self._teacher_plans['plans_name']}",
-            fold=str(self.fold), checkpoint="", sha256="", trainer=type(self).__name__, epoch=0,
-            params=count_params(network), seen_validation_cases=0,
-        )  # fmt: skip
+            fold=str(self.fold),
+            checkpoint="",
+            sha256="",
+            trainer=type(self).__name__,
+            epoch=0,
+            params=count_params(network),
+            seen_validation_cases=0,
+        )
         heads = len(getattr(getattr(network, "decoder", None), "seg_layers", [None]))
         teacher = Teacher(self._snapshot, record, [True] * heads)
         self._speed_up(self._snapshot, "teacher", trained=False)
@@ -107,7 +120,7 @@ class JointMixin(DistillationMixin):
     def _say_teachers(self, labels: Labels) -> None:
         self._say(
             f"Teacher: the network of {self._teacher_plans['plans_name']}, "
-            f"{in_words(self.teachers[0].record.params)} parameters, trained beside the student"
+            f"{format_count(self.teachers[0].record.params)} parameters, trained beside the student"
         )
 
     def _say_pseudo_dice(self, labels: Labels) -> None:
@@ -139,7 +152,7 @@ class JointMixin(DistillationMixin):
             super(DistillationMixin, self).train_step(batch)
         return super().train_step(batch)
 
-    def _answer(self, batch: dict) -> Answer | None:
+    def _answer(self, batch: dict) -> TeacherOutput | None:
         return super()._answer(batch) if self._best > 0 else None
 
     def on_validation_epoch_start(self) -> None:
@@ -191,4 +204,5 @@ def plans_of_teacher(plans: dict[str, Any]) -> dict[str, Any]:
             f"The plans {plans['plans_name']} were made from {name}, which the teacher needs, but {file} does not "
             f"exist. Plan again: nnUNetv2_plan_experiment -d {dataset_id(plans['dataset_name'])}"
         )
-    return json.loads(file.read_text())
+    plans_of_teacher: dict[str, Any] = read_json(file)
+    return plans_of_teacher

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.features import Taps
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.teachers import Answer
-from nnunetv2_kd.term_options import Term
-from nnunetv2_kd.trainers.step import Step
+from nnunetv2_kd.methods.options import Term
+from nnunetv2_kd.methods.step import Step
+from nnunetv2_kd.networks.taps import Taps
+from nnunetv2_kd.regions import Labels
+from nnunetv2_kd.teachers.teacher import TeacherOutput
 from nnunetv2_kd.trainers.terms import TERMS, need_logits
 
 
@@ -39,7 +39,7 @@ class DistillationLoss(nn.Module):
         self.labels = labels
         self.taps = taps
         self.adapters = adapters
-        self.answer: Answer | None = None
+        self.answer: TeacherOutput | None = None
         self.factor = 1.0
         self.values: dict[str, Tensor] = {}
         self._compute: Callable[[dict[str, Term], Step], tuple[dict[str, Tensor], Tensor]] = compute
@@ -60,7 +60,7 @@ class DistillationLoss(nn.Module):
         # the factor changes at every step, and would be compiled anew as often
         return total + self.factor * weighted
 
-    def _step(self, output: Tensor | list[Tensor], target: Tensor | list[Tensor], answer: Answer) -> Step:
+    def _step(self, output: Tensor | list[Tensor], target: Tensor | list[Tensor], answer: TeacherOutput) -> Step:
         outputs = list(output) if isinstance(output, (list, tuple)) else [output]
         targets = list(target) if isinstance(target, (list, tuple)) else [target]
         weights = getattr(self.segmentation, "weight_factors", None) or [1.0] * len(outputs)

@@ -5,8 +5,9 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_kd.students import in_words, network_cost
-from nnunetv2_kd.teachers import Teacher, TeacherRecord
+from nnunetv2_kd.formatting import format_count
+from nnunetv2_kd.networks.cost import network_cost
+from nnunetv2_kd.teachers.teacher import Teacher, TeacherRecord
 
 Plans = dict[str, Any]
 POOR_DICE = 0.5
@@ -19,7 +20,7 @@ def about_student(plans: Plans, configuration: str, dataset_json: dict[str, Any]
     features = PlansManager(plans).get_configuration(configuration).network_arch_init_kwargs["features_per_stage"]
     how = "made by this trainer" if made_here else "read from the plans file"
     return (
-        f"Student: {in_words(cost.params)} parameters, {in_words(cost.flops)}FLOPs per patch, channels "
+        f"Student: {format_count(cost.params)} parameters, {format_count(cost.flops)}FLOPs per patch, channels "
         f"{features} (width {record['width'].get(configuration, 1):g} of "
         f"{record['made_from']}; {how})"
     )
@@ -32,8 +33,9 @@ def about_teacher(teacher: Teacher, student_params: int, student_fold: int | str
     return [f"Teacher: {_described(record)}{heads}", *_warnings(record, student_params, student_fold)]
 
 
-def about_stored(stored: dict[str, Any], records: list[TeacherRecord], student_params: int, student_fold: int | str
-                 ) -> list[str]:  # fmt: skip
+def about_stored(
+    stored: dict[str, Any], records: list[TeacherRecord], student_params: int, student_fold: int | str
+) -> list[str]:
     """Where the answers come from, which models gave them, how good they are, and the warnings of `about_teacher`.
 
     Args:
@@ -54,7 +56,7 @@ def about_stored(stored: dict[str, Any], records: list[TeacherRecord], student_p
 def _described(record: TeacherRecord) -> str:
     return (
         f"{record.folder}, fold {record.fold}, {record.checkpoint} (SHA-256 {record.sha256}), trained by "
-        f"{record.trainer} for {record.epoch} epochs, {in_words(record.params)} parameters"
+        f"{record.trainer} for {record.epoch} epochs, {format_count(record.params)} parameters"
     )
 
 
@@ -63,8 +65,8 @@ def _warnings(record: TeacherRecord, student_params: int, student_fold: int | st
     lines = []
     if student_params >= record.params:
         lines.append(
-            f"WARNING: the student ({in_words(student_params)} parameters) is as large as its teacher "
-            f"({in_words(record.params)}). Set student.width below 1 in the options."
+            f"WARNING: the student ({format_count(student_params)} parameters) is as large as its teacher "
+            f"({format_count(record.params)}). Set student.width below 1 in the options."
         )
     if record.seen_validation_cases != 0:
         seen = "an unknown number" if record.seen_validation_cases is None else record.seen_validation_cases

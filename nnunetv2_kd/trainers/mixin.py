@@ -1,6 +1,5 @@
 """Distillation for any nnU-Net trainer: ``class Mine(DistillationMixin, nnUNetTrainerDA5)``."""
 
-import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,22 +10,29 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from nnunetv2_kd.config import Options, Terms, WeightedTeacherOptions, options_file, resolve_options
+from nnunetv2_kd.config import WeightedTeacherOptions
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.features import Taps, plain_network
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.students import made_from, student_plans
-from nnunetv2_kd.teachers import Answer, Ensemble, Student, Teacher, check_different, load_teacher
-from nnunetv2_kd.teachers.find import dataset_id, teacher_folder
+from nnunetv2_kd.methods.options import Terms
+from nnunetv2_kd.networks.build import plain_network
+from nnunetv2_kd.networks.taps import Taps
+from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.splits import Split, read_splits
+from nnunetv2_kd.regions import Labels
+from nnunetv2_kd.students.shrink import made_from
+from nnunetv2_kd.students.size import student_plans
+from nnunetv2_kd.teachers.ensemble import Ensemble, check_different
+from nnunetv2_kd.teachers.find import StudentIdentity, teacher_folder
+from nnunetv2_kd.teachers.teacher import Teacher, TeacherOutput, load_teacher
 from nnunetv2_kd.trainers import adapters, environment
 from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
 from nnunetv2_kd.trainers.checkpoint import check_same_method, check_same_size, make_stock, stock_name
 from nnunetv2_kd.trainers.loss import DistillationLoss
+from nnunetv2_kd.trainers.options import Options, options_file, resolve_options
+from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, in_log_line, judge
 from nnunetv2_kd.trainers.report import ReportMixin
 from nnunetv2_kd.trainers.schedule import factor_at
 from nnunetv2_kd.trainers.stored import StoredMixin
 from nnunetv2_kd.trainers.terms import check_terms, need_logits, with_resolved_stages
-from nnunetv2_kd.trainers.watch import TermGuard, TermHistory, in_log_line, judge
 
 T = TypeVar("T")
 
@@ -50,8 +56,14 @@ class DistillationMixin(StoredMixin, ReportMixin):
     loss: Any
     folder_with_segs_from_previous_stage: Any
 
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
-                 device: torch.device = torch.device("cuda")) -> None:  # noqa: B008  # fmt: skip
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
         environment.check_results_folder()
         self.options: Options = resolve_options(self.default_options, plans, options_file())
         if not self.distils:
@@ -190,7 +202,7 @@ class DistillationMixin(StoredMixin, ReportMixin):
             self._bar.update()
         return result
 
-    def _answer(self, batch: dict) -> Answer | None:
+    def _answer(self, batch: dict) -> TeacherOutput | None:
         """The teachers' answer to a batch; None where they have none yet."""
         if self.stored is not None:
             return self.stored(batch)
@@ -206,12 +218,12 @@ class DistillationMixin(StoredMixin, ReportMixin):
         batch["target"] = on_device
         return self.ensemble(batch["data"], on_device, self._ask)
 
-    def _ask(self, teacher: Teacher, data: Tensor, logits: bool = True) -> Answer:
+    def _ask(self, teacher: Teacher, data: Tensor, logits: bool = True) -> TeacherOutput:
         """One teacher's answer under the student's autocast."""
         with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
             return teacher(data, logits)
 
-    def _distillation_step(self, batch: dict, answer: Answer) -> dict:
+    def _distillation_step(self, batch: dict, answer: TeacherOutput) -> dict:
         self.loss.answer = answer
         self.loss.factor = self._factor()
         self.loss.taps.recording = True
@@ -283,13 +295,12 @@ class DistillationMixin(StoredMixin, ReportMixin):
 
     # ---- helpers
 
-    def _as_student(self) -> Student:
+    def _as_student(self) -> StudentIdentity:
         plans_name = made_from(self.plans_manager.plans) or self.plans_manager.plans_name
-        return Student(self.plans_manager.dataset_name, plans_name, self.configuration_name, self.fold)
+        return StudentIdentity(self.plans_manager.dataset_name, plans_name, self.configuration_name, self.fold)
 
-    def _splits(self) -> list[dict[str, list[str]]]:
-        file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
-        return json.loads(file.read_text()) if file.is_file() else []
+    def _splits(self) -> list[Split]:
+        return read_splits(Path(self.preprocessed_dataset_folder_base))
 
     def _find_previous_stage(self) -> None:
         if self.is_cascaded:

@@ -11,16 +11,17 @@ import yaml
 from batchgenerators.utilities.file_and_folder_operations import join
 from torch import Tensor, nn
 
-from nnunetv2_kd import __version__, speed
-from nnunetv2_kd.config import Options
-from nnunetv2_kd.features import plain_network
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.store.teacher import StoredTeacher
-from nnunetv2_kd.students import count_params
-from nnunetv2_kd.teachers import Answer, Teacher, TeacherRecord
-from nnunetv2_kd.trainers.checkpoint import OPTIONS_FILE, RECORD_FILE
+from nnunetv2_kd import __version__
+from nnunetv2_kd.networks import cpu_mode
+from nnunetv2_kd.networks.build import plain_network
+from nnunetv2_kd.networks.cost import count_params
+from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE, RECORD_FILE
+from nnunetv2_kd.regions import Labels
+from nnunetv2_kd.teachers.pseudo_dice import pseudo_dice
+from nnunetv2_kd.teachers.stored.teacher import StoredTeacher
+from nnunetv2_kd.teachers.teacher import Teacher, TeacherOutput, TeacherRecord
 from nnunetv2_kd.trainers.messages import about_pseudo_dice, about_stored, about_student, about_teacher
-from nnunetv2_kd.trainers.pseudo_dice import pseudo_dice
+from nnunetv2_kd.trainers.options import Options
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Base
@@ -37,19 +38,19 @@ class ReportMixin(Base):
     teachers: list[Teacher]
     stored: StoredTeacher | None
     _splits: Callable[[], list[dict[str, list[str]]]]
-    _ask: Callable[[Teacher, Tensor], Answer]
+    _ask: Callable[[Teacher, Tensor], TeacherOutput]
 
     @property
-    def _cpu_speed(self) -> speed.CpuSpeed:
+    def _cpu_speed(self) -> cpu_mode.CpuSpeed:
         """How networks compute; what the options ask for in vain is nnU-Net's own way."""
         wanted = self.options.speed_on_cpu()
-        is_lacking = speed.is_bfloat16(wanted) and not speed.cpu_has_bfloat16()
-        return speed.STOCK if self.device.type != "cpu" or is_lacking else wanted
+        is_lacking = cpu_mode.is_bfloat16(wanted) and not cpu_mode.cpu_has_bfloat16()
+        return cpu_mode.STOCK if self.device.type != "cpu" or is_lacking else wanted
 
     def _speed_up(self, network: nn.Module, name: str, trained: bool) -> None:
-        if self._cpu_speed != speed.STOCK:
+        if self._cpu_speed != cpu_mode.STOCK:
             shape = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
-            self._say(f"The {name} computes in {speed.speed_up(network, self._cpu_speed, shape, trained)}.")
+            self._say(f"The {name} computes in {cpu_mode.speed_up(network, self._cpu_speed, shape, trained)}.")
 
     def _record(self) -> dict[str, Any]:
         """Where this student comes from, in plain values."""

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from nnunetv2_kd.config import Options
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.features import match_stages
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.store.data import StoredDataset, StoredTransforms
-from nnunetv2_kd.store.layout import Store, store_folder
-from nnunetv2_kd.store.teacher import StoredTeacher
-from nnunetv2_kd.teachers import Teacher
-from nnunetv2_kd.term_options import FeatureTerm, Term
+from nnunetv2_kd.methods.options import FeatureTerm, Term
+from nnunetv2_kd.networks.stages import match_stages
+from nnunetv2_kd.regions import Labels
+from nnunetv2_kd.teachers.stored.loading import StoredDataset, StoredTransforms
+from nnunetv2_kd.teachers.stored.store import Store, store_folder
+from nnunetv2_kd.teachers.stored.teacher import StoredTeacher
+from nnunetv2_kd.teachers.teacher import Teacher
+from nnunetv2_kd.trainers.options import Options
 from nnunetv2_kd.trainers.terms import FROM_SEVERAL_TEACHERS, build_adapters, tapped_stages
 
 if TYPE_CHECKING:

@@ -6,52 +6,52 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_kd import losses
-from nnunetv2_kd import term_options as options
+from nnunetv2_kd import methods
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.features import resolve_stages, stage_channels, stage_modules
-from nnunetv2_kd.term_options import FeatureTerm, Term
-from nnunetv2_kd.trainers.step import Step
+from nnunetv2_kd.methods import options
+from nnunetv2_kd.methods.options import FeatureTerm, Term
+from nnunetv2_kd.methods.step import Step
+from nnunetv2_kd.networks.stages import resolve_stages, stage_channels, stage_modules
 
 Channels = dict[str, int]
 
 
 def voxel_kl(term: options.VoxelKL, step: Step) -> Tensor:
     return step.over_heads(
-        lambda z_s, z_t, y: losses.voxel_kl(z_s, z_t, step.labels.valid(y), term.temperature, step.labels.has_regions)
+        lambda z_s, z_t, y: methods.voxel_kl(z_s, z_t, step.labels.valid(y), term.temperature, step.labels.has_regions)
     )
 
 
 def region_kl(term: options.RegionKL, step: Step) -> Tensor:
     def of_head(z_s: Tensor, z_t: Tensor, y: Tensor) -> Tensor:
         regions = step.labels.regions(y) if term.membership == "labels" else None
-        return losses.region_kl(z_s, z_t, regions, term.temperature, step.labels.has_regions)
+        return methods.region_kl(z_s, z_t, regions, term.temperature, step.labels.has_regions)
 
     return step.over_heads(of_head)
 
 
 def channel_wise(term: options.ChannelWise, step: Step) -> Tensor:
-    return step.over_heads(lambda z_s, z_t, y: losses.channel_wise(z_s, z_t, step.labels.valid(y), term.temperature))
+    return step.over_heads(lambda z_s, z_t, y: methods.channel_wise(z_s, z_t, step.labels.valid(y), term.temperature))
 
 
 def class_affinity(_term: options.ClassAffinity, step: Step) -> Tensor:
     return step.over_heads(
-        lambda z_s, z_t, y: losses.class_affinity(z_s, z_t, step.labels.valid(y), step.labels.has_regions)
+        lambda z_s, z_t, y: methods.class_affinity(z_s, z_t, step.labels.valid(y), step.labels.has_regions)
     )
 
 
 def soft_dice(_term: options.SoftDice, step: Step) -> Tensor:
     return step.over_heads(
-        lambda z_s, z_t, y: losses.soft_dice(z_s, z_t, step.labels.valid(y), step.labels.has_regions)
+        lambda z_s, z_t, y: methods.soft_dice(z_s, z_t, step.labels.valid(y), step.labels.has_regions)
     )
 
 
 def lovasz(_term: options.Lovasz, step: Step) -> Tensor:
-    return step.over_heads(lambda z_s, z_t, y: losses.lovasz(z_s, z_t, step.labels.valid(y), step.labels.has_regions))
+    return step.over_heads(lambda z_s, z_t, y: methods.lovasz(z_s, z_t, step.labels.valid(y), step.labels.has_regions))
 
 
 def importance_map(term: options.ImportanceMap, step: Step) -> Tensor:
-    return step.over_stages(term.stages, losses.importance_map_loss)
+    return step.over_stages(term.stages, methods.importance_map_loss)
 
 
 def region_affinity(term: options.RegionAffinity, step: Step) -> Tensor:
@@ -59,7 +59,7 @@ def region_affinity(term: options.RegionAffinity, step: Step) -> Tensor:
         edges_s, edges_t, present = step.graphs(stage)
         samples, regions = len(step.regions.codes), step.regions.count
         cosines_s, cosines_t = (own_blocks(edges, samples, regions) for edges in (edges_s, edges_t))
-        return losses.affinity_difference(cosines_s, cosines_t, present.view(samples, regions))
+        return methods.affinity_difference(cosines_s, cosines_t, present.view(samples, regions))
 
     return torch.stack([of_stage(stage) for stage in term.stages]).sum()
 
@@ -70,15 +70,15 @@ def own_blocks(edges: Tensor, samples: int, regions: int) -> Tensor:
 
 
 def region_graph(term: options.RegionGraph, step: Step) -> Tensor:
-    return torch.stack([losses.graph_difference(*step.graphs(stage), term.hops) for stage in term.stages]).sum()
+    return torch.stack([methods.graph_difference(*step.graphs(stage), term.hops) for stage in term.stages]).sum()
 
 
 def feature_filtering(term: options.FeatureFiltering, step: Step) -> Tensor:
-    return step.over_stages(term.stages, lambda f_s, f_t: losses.feature_filtering(f_s, f_t, step.regions, term.gamma))
+    return step.over_stages(term.stages, lambda f_s, f_t: methods.feature_filtering(f_s, f_t, step.regions, term.gamma))
 
 
 def intra_class_variation(term: options.IntraClassVariation, step: Step) -> Tensor:
-    return step.over_stages(term.stages, lambda f_s, f_t: losses.intra_class_variation(f_s, f_t, step.regions))
+    return step.over_stages(term.stages, lambda f_s, f_t: methods.intra_class_variation(f_s, f_t, step.regions))
 
 
 def fitnet(term: options.FitNet, step: Step) -> Tensor:
@@ -96,15 +96,27 @@ def displacement(term: options.Displacement, step: Step) -> Tensor:
 TERMS: dict[str, Callable[[Any, Step], Tensor]] = {
     term.__name__: term
     for term in (
-        voxel_kl, region_kl, channel_wise, class_affinity, soft_dice, lovasz, importance_map, region_affinity,
-        region_graph, feature_filtering, intra_class_variation, fitnet, recokd, displacement,
+        voxel_kl,
+        region_kl,
+        channel_wise,
+        class_affinity,
+        soft_dice,
+        lovasz,
+        importance_map,
+        region_affinity,
+        region_graph,
+        feature_filtering,
+        intra_class_variation,
+        fitnet,
+        recokd,
+        displacement,
     )
-}  # fmt: skip
+}
 
 ADAPTERS: dict[str, Callable[[Any, Channels, Channels, int], nn.Module]] = {
-    "fitnet": lambda term, of_student, of_teacher, dims: losses.FitNet(of_student, of_teacher, dims),
-    "recokd": lambda term, of_student, of_teacher, dims: losses.ReCoKD(of_student, of_teacher, dims),
-    "displacement": lambda term, of_student, of_teacher, dims: losses.Displacement(
+    "fitnet": lambda term, of_student, of_teacher, dims: methods.FitNet(of_student, of_teacher, dims),
+    "recokd": lambda term, of_student, of_teacher, dims: methods.ReCoKD(of_student, of_teacher, dims),
+    "displacement": lambda term, of_student, of_teacher, dims: methods.Displacement(
         of_student, of_teacher, dims, term.grid, term.ratio
     ),
 }

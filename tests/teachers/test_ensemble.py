@@ -5,12 +5,13 @@ import weakref
 import pytest
 import torch
 
-from nnunetv2_kd import losses
 from nnunetv2_kd.config import CombineOptions
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.teachers import Ensemble, Teacher, TeacherRecord, check_different
-from tests.networks import network
+from nnunetv2_kd.regions import region_graph
+from nnunetv2_kd.regions.labels import Labels
+from nnunetv2_kd.teachers.ensemble import Ensemble, check_different
+from nnunetv2_kd.teachers.teacher import Teacher, TeacherRecord
+from tests.small_networks import network
 
 LABELS = Labels(num_heads=3, has_regions=False, ignore_label=None)
 IGNORING = Labels(num_heads=3, has_regions=False, ignore_label=3)
@@ -54,7 +55,7 @@ def test_edges_are_mixed_and_not_features(batch):
     teachers = [make_teacher(8), make_teacher(4)]
     answer = Ensemble(teachers, [1, 1], CombineOptions(), LABELS)(data, targets, ask)
     membership = LABELS.regions(targets[0])
-    own = [losses.region_graph(t(data).features["encoder.1"], membership)[0] for t in teachers]
+    own = [region_graph(t(data).features["encoder.1"], membership)[0] for t in teachers]
     torch.testing.assert_close(answer.edges["encoder.1"], (own[0] + own[1]) / 2)
 
 

@@ -4,12 +4,14 @@ from torch import nn
 
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.speed import use
-from nnunetv2_kd.teachers.find import Student, TeacherPath, dataset_id, find_teacher
+from nnunetv2_kd.networks.cpu_mode import use
+from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.model_folder import CheckpointPath
+from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
 from nnunetv2_kd.teachers.teacher import Teacher, TeacherRecord, load_strictly, trained_heads
-from tests.networks import network
+from tests.small_networks import network
 
-STUDENT = Student("Dataset999_Test", "nnUNetPlans", "3d_fullres", 0)
+STUDENT = StudentIdentity("Dataset999_Test", "nnUNetPlans", "3d_fullres", 0)
 
 
 @pytest.fixture
@@ -139,7 +141,7 @@ def test_heads_that_never_had_a_gradient_do_not_teach():
 
 
 def test_weights_are_loaded_strictly(tmp_path):
-    path = TeacherPath(tmp_path, 0, "checkpoint_final.pth")
+    path = CheckpointPath(tmp_path, 0, "checkpoint_final.pth")
     weights = network().state_dict()
     load_strictly(network(), {f"module.{key}": value for key, value in weights.items()}, path)
     first, second, *_ = weights
@@ -155,4 +157,4 @@ def test_weights_are_loaded_strictly(tmp_path):
 
 def test_weights_of_another_width(tmp_path):
     with pytest.raises(KDError, match="and [0-9]+ more"):
-        load_strictly(network(), network(features=(4, 8, 16)).state_dict(), TeacherPath(tmp_path, 0, "c.pth"))
+        load_strictly(network(), network(features=(4, 8, 16)).state_dict(), CheckpointPath(tmp_path, 0, "c.pth"))

@@ -109,11 +109,39 @@ def test_commands(world, monkeypatch):
     )
     assert header["teachers"], store
     options = here.options(stored_teacher="fold_0")
-    log = here.run("nnUNetv2_train", "4", "3d_fullres", "0", "-tr", "nnUNetTrainerRegionKD", "-device", "cuda",
-                   nnUNet_kd_config=str(options)).stdout  # fmt: skip
+    log = here.run(
+        "nnUNetv2_train",
+        "4",
+        "3d_fullres",
+        "0",
+        "-tr",
+        "nnUNetTrainerRegionKD",
+        "-device",
+        "cuda",
+        nnUNet_kd_config=str(options),
+    ).stdout
     assert "Stored teacher: " in log
     assert "Mean Validation Dice" in log
     images = here.raw / DATASET / "imagesTr"
-    here.run("nnUNetv2_predict", "-i", images, "-o", here.root / "predicted", "-d", "4", "-c", "3d_fullres", "-f", "0",
-             "-tr", "nnUNetTrainerRegionKD", "-device", "cuda", "-npp", "1", "-nps", "1")  # fmt: skip
+    here.run(
+        "nnUNetv2_predict",
+        "-i",
+        images,
+        "-o",
+        here.root / "predicted",
+        "-d",
+        "4",
+        "-c",
+        "3d_fullres",
+        "-f",
+        "0",
+        "-tr",
+        "nnUNetTrainerRegionKD",
+        "-device",
+        "cuda",
+        "-npp",
+        "1",
+        "-nps",
+        "1",
+    )
     assert len(list((here.root / "predicted").glob("*.nii.gz"))) == len(list(images.iterdir()))

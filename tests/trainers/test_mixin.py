@@ -7,9 +7,9 @@ from unittest import mock
 import pytest
 import torch
 
-from nnunetv2_kd.config import resolve_options
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline, nnUNetTrainerRegionKD
+from nnunetv2_kd.trainers.options import resolve_options
 from tests.trainers.helpers import TERMS_OF_THE_MAIN_PATH as ALL_TERMS
 from tests.trainers.helpers import log_of, make_trainer, train
 
@@ -20,8 +20,9 @@ def teacher_weights(world):
 
 
 def test_loss_is_nnunets_plus_weighted_terms(here):
-    trainer = make_trainer(nnUNetTrainerKD, here, terms={"voxel_kl": {"weight": 0.5}, "region_kl": {"weight": 2}},
-                           schedule={"warmup": 0.5})  # fmt: skip
+    trainer = make_trainer(
+        nnUNetTrainerKD, here, terms={"voxel_kl": {"weight": 0.5}, "region_kl": {"weight": 2}}, schedule={"warmup": 0.5}
+    )
     trainer.on_train_start()
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
@@ -65,7 +66,7 @@ def test_a_term_that_is_silently_off_stops_the_training(here):
     trainer = make_trainer(nnUNetTrainerRegionKD, here, **options)
     trainer.on_train_start()
     with (
-        mock.patch("nnunetv2_kd.losses.affinity_difference", lambda s, t, present: s.sum() * 0),
+        mock.patch("nnunetv2_kd.methods.affinity_difference", lambda s, t, present: s.sum() * 0),
         pytest.raises(KDError, match="region_affinity was exactly 0 in the first 50 iterations"),
     ):
         trainer.run_training()

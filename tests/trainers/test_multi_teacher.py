@@ -11,7 +11,7 @@ from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.trainers import nnUNetTrainerKDBaseline, nnUNetTrainerMultiTeacherKD
 from tests.conftest import BIN, DATASET
-from tests.networks import architecture
+from tests.small_networks import architecture
 from tests.trainers.helpers import log_of, make_trainer, train
 
 RESENC = "nnUNetPlansRes"

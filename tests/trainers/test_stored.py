@@ -9,9 +9,10 @@ from unittest import mock
 import pytest
 import torch
 
-from nnunetv2_kd import losses
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.methods.region_graph import graph_difference
+from nnunetv2_kd.regions import region_vectors
 from nnunetv2_kd.trainers import nnUNetTrainerJointKD, nnUNetTrainerKD, nnUNetTrainerKDBaseline, nnUNetTrainerRegionKD
 from tests.conftest import DATASET, World, copy_cases, preprocess
 from tests.trainers.helpers import inside, log_of, make_trainer, train
@@ -83,13 +84,13 @@ def test_a_region_that_is_not_in_the_patch_does_not_count(here):
     target = batch["target"][0].clone()
     target[target == 2] = 0
     answer = trainer._answer(batch)
-    present = losses.region_vectors(torch.zeros(2, 1, *target.shape[2:]), trainer.loss.labels.regions(target))[1]
+    present = region_vectors(torch.zeros(2, 1, *target.shape[2:]), trainer.loss.labels.regions(target))[1]
     assert not present[:, 2].any()
     edges_s = torch.zeros_like(answer.edges["decoder.0"])
     other = answer.edges["decoder.0"].clone()
     other[2::3] = other[:, 2::3] = 0.123
     before, after = (
-        losses.graph_difference(edges_s, edges, present.flatten()) for edges in (answer.edges["decoder.0"], other)
+        graph_difference(edges_s, edges, present.flatten()) for edges in (answer.edges["decoder.0"], other)
     )
     assert float(before) == float(after)
 

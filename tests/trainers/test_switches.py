@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 )
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunetv2_kd.speed import cpu_has_bfloat16
+from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from nnunetv2_kd.trainers import (
     DistillationMixin,
     nnUNetTrainerJointKD,
@@ -86,8 +86,11 @@ def test_a_student_with_other_stages(here):
 
 def test_a_teacher_without_trained_low_heads(here):
     """nnU-Net builds the heads of a trainer without deep supervision too, but they are random."""
-    single = make_trainer(type("Single", (DistillationMixin, nnUNetTrainerNoDeepSupervision), {"distils": False}), here,
-                          student={"width": 1.0})  # fmt: skip
+    single = make_trainer(
+        type("Single", (DistillationMixin, nnUNetTrainerNoDeepSupervision), {"distils": False}),
+        here,
+        student={"width": 1.0},
+    )
     train(single)
     log = train(make_trainer(nnUNetTrainerKD, here, teacher={"trainer": "Single"}))
     assert "1 trained heads" in log
@@ -147,7 +150,7 @@ def test_cpu_speed_resumes(here):
 
 @pytest.mark.parametrize("options", [{"cpu_bfloat16": True}, {"cpu_speed": "bfloat16"}])
 def test_bfloat16_is_off_where_the_processor_lacks_it(here, options):
-    with mock.patch("nnunetv2_kd.speed.cpu_has_bfloat16", return_value=False):
+    with mock.patch("nnunetv2_kd.networks.cpu_mode.cpu_has_bfloat16", return_value=False):
         trainer = make_trainer(nnUNetTrainerKDBaseline, here, **options)
         assert trainer._cpu_speed == "float32"
     assert "this is no CPU with bfloat16 instructions: training as nnU-Net does." in log_of(trainer)

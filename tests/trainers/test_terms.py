@@ -8,16 +8,15 @@ import pytest
 import torch
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.features import Taps
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.losses.dense import Dense
-from nnunetv2_kd.losses.scattered import Scattered
-from nnunetv2_kd.teachers import Answer
-from nnunetv2_kd.term_options import Terms
+from nnunetv2_kd.methods.options import Terms
+from nnunetv2_kd.methods.step import Step
+from nnunetv2_kd.networks.taps import Taps
+from nnunetv2_kd.regions.accelerator_sums import DenseSums, ScatteredSums
+from nnunetv2_kd.regions.labels import Labels
+from nnunetv2_kd.teachers.teacher import TeacherOutput
 from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerRegionGraphKD
 from nnunetv2_kd.trainers.adapters import split_optimizer_state
 from nnunetv2_kd.trainers.loss import DistillationLoss, compute
-from nnunetv2_kd.trainers.step import Step
 from nnunetv2_kd.trainers.terms import ADAPTERS, TERMS, check_terms, own_blocks
 from tests.trainers.helpers import log_of, make_trainer, train
 
@@ -71,16 +70,16 @@ def test_terms_on_logits_need_some():
         Taps(torch.nn.Identity(), {}),
         torch.nn.ModuleDict(),
     )
-    loss.answer = Answer([])
+    loss.answer = TeacherOutput([])
     with pytest.raises(KDError, match="No segmentation head of the teacher has the size"):
         loss([torch.zeros(1, 3, 4, 4)], [torch.zeros(1, 1, 4, 4)])
 
 
-@pytest.mark.parametrize("way", [Dense, Scattered])
+@pytest.mark.parametrize("way", [DenseSums, ScatteredSums])
 @pytest.mark.parametrize("labels", [Labels(3, False, None), Labels(3, False, 3), Labels(3, True, None)])
 def test_compiled_terms_are_the_same_and_compiled_once(way, labels, rng, monkeypatch):
     """As on a GPU, whose ways of summing over regions these are; whatever regions a batch holds."""
-    monkeypatch.setattr("nnunetv2_kd.losses.regions.cells_of", way)
+    monkeypatch.setattr("nnunetv2_kd.regions.membership.grid_sums", way)
     names = ("voxel_kl", "lovasz", "importance_map", "region_affinity", "region_graph", "feature_filtering")
     stages = {"importance_map": {"stages": ["encoder.0"]}, "feature_filtering": {"stages": ["encoder.0", "encoder.1"]}}
     stages |= {name: {"stages": ["encoder.1"]} for name in ("region_affinity", "region_graph")}
@@ -97,8 +96,17 @@ def test_compiled_terms_are_the_same_and_compiled_once(way, labels, rng, monkeyp
         found = []
         for function in (compute, compiled):
             z_s, z_t, f_s, f_t, g_s, g_t = (x.clone().requires_grad_() for x in given)
-            step = Step(labels, [z_s], [z_t], [target], [1.0], {"encoder.0": f_s, "encoder.1": g_s},
-                        {"encoder.0": f_t, "encoder.1": g_t}, {}, torch.nn.ModuleDict())  # fmt: skip
+            step = Step(
+                labels,
+                [z_s],
+                [z_t],
+                [target],
+                [1.0],
+                {"encoder.0": f_s, "encoder.1": g_s},
+                {"encoder.0": f_t, "encoder.1": g_t},
+                {},
+                torch.nn.ModuleDict(),
+            )
             values, weighted = function(terms, step)
             weighted.backward()
             found.append([*values.values(), weighted, z_s.grad, f_s.grad, g_s.grad])
