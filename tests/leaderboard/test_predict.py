@@ -105,7 +105,7 @@ def test_output_that_cannot_be_written(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(
-        "nnunetv2_kd.trainers.environment.tempfile.TemporaryFile", refuse
+        "nnunetv2_kd.nnunet.files.tempfile.TemporaryFile", refuse
     )  # a test may run as root, who can write anywhere
     with pytest.raises(KDError, match="Permission denied"):
         check_writable(tmp_path / "out")
