@@ -55,7 +55,7 @@ def variants(teacher: nn.Module, data: torch.Tensor, compiled: bool) -> dict[str
     else:
         for way in cpu_mode.modes_here()[1:]:
             other = copy.deepcopy(teacher)
-            cpu_mode.use(other, way)
+            cpu_mode.set_mode(other, way)
             named[way.replace("_", " ")] = plain(other)
     if compiled:
         named["compiled"] = plain(torch.compile(copy.deepcopy(teacher)))

@@ -15,6 +15,7 @@ ORDER = (
     {"leaderboard"},
     {"benchmark"},
     {"inference", "trainers"},
+    {"distillation"},
     {"teachers", "students"},
     {"methods"},
     {"networks"},

@@ -141,7 +141,7 @@ def _peak_of_one_case(
     torch.set_num_threads(threads)
     before = process_memory("VmRSS")
     predictor = one_fold(model, torch.device("cpu"))
-    cpu_mode.use(predictor.network, way)
+    cpu_mode.set_mode(predictor.network, way)
     _predict(predictor, *_image(predictor, files))
     peak = process_memory("VmHWM")
     return (peak, before) if peak is not None and before is not None else None

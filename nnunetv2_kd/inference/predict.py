@@ -71,7 +71,7 @@ def speed_up(predictor: nnUNetPredictor, wanted: cpu_mode.CpuSpeed) -> cpu_mode.
     threads = torch.get_num_threads()
     torch.set_num_threads(prediction_threads())
     try:
-        return cpu_mode.speed_up(predictor.network, wanted, (1, channels, *configuration.patch_size))
+        return cpu_mode.choose_mode(predictor.network, wanted, (1, channels, *configuration.patch_size))
     finally:
         torch.set_num_threads(threads)
 

@@ -1,45 +1,59 @@
-"""Distillation terms as plain tensor functions. They know nothing of nnU-Net, files, plans or trainers."""
+"""Distillation methods, one file each: options, formula, what is needed of the teacher, trained parts. They know
+nothing of nnU-Net's files, plans, teachers or trainers."""
 
-from nnunetv2_kd.methods.channel_wise import channel_wise
-from nnunetv2_kd.methods.class_affinity import class_affinity
-from nnunetv2_kd.methods.displacement import Displacement, displacement_difference, foreground_cells, stage_weights
-from nnunetv2_kd.methods.feature_filtering import activation_map, feature_filtering
+from nnunetv2_kd.methods.channel_wise import ChannelWise
+from nnunetv2_kd.methods.class_affinity import ClassAffinity
+from nnunetv2_kd.methods.displacement import Displacement
+from nnunetv2_kd.methods.feature_filtering import FeatureFiltering
 from nnunetv2_kd.methods.fitnet import FitNet
-from nnunetv2_kd.methods.importance_map import importance_map, importance_map_loss
-from nnunetv2_kd.methods.intra_class_variation import intra_class_variation
-from nnunetv2_kd.methods.lovasz import lovasz
-from nnunetv2_kd.methods.recokd import GlobalContext, ReCoKD, attention, region_masks
-from nnunetv2_kd.methods.region_affinity import affinity_difference, region_affinity
-from nnunetv2_kd.methods.region_graph import graph_difference, region_graph_loss
-from nnunetv2_kd.methods.region_kl import region_kl, soft_membership
-from nnunetv2_kd.methods.soft_dice import soft_dice
-from nnunetv2_kd.methods.voxel_kl import divergence, voxel_kl
+from nnunetv2_kd.methods.importance_map import ImportanceMap
+from nnunetv2_kd.methods.intra_class_variation import IntraClassVariation
+from nnunetv2_kd.methods.lovasz import Lovasz
+from nnunetv2_kd.methods.method import (
+    Method,
+    Methods,
+    Needs,
+    OnStages,
+    need_logits,
+    on_features,
+    stages_of,
+    tapped_stages,
+)
+from nnunetv2_kd.methods.recokd import ReCoKD
+from nnunetv2_kd.methods.region_affinity import RegionAffinity
+from nnunetv2_kd.methods.region_graph import RegionGraph
+from nnunetv2_kd.methods.region_kl import RegionKL
+from nnunetv2_kd.methods.soft_dice import SoftDice
+from nnunetv2_kd.methods.step import Step
+from nnunetv2_kd.methods.voxel_kl import VoxelKL
+
+# the one list: options, doctor, the docs' table and the contract tests go by it
+OWN_METHODS: tuple[type[Method], ...] = (
+    VoxelKL,
+    RegionKL,
+    ChannelWise,
+    ClassAffinity,
+    SoftDice,
+    Lovasz,
+    ImportanceMap,
+    RegionAffinity,
+    RegionGraph,
+    FeatureFiltering,
+    IntraClassVariation,
+    FitNet,
+    ReCoKD,
+    Displacement,
+)
 
 __all__ = [
-    "Displacement",
-    "FitNet",
-    "GlobalContext",
-    "ReCoKD",
-    "activation_map",
-    "affinity_difference",
-    "attention",
-    "channel_wise",
-    "class_affinity",
-    "displacement_difference",
-    "divergence",
-    "feature_filtering",
-    "foreground_cells",
-    "graph_difference",
-    "importance_map",
-    "importance_map_loss",
-    "intra_class_variation",
-    "lovasz",
-    "region_affinity",
-    "region_graph_loss",
-    "region_kl",
-    "region_masks",
-    "soft_dice",
-    "soft_membership",
-    "stage_weights",
-    "voxel_kl",
+    "OWN_METHODS",
+    "Method",
+    "Methods",
+    "Needs",
+    "OnStages",
+    "Step",
+    "need_logits",
+    "on_features",
+    "stages_of",
+    "tapped_stages",
 ]

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from nnunetv2_kd.methods.method import Method, Needs, Temperature
+from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.tensors.shapes import require_equal, valid_voxels
 
 
@@ -26,3 +28,15 @@ def channel_wise(student: Tensor, teacher: Tensor, valid: Tensor | None = None, 
     z_t = (teacher.detach().float().flatten(2) / temperature).masked_fill(ignored, -1e30)
     log_s, log_t = z_s.log_softmax(dim=2), z_t.log_softmax(dim=2)
     return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(dim=2).mean()
+
+
+class ChannelWise(Method):
+    """KL divergence of every channel's distribution over the voxels (CWD on logits), on every supervised head."""
+
+    name = "channel_wise"
+    needs = Needs(logits=True)
+
+    temperature: Temperature = 4.0
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.over_heads(lambda z_s, z_t, y: channel_wise(z_s, z_t, step.valid(y), self.temperature))

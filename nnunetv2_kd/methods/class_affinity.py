@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunetv2_kd.methods.method import Method, Needs
+from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.tensors.blockwise import over_voxels
 from nnunetv2_kd.tensors.shapes import require_equal, valid_voxels
 
@@ -38,3 +40,13 @@ def _rows(logits: Tensor, mask: Tensor, sigmoid: bool) -> tuple[Tensor, Tensor]:
     # the row of a class that is nearly nowhere would underflow; the scale cancels in the cosine
     rows = over_voxels(p / mass.clamp(min=1e-20), p)
     return F.normalize(rows, dim=2), mass[..., 0] > 1e-20
+
+
+class ClassAffinity(Method):
+    """How the class probabilities overlap (CAKD), on every supervised head."""
+
+    name = "class_affinity"
+    needs = Needs(logits=True)
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.over_heads(lambda z_s, z_t, y: class_affinity(z_s, z_t, step.valid(y), step.sigmoid))

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.methods.adapters import module_key, pointwise, require_same_stages
+from nnunetv2_kd.methods.method import Needs, OnStages
+from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.regions import Regions, at_grid
 from nnunetv2_kd.tensors.shapes import require_same_batch
 
@@ -57,7 +61,7 @@ def displacement_difference(student: Tensor, teacher: Tensor, ratio: float = 1.0
     return (directions + ratio * lengths) / max(len(d_s), 1)
 
 
-class Displacement(nn.Module):
+class DisplacementLoss(nn.Module):
     """`displacement_difference` of the foreground's features, weighted over stages (source).
 
     An embedding is `foreground_cells`, flattened. A 1x1 convolution adapts the student's width where it differs; it
@@ -125,3 +129,33 @@ def _displacements(embeddings: Tensor) -> Tensor:
     pairs = embeddings[first] - embeddings[second]
     mean = pairs.norm(dim=1).sum() / max(len(pairs), 1)
     return pairs / torch.where(mean > 0, mean, 1)
+
+
+class Displacement(OnStages):
+    """How samples of a batch differ from each other (DPRD), over the encoder, with weights that grow with depth."""
+
+    name = "displacement"
+    needs = Needs(features=True)
+
+    stages: tuple[str, ...] = Field(("encoder.:",), min_length=1, description="stages that are compared")
+    grid: int = Field(4, ge=1, le=32, description="cells per axis to which the features are averaged")
+    ratio: float = Field(1.0, ge=0, description="factor on the part that compares lengths")
+
+    def trained_part(self, channels_s: Mapping[str, int], channels_t: Mapping[str, int], dims: int) -> nn.Module:
+        return DisplacementLoss(channels_s, channels_t, dims, self.grid, self.ratio)
+
+    def check_batch(self, batch_size: int) -> list[str]:
+        if batch_size < 2:
+            raise KDError(
+                "displacement compares samples of a batch and needs at least two; this batch size is 1. Give the plans "
+                "a larger one: nnUNetv2_kd plan ... --batch-size 4"
+            )
+        if batch_size > 2:
+            return []
+        return [
+            "WARNING: displacement: a batch of two has a single pair of samples, so the part that compares lengths is "
+            "always 0. A larger batch lets it count: nnUNetv2_kd plan ... --batch-size 4"
+        ]
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.trained_part(self.name)(*step.stage_features(self.stages), step.regions())

@@ -4,8 +4,11 @@ the paper's are not public."""
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from nnunetv2_kd.methods.method import Needs, OnStages
+from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.regions import Regions, map_at_grid
 from nnunetv2_kd.tensors.blockwise import few_channels, in_float32, over_voxels
 from nnunetv2_kd.tensors.shapes import require_same_batch
@@ -121,3 +124,15 @@ def _dots(features: Tensor, maps: Tensor) -> Tensor:
     for samples, channels in few_channels(features):
         dots[samples, channels] = over_voxels(_active(features[samples, channels]), maps[samples].unsqueeze(1))[..., 0]
     return dots
+
+
+class FeatureFiltering(OnStages):
+    """Where a stage is active, region by region, counting what the teacher is decided on (MSKD's FFD)."""
+
+    name = "feature_filtering"
+    needs = Needs(features=True)
+
+    gamma: float = Field(1.0, gt=0, le=10, description="how much more decided voxels count")
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.over_stages(self.stages, lambda f_s, f_t: feature_filtering(f_s, f_t, step.regions(), self.gamma))

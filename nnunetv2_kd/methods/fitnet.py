@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_kd.methods.adapters import module_key, pointwise, require_same_stages
+from nnunetv2_kd.methods.method import Needs, OnStages
+from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.tensors.shapes import require_equal
 
 
-class FitNet(nn.Module):
+class FitNetLoss(nn.Module):
     """``sum_stages mean (adapter(F_s) - F_t)^2``, the adapter a bias-free 1x1 convolution (source: hint training with a
     convolutional regressor, here over several stages at once).
 
@@ -43,3 +45,17 @@ class FitNet(nn.Module):
         adapted = self.adapters[module_key(stage)](student.float())
         require_equal(adapted, teacher, f"adapted and teacher's features of {stage}")
         return F.mse_loss(adapted, teacher.detach().float())
+
+
+class FitNet(OnStages):
+    """Mean squared error of the features behind a trained 1x1 convolution, summed over the stages."""
+
+    name = "fitnet"
+    needs = Needs(features=True)
+    value_when_identical = None  # the adapters start at random
+
+    def trained_part(self, channels_s: Mapping[str, int], channels_t: Mapping[str, int], dims: int) -> nn.Module:
+        return FitNetLoss(channels_s, channels_t, dims)
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.trained_part(self.name)(*step.stage_features(self.stages))

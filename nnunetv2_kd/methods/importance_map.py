@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunetv2_kd.methods.method import Needs, OnStages
+from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.regions import map_at_grid
 from nnunetv2_kd.tensors.blockwise import mean_power
 
@@ -39,3 +41,13 @@ def importance_map_loss(student: Tensor, teacher: Tensor) -> Tensor:
         resized = map_at_grid(map_s, map_t.shape[1:])
         map_s = F.normalize(resized.flatten(1), dim=1).view_as(map_t)
     return (map_s - map_t).square().flatten(1).sum(dim=1).mean()
+
+
+class ImportanceMap(OnStages):
+    """Where a stage is active (EMKD's IMD), summed over the stages."""
+
+    name = "importance_map"
+    needs = Needs(features=True)
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.over_stages(self.stages, importance_map_loss)

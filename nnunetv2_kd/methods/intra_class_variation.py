@@ -4,6 +4,8 @@ Segmentation", ECCV 2020."""
 import torch
 from torch import Tensor
 
+from nnunetv2_kd.methods.method import Needs, OnStages
+from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.regions import Regions, map_at_grid, region_vectors, unit_vectors
 from nnunetv2_kd.tensors.blockwise import mean_power
 from nnunetv2_kd.tensors.shapes import require_same_batch
@@ -46,3 +48,13 @@ def _likeness(features: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
     # the root of 0 has no finite gradient
     length = torch.where(alive, squares, 1).sqrt()
     return along / torch.where(alive, length * total, 1), total.clamp(max=1)
+
+
+class IntraClassVariation(OnStages):
+    """How far every voxel's features are from its region's mean (IFVD), summed over the stages."""
+
+    name = "intra_class_variation"
+    needs = Needs(features=True)
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.over_stages(self.stages, lambda f_s, f_t: intra_class_variation(f_s, f_t, step.regions()))

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from nnunetv2_kd.methods.method import Method, Needs
+from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.tensors.shapes import require_equal, valid_voxels
 
 BITS_OF_ONE = 0x3F800000  # of 1.0 in float32
@@ -74,3 +76,14 @@ def _descending(errors: Tensor) -> Tensor:
     keys.bitwise_or_(torch.arange(len(keys)))
     keys.numpy().sort()
     return keys.bitwise_and_(2**32 - 1)
+
+
+class Lovasz(Method):
+    """Lovász-softmax against the teacher's decision, on every supervised head."""
+
+    name = "lovasz"
+    needs = Needs(logits=True)
+    value_when_identical = None  # 0 only where both are certain
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.over_heads(lambda z_s, z_t, y: lovasz(z_s, z_t, step.valid(y), step.sigmoid))

@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from nnunetv2_kd.methods.adapters import module_key, pointwise, require_same_stages
+from nnunetv2_kd.methods.method import Needs, OnStages
 from nnunetv2_kd.methods.recokd_sums import attended, sizes, softmax_inside, sums
+from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.regions import Regions
 from nnunetv2_kd.tensors.shapes import require_same_batch
 
@@ -85,7 +88,7 @@ class GlobalContext(nn.Module):
         return self.transform(context if weight is None else context @ weight.T)
 
 
-class ReCoKD(nn.Module):
+class ReCoKDLoss(nn.Module):
     """``sum_k 2^(-1.2 k) (MS-SARD + MS-CA)`` over stages (source).
 
     MS-CA is the mean squared error between the two networks' features after a global-context block each; both blocks
@@ -171,3 +174,19 @@ class ReCoKD(nn.Module):
         squares = found.squares + (2 * added * found.differences).sum(dim=1) + count * added.square().sum(dim=1)
         loss = (channel_s - channel_t).abs().mean(dim=1) + (spatial_s - spatial_t).abs().sum(dim=1) / some
         return (loss + squares / (channels * some)).mean()
+
+
+class ReCoKD(OnStages):
+    """Region-weighted features, attention and global context behind trained convolutions (ReCo-KD)."""
+
+    name = "recokd"
+    needs = Needs(features=True)
+    value_when_identical = None  # the adapters start at random
+
+    stages: tuple[str, ...] = Field(("encoder.:-1",), min_length=1, description="stages that are compared")
+
+    def trained_part(self, channels_s: Mapping[str, int], channels_t: Mapping[str, int], dims: int) -> nn.Module:
+        return ReCoKDLoss(channels_s, channels_t, dims)
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.trained_part(self.name)(*step.stage_features(self.stages), step.regions())

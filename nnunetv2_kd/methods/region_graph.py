@@ -2,9 +2,11 @@
 paper's are not public."""
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from nnunetv2_kd.regions import Regions, region_graph
+from nnunetv2_kd.methods.method import Needs, OnStages
+from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.tensors.shapes import require_equal
 
 
@@ -40,23 +42,6 @@ def graph_difference(edges_s: Tensor, edges_t: Tensor, present: Tensor, hops: in
     return loss / hops + (strength_s - strength_t).square().sum() / count
 
 
-def region_graph_loss(student: Tensor, teacher: Tensor, regions: Regions, hops: int = 3) -> Tensor:
-    """`graph_difference` of the student's and the teacher's `region_graph` (RGD; ours).
-
-    Args:
-        student, teacher: features ``(B, C, *S)`` of one stage; channels and grids may differ, as each network's
-            features are pooled at their own grid.
-        regions: of the same batch, at a grid that is a multiple of both.
-        hops: at least 1.
-
-    Returns:
-        Scalar, at least 0.
-    """
-    edges_s, present = region_graph(student, regions)
-    edges_t, _ = region_graph(teacher.detach(), regions)
-    return graph_difference(edges_s, edges_t, present, hops)
-
-
 def _walk(edges: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
     """``P``, and every node's strength over the mean strength; both 0 at absent nodes."""
     loops = torch.eye(len(nodes), device=edges.device)
@@ -66,3 +51,15 @@ def _walk(edges: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
     root = torch.where(nodes > 0, degree, 1).rsqrt()
     mean = degree.sum() / nodes.sum().clamp(min=1)
     return adjacency * root.outer(root), degree / torch.where(mean > 0, mean, 1)
+
+
+class RegionGraph(OnStages):
+    """How alike the regions of all samples look to a stage, over several hops (MSKD's RGD), summed over the stages."""
+
+    name = "region_graph"
+    needs = Needs(region_cosines=True)
+
+    hops: int = Field(3, ge=1, le=10, description="powers of the graph that are compared")
+
+    def __call__(self, step: Step) -> Tensor:
+        return torch.stack([graph_difference(*step.region_graphs(stage), self.hops) for stage in self.stages]).sum()

@@ -1,8 +1,13 @@
 """Region-balanced KL (ours): the divergence of two predictions, averaged within each region."""
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from nnunetv2_kd.methods.method import Method, Needs, Temperature
+from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.methods.voxel_kl import divergence
 from nnunetv2_kd.regions import Regions
 
@@ -48,3 +53,20 @@ def soft_membership(logits: Tensor, sigmoid: bool) -> Tensor:
         return z.softmax(dim=1)
     regions = z.sigmoid()
     return torch.cat((1 - regions.amax(dim=1, keepdim=True), regions), dim=1)
+
+
+class RegionKL(Method):
+    """KL divergence averaged within each region, then over regions, on every supervised head (ours)."""
+
+    name = "region_kl"
+    needs = Needs(logits=True)
+
+    temperature: Temperature = 1.0
+    membership: Literal["teacher", "labels"] = Field("teacher", description="whose regions")
+
+    def __call__(self, step: Step) -> Tensor:
+        def of_head(z_s: Tensor, z_t: Tensor, y: Tensor) -> Tensor:
+            regions = step.regions(y) if self.membership == "labels" else None
+            return region_kl(z_s, z_t, regions, self.temperature, step.sigmoid)
+
+        return step.over_heads(of_head)

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from nnunetv2_kd.methods.method import Method, Needs
+from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.tensors.shapes import require_equal, valid_voxels
 
 
@@ -35,3 +37,13 @@ def soft_dice(student: Tensor, teacher: Tensor, valid: Tensor | None = None, sig
 def _foreground(logits: Tensor, sigmoid: bool) -> Tensor:
     z = logits.float()
     return z.sigmoid() if sigmoid else z.softmax(dim=1)[:, 1:]
+
+
+class SoftDice(Method):
+    """Soft Dice between the two networks' probabilities, on every supervised head."""
+
+    name = "soft_dice"
+    needs = Needs(logits=True)
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.over_heads(lambda z_s, z_t, y: soft_dice(z_s, z_t, step.valid(y), step.sigmoid))

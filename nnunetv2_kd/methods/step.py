@@ -1,6 +1,6 @@
-"""Everything that distillation terms look at in one training step."""
+"""Everything that a method may look at in one training step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,13 +15,18 @@ class Step:
     weights, finest first.
 
     Attributes:
-        logits_t: the teacher's; empty where no term looks at them. Then the other lists are over all of the student's
+        labels: how the targets are to be read.
+        logits_s: the student's logits, ``(B, K, *S)`` per head.
+        logits_t: the teacher's; empty where no method asks for them. Then the other lists are over all of the student's
             heads that nnU-Net's loss weights.
-        features_s: the student's features by stage.
-        features_t: the teacher's under the student's names of the stages; empty where there are several teachers.
-        edges_t: cosines between all regions of the batch by stage, see `region_graph`, combined over several
-            teachers; empty where there is one.
-        adapters: the trained parts of the terms that have some, by term.
+        targets: nnU-Net's, ``(B, 1, *S)``, or with overlapping regions a channel per region; per head.
+        head_weights: nnU-Net's weight of every head.
+        features_s: the student's features ``(B, C, *S)`` by stage.
+        features_t: the teacher's by the student's names of the stages; empty where there are several teachers, or where
+            the teacher is stored.
+        edges_t: cosines between all regions of the batch ``(B*K, B*K)`` by stage, of several teachers or a stored one;
+            empty where one teacher runs.
+        trained_parts: what methods train beside the student, by the method's name.
     """
 
     labels: Labels
@@ -29,15 +34,31 @@ class Step:
     logits_t: list[Tensor]
     targets: list[Tensor]
     head_weights: list[float]
-    features_s: dict[str, Tensor]
-    features_t: dict[str, Tensor]
-    edges_t: dict[str, Tensor]
-    adapters: nn.ModuleDict
+    features_s: Mapping[str, Tensor]
+    features_t: Mapping[str, Tensor] = field(default_factory=dict)
+    edges_t: Mapping[str, Tensor] = field(default_factory=dict)
+    trained_parts: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     _regions: Regions | None = field(default=None, init=False)
 
     @property
-    def regions(self) -> Regions:
-        """Regions of the finest target."""
+    def sigmoid(self) -> bool:
+        """Whether the heads are overlapping regions (sigmoid) and not exclusive classes (softmax)."""
+        return self.labels.has_regions
+
+    def valid(self, target: Tensor) -> Tensor | None:
+        """``(B, 1, *S)`` bool, False at voxels with the ignore label; None where the dataset has none.
+
+        For methods that average over voxels, whatever these are labelled as.
+        """
+        return self.labels.valid(target)
+
+    def regions(self, target: Tensor | None = None) -> Regions:
+        """Which region every voxel of a target (default: the finest) belongs to, at any grid; ignored voxels to none.
+
+        For methods that compare regions, or weigh a small one as much as a large one.
+        """
+        if target is not None:
+            return self.labels.regions(target)
         if self._regions is None:  # not a cached_property: before Python 3.12 it has a lock, which is not compiled
             self._regions = self.labels.regions(self.targets[0])
         return self._regions
@@ -51,15 +72,24 @@ class Step:
         """Sum over stages of ``term(student's features, teacher's features)``."""
         return torch.stack([term(self.features_s[stage], self.features_t[stage]) for stage in stages]).sum()
 
-    def graphs(self, stage: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Student's and teacher's cosines between all regions of the batch, ``(B*K, B*K)``, and which are present."""
-        edges_s, present = region_graph(self.features_s[stage], self.regions)
+    def region_graphs(self, stage: str) -> tuple[Tensor, Tensor, Tensor]:
+        """How alike all regions of the batch look to the two networks, see `nnunetv2_kd.regions.region_graph`.
+
+        Returns:
+            Student's and teacher's cosines ``(B*K, B*K)``, and which regions are present ``(B*K,)``.
+        """
+        edges_s, present = region_graph(self.features_s[stage], self.regions())
         if stage in self.edges_t:
             return edges_s, self.edges_t[stage], present
-        return edges_s, region_graph(self.features_t[stage].detach(), self.regions)[0], present
+        return edges_s, region_graph(self.features_t[stage].detach(), self.regions())[0], present
 
-    def adapted(self, name: str, stages: Sequence[str], *others: Tensor) -> Tensor:
-        """The term ``name``, whose trained part compares the features of these stages."""
-        features_s = {stage: self.features_s[stage] for stage in stages}
-        features_t = {stage: self.features_t[stage].detach() for stage in stages}
-        return self.adapters[name](features_s, features_t, *others)
+    def trained_part(self, name: str) -> nn.Module:
+        """What the method of that name trains beside the student, see `Method.trained_part`."""
+        return self.trained_parts[name]
+
+    def stage_features(self, stages: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Student's and teacher's features of these stages, the teacher's without gradient."""
+        return (
+            {stage: self.features_s[stage] for stage in stages},
+            {stage: self.features_t[stage].detach() for stage in stages},
+        )

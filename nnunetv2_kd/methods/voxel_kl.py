@@ -3,6 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunetv2_kd.methods.method import Method, Needs, Temperature
+from nnunetv2_kd.methods.step import Step
+
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float, sigmoid: bool) -> Tensor:
     """Kullback-Leibler divergence of the student's from the teacher's prediction at every voxel, times ``T^2``.
@@ -51,3 +54,15 @@ def voxel_kl(
         return kl.mean()
     mask = valid[:, 0].float()
     return (kl * mask).sum() / mask.sum().clamp(min=1)
+
+
+class VoxelKL(Method):
+    """KL divergence of the class probabilities, mean over voxels, on every supervised head (Hinton et al.)."""
+
+    name = "voxel_kl"
+    needs = Needs(logits=True)
+
+    temperature: Temperature = 1.0
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.over_heads(lambda z_s, z_t, y: voxel_kl(z_s, z_t, step.valid(y), self.temperature, step.sigmoid))

@@ -76,7 +76,7 @@ def check_here(wanted: CpuSpeed) -> None:
         )
 
 
-def use(network: nn.Module, way: CpuMode, in_training_only: bool = False) -> None:
+def set_mode(network: nn.Module, way: CpuMode, in_training_only: bool = False) -> None:
     """Let a network compute in this way on the CPU from now on. Its weights stay float32, its outputs are float32.
 
     Args:
@@ -120,7 +120,7 @@ def measure(network: nn.Module, shape: Sequence[int], trained: bool = False) -> 
         data = torch.randn(tuple(shape))
         copies = {way: copy.deepcopy(plain_network(network)).train(trained) for way in took}
         for way, copied in copies.items():
-            use(copied, way)
+            set_mode(copied, way)
         started = time.perf_counter()
         # in turns, so that what else the machine does weighs on all alike
         for _ in range(ROUNDS):
@@ -134,24 +134,24 @@ def measure(network: nn.Module, shape: Sequence[int], trained: bool = False) -> 
     return MeasuredModes(fastest if ms[fastest] < WORTH_IT * ms[STOCK] else STOCK, ms)
 
 
-def speed_up(network: nn.Module, wanted: CpuSpeed, shape: Sequence[int], trained: bool = False) -> ChosenMode:
+def choose_mode(network: nn.Module, wanted: CpuSpeed, shape: Sequence[int], trained: bool = False) -> ChosenMode:
     """Let a network compute in the way that the user wants, or in the fastest one.
 
     Args:
         network: on the CPU.
         wanted: a way, or ``measure``.
         shape: of its input, ``(B, C, *S)``, to measure with.
-        trained: whether it is trained; then in eval mode it still computes as stock nnU-Net does, see `use`.
+        trained: whether it is trained; then in eval mode it still computes as stock nnU-Net does, see `set_mode`.
 
     Raises:
         KDError: where this processor lacks the instructions for the way that is wanted.
     """
     check_here(wanted)
     if wanted != "measure":
-        use(network, wanted, in_training_only=trained)
+        set_mode(network, wanted, in_training_only=trained)
         return ChosenMode(wanted)
     measured = measure(network, shape, trained)
-    use(network, measured.way, in_training_only=trained)
+    set_mode(network, measured.way, in_training_only=trained)
     what = "forward and backward" if trained else "forward"
     missing = "" if cpu_has_bfloat16() else "; no bfloat16 instructions here"
     return ChosenMode(measured.way, f"measured, {what}: {measured}{missing}")

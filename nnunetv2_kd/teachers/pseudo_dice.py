@@ -1,5 +1,6 @@
-"""Pseudo Dice of a network on patches, as nnU-Net shows it during training."""
+"""Pseudo Dice of a network on patches, as nnU-Net shows it during training, and in words."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -7,19 +8,21 @@ from torch import Tensor
 
 from nnunetv2_kd.regions import Labels
 
+POOR_DICE = 0.5
 
-def pseudo_dice(answers: Iterable[tuple[Tensor, Tensor]], labels: Labels) -> list[float]:
+
+def pseudo_dice(pairs: Iterable[tuple[Tensor, Tensor]], labels: Labels) -> list[float]:
     """Dice per class or region, counted over all patches together, background left out.
 
     Args:
-        answers: pairs of logits ``(B, K, *S)`` and nnU-Net's target of the same size.
+        pairs: ``(B, K, *S)`` and nnU-Net's target of the same size.
         labels: how to read the target. Ignored voxels do not count.
 
     Returns:
         One value in [0, 1] per foreground class or region; nan where neither prediction nor label has it.
     """
     tp = fp = fn = torch.zeros(())
-    for logits, target in answers:
+    for logits, target in pairs:
         truth = labels.regions(target).dense()[:, 1:].bool()
         if labels.has_regions:
             predicted = logits > 0
@@ -35,3 +38,16 @@ def pseudo_dice(answers: Iterable[tuple[Tensor, Tensor]], labels: Labels) -> lis
         fp = fp + (predicted & ~truth).sum(dims).cpu()
         fn = fn + (~predicted & truth).sum(dims).cpu()
     return (2 * tp / (2 * tp + fp + fn)).tolist()
+
+
+def describe_dice(heading: str, dice: list[float]) -> list[str]:
+    """A teacher's Dice per class or region as a line for the log, and a warning where it is poor."""
+    lines = [f"{heading}: {[round(d, 4) for d in dice]}"]
+    present = [d for d in dice if not math.isnan(d)]
+    mean = sum(present) / len(present) if present else math.nan
+    if mean < POOR_DICE:
+        lines.append(
+            f"WARNING: that is poor (mean {mean:.2f}). A student cannot learn much from it. Is it the right "
+            "checkpoint, and was it trained on these labels?"
+        )
+    return lines

@@ -12,7 +12,7 @@ from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.networks.cost import network_cost
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE
-from nnunetv2_kd.trainers.adapters import split_optimizer_state
+from nnunetv2_kd.trainers.trained_parts import split_optimizer_state
 
 
 def stock_name(trainer: type) -> str:

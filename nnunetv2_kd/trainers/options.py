@@ -7,10 +7,10 @@ plans, and from the trainer's defaults; the first that names a top-level key win
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from nnunetv2_kd.config import (
     CheckedOptions,
@@ -23,7 +23,8 @@ from nnunetv2_kd.config import (
     problems_of,
 )
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.methods.options import Terms
+from nnunetv2_kd.methods import Method
+from nnunetv2_kd.methods.registry import read_methods
 
 VARIABLE = "nnUNet_kd_config"
 
@@ -36,8 +37,13 @@ class Options(CheckedOptions):
     stored_teacher: str | None = Field(None, description="a store's name or folder, instead of running a teacher")
     combine: CombineOptions = CombineOptions()
     student: StudentOptions = StudentOptions()
-    terms: Terms = Terms()
+    terms: Annotated[dict[str, SerializeAsAny[Method]], BeforeValidator(read_methods)] = Field(
+        {}, description="the distillation methods by name; one that is not named is not computed"
+    )
     schedule: Schedule = Schedule()
+    balance: Literal["gradient"] | None = Field(
+        None, description="gradient: a term's weight is the length of its gradient against that of nnU-Net's loss"
+    )
     epochs: int | None = Field(None, ge=1, description="default: the trainer's own, 1000 in nnU-Net")
     iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 250 in nnU-Net")
     val_iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 50 in nnU-Net")
@@ -79,6 +85,10 @@ class Options(CheckedOptions):
         if self.cpu_bfloat16 and self.cpu_speed is not None:
             raise ValueError("give cpu_bfloat16 or cpu_speed, not both")
         return self
+
+    def active_terms(self) -> dict[str, Method]:
+        """The terms whose weight is not 0."""
+        return {name: method for name, method in self.terms.items() if method.weight > 0}
 
     def speed_on_cpu(self) -> CpuSpeed:
         return self.cpu_speed or ("bfloat16_channels_last" if self.cpu_bfloat16 else "float32")

@@ -1,8 +1,10 @@
-"""What the user watches: every term's value and share, per epoch, in a CSV file and a plot; and the guard that stops a
-distillation that is silently off."""
+"""Progress of a distillation: every term's value and shares, per epoch, in a CSV file and a plot; and the guard that
+stops a distillation that is silently off."""
 
 import csv
 import math
+from collections.abc import Iterable, Mapping
+from io import StringIO
 from pathlib import Path
 
 import matplotlib
@@ -14,8 +16,11 @@ import torch
 from torch import Tensor
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.nnunet.files import write_text
 
 GUARDED_ITERATIONS = 50
+HARDLY, NEARLY_ALONE = 0.01, 0.9  # of the gradient on the student
+A_TENTH, HALF = 0.1, 0.5
 Seen = dict[str, list[float]]
 
 
@@ -76,6 +81,7 @@ class TermHistory:
         self.png_file = Path(folder) / "kd_progress.png"
         self.weights = weights
         self.rows: list[dict[str, float]] = []
+        self._advised: set[str] = set()
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
 
@@ -86,14 +92,34 @@ class TermHistory:
                 rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
             self.rows = [row for row in rows if row["epoch"] < epoch]
 
-    def add(self, values: dict[str, Tensor], factor: float, notes: dict[str, Tensor] | None = None) -> None:
-        """The loss parts of one iteration, the schedule's factor, and what else is to be noted.
+    def add(
+        self,
+        values: Mapping[str, Tensor],
+        weighted: Mapping[str, Tensor],
+        factor: float,
+        shares: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+    ) -> None:
+        """Note one iteration.
 
         They are summed on their device, so that nothing waits for it. Values that are not finite are left out: under
         AMP such a step is skipped, and the training is well.
+
+        Args:
+            values: of nnU-Net's loss and every term, unweighted.
+            weighted: of every term as it is in the total.
+            factor: the schedule's.
+            shares: how much each of several teachers counted, by name.
+            gradients: length of the gradient of nnU-Net's loss and of every term as it is in the total, where it was
+                measured; else empty.
         """
-        weighted = {f"{name}_weighted": factor * self.weights[name] * values[name] for name in self.weights}
-        parts = {**values, **weighted, "factor": torch.tensor(factor), **(notes or {})}
+        parts = {
+            **values,
+            **{f"{name}_weighted": value for name, value in weighted.items()},
+            **{f"{name}_gradient": length for name, length in gradients.items()},
+            "factor": torch.tensor(factor),
+            **shares,
+        }
         for name, value in parts.items():
             finite = torch.isfinite(value)
             kept = torch.where(finite, value, torch.zeros_like(value))
@@ -110,45 +136,75 @@ class TermHistory:
         return means
 
     def close_epoch(self, epoch: int, means: dict[str, float]) -> dict[str, float]:
-        """Append an epoch to the CSV file, with every term's share, and redraw the plot.
+        """Append an epoch to the CSV file, with every term's shares, and redraw the plot.
 
         The share of a term is its weighted value among the absolute values of all loss parts (nnU-Net's loss can be
-        negative, as it contains minus the Dice).
+        negative, as it contains minus the Dice); the share of the gradient that of its length among all lengths.
 
         Raises:
             KDError: where a part was not finite in a single iteration of the epoch.
         """
-        lost = [name for name, value in means.items() if not math.isfinite(value) and not name.endswith("_weighted")]
+        derived = ("_weighted", "_gradient")
+        lost = [name for name, value in means.items() if not math.isfinite(value) and not name.endswith(derived)]
         if lost:
             raise KDError(f"In epoch {epoch} {', '.join(lost)} was never finite. Training stops here.")
         whole = abs(means["segmentation"]) + sum(means[f"{name}_weighted"] for name in self.weights) or 1.0
         row = {"epoch": float(epoch), **means}
         row |= {f"{name}_share": means[f"{name}_weighted"] / whole for name in self.weights}
+        row |= {f"{name}_gradient_share": share for name, share in gradient_shares(means, self.weights).items()}
         self.rows.append(row)
         self._write()
         self._plot_epochs()
         return row
 
+    def advice(self, row: dict[str, float]) -> list[str]:
+        """Lines for the log after an epoch: the terms' shares of the gradient after the first one, and once for every
+        term that pulls hardly at all or nearly alone, with the weight that would mend it."""
+        lines = []
+        shares = gradient_shares(row, self.weights, row["factor"])
+        if shares and len(self.rows) == 1:
+            told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+            lines.append(f"share of the gradient on the student: {told}; nnU-Net's loss has the rest")
+        for name, share in shares.items():
+            target = A_TENTH if share < HARDLY else HALF if share > NEARLY_ALONE else None
+            if target is None or name in self._advised:
+                continue
+            self._advised.add(name)
+            if share == 0:
+                lines.append(f"WARNING: the term {name} has no gradient on the student at all.")
+                continue
+            weight = self.weights[name] * target / (1 - target) * (1 - share) / share
+            lines.append(
+                f"NOTE: the term {name} makes up {100 * share:.2g} % of the gradient on the student. A weight of "
+                f"{weight:.2g} instead of {self.weights[name]:g} would bring it to {100 * target:.0f} %; 'balance: "
+                "gradient' in the options makes weights such ratios by itself."
+            )
+        return lines
+
     def _write(self) -> None:
-        with self.csv_file.open("w", newline="") as stream:
+        with StringIO(newline="") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(self.rows[-1]), restval="nan", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows)
+            write_text(self.csv_file, stream.getvalue())
 
     @plt.rc_context(matplotlib.rcParamsDefault)  # nnU-Net sets a huge font for all figures of the process
     def _plot_epochs(self) -> None:
         epochs = [row["epoch"] for row in self.rows]
         marker = "o" if len(epochs) == 1 else None
-        figure, (values, shares) = plt.subplots(2, 1, figsize=(9, 9), sharex=True, layout="constrained")
+        figure, (values, shares, gradients) = plt.subplots(3, 1, figsize=(9, 12), sharex=True, layout="constrained")
         values.plot(epochs, [row["segmentation"] for row in self.rows], "k", marker=marker, label="nnU-Net's loss")
         for name, weight in self.weights.items():
             weighted = [row.get(f"{name}_weighted", math.nan) for row in self.rows]
             values.plot(epochs, weighted, marker=marker, label=f"{weight:g} × {name}")
             share = [100 * row.get(f"{name}_share", math.nan) for row in self.rows]
             shares.plot(epochs, share, marker=marker, label=name)
+            share = [100 * row.get(f"{name}_gradient_share", math.nan) for row in self.rows]
+            gradients.plot(epochs, share, marker=marker, label=name)
         values.set_ylabel("loss part (weighted, with the schedule's factor)")
-        shares.set(xlabel="epoch", ylabel="share of the total loss [%]", ylim=(0, 100))
-        for axes in (values, shares):
+        shares.set(ylabel="share of the total loss [%]", ylim=(0, 100))
+        gradients.set(xlabel="epoch", ylabel="share of the gradient [%]", ylim=(0, 100))
+        for axes in (values, shares, gradients):
             axes.legend()
             axes.grid(alpha=0.3)
         figure.savefig(self.png_file, dpi=100)
@@ -162,3 +218,20 @@ def in_log_line(row: dict[str, float], weights: dict[str, float]) -> str:
     line = f"{', '.join(terms)}; nnU-Net's loss {row['segmentation']:.4f}; schedule {row['factor']:.2f}"
     teachers = [f"{row[name]:.3f}" for name in row if name.startswith("weight_of_teacher_")]
     return f"{line}; teachers' weights {' '.join(teachers)}" if teachers else line
+
+
+def gradient_shares(row: Mapping[str, float], names: Iterable[str], factor: float = 1.0) -> dict[str, float]:
+    """Share of each term in the lengths of all gradients on the student; empty where they were not measured.
+
+    Args:
+        row: with ``segmentation_gradient`` and one ``NAME_gradient`` per term, in which the schedule's factor is.
+        names: of the terms.
+        factor: the schedule's, to be taken out again; 1 leaves it in.
+    """
+    if "segmentation_gradient" not in row or factor <= 0:
+        return {}
+    lengths = {name: row[f"{name}_gradient"] / factor for name in names}
+    whole = row["segmentation_gradient"] + sum(lengths.values())
+    if not math.isfinite(whole) or whole <= 0:
+        return {}
+    return {name: length / whole for name, length in lengths.items()}

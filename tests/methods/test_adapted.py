@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_kd.methods import Displacement, FitNet, GlobalContext, ReCoKD, attention, region_masks
+from nnunetv2_kd.methods.displacement import DisplacementLoss
+from nnunetv2_kd.methods.fitnet import FitNetLoss
+from nnunetv2_kd.methods.recokd import GlobalContext, ReCoKDLoss, attention, region_masks
 from nnunetv2_kd.methods.recokd_sums import sizes
 from nnunetv2_kd.regions.membership import label_regions, overlapping_regions
 from tests.methods import reference_rivals
@@ -25,7 +27,7 @@ def term_of(kind, dims, student=STUDENT, teacher=TEACHER):
 
 
 def call(term, f_s, f_t, m):
-    return term(f_s, f_t) if isinstance(term, FitNet) else term(f_s, f_t, m)
+    return term(f_s, f_t) if isinstance(term, FitNetLoss) else term(f_s, f_t, m)
 
 
 def features(channels, spatial, rng, batch=3):
@@ -55,7 +57,7 @@ def flat(x):
 
 @pytest.mark.parametrize("spatial", SPATIAL)
 def test_fitnet_is_the_reference(spatial, rng):
-    term = term_of(FitNet, len(spatial))
+    term = term_of(FitNetLoss, len(spatial))
     f_s, f_t = features(STUDENT, spatial, rng), features(TEACHER, spatial, rng)
     expected = sum(((adapted(term, s, f_s[s]) - f_t[s].numpy()) ** 2).mean() for s in STUDENT)
     assert float(term(f_s, f_t).detach()) == pytest.approx(expected, rel=1e-4)
@@ -79,7 +81,7 @@ def recokd_reference(term, f_s, f_t, m):
 def recokd_that_learned(spatial, rng):
     """Blocks that are not the identity, and what they are called with; wide, as a layer norm over two is constant."""
     teacher = {"encoder.0": 6, "decoder.1": 8}
-    term = term_of(ReCoKD, len(spatial), teacher=teacher)
+    term = term_of(ReCoKDLoss, len(spatial), teacher=teacher)
     for parameter in term.parameters():
         torch.nn.init.normal_(parameter, std=0.5, generator=rng)
     for block in (*term.context_s.values(), *term.context_t.values()):
@@ -141,7 +143,7 @@ def test_region_masks_and_overlapping_regions():
 
 def test_recokd_counts_absent_foreground_as_zero(rng):
     """All background: what is left is the background's part, the attentions' own, and the features'."""
-    term = term_of(ReCoKD, 2, {"a": 2}, {"a": 2})
+    term = term_of(ReCoKDLoss, 2, {"a": 2}, {"a": 2})
     torch.nn.init.dirac_(term.adapters["a"].weight)
     f_s, f_t = torch.randn(1, 2, 1, 6, generator=rng), torch.randn(1, 2, 1, 6, generator=rng)
     m = torch.zeros(1, 3, 1, 6)
@@ -173,7 +175,7 @@ def test_global_context_behind_a_convolution(rng):
     torch.testing.assert_close(block(f, inside, weight), block(weight @ f, inside))
 
 
-@pytest.mark.parametrize("kind", [FitNet, ReCoKD, Displacement])
+@pytest.mark.parametrize("kind", [FitNetLoss, ReCoKDLoss, DisplacementLoss])
 def test_zero_when_identical(kind, rng):
     term = term_of(kind, 2, TEACHER, TEACHER)
     for adapter in term.adapters.values():
@@ -183,7 +185,7 @@ def test_zero_when_identical(kind, rng):
     assert float(call(term, f, clone, labels((8, 4), rng)).detach()) == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", [FitNet, ReCoKD, Displacement])
+@pytest.mark.parametrize("kind", [FitNetLoss, ReCoKDLoss, DisplacementLoss])
 def test_gradient_to_the_student_and_the_parameters(kind, rng):
     term = term_of(kind, 2)
     f_s, f_t = features(STUDENT, (8, 4), rng), features(TEACHER, (8, 4), rng)
@@ -198,7 +200,7 @@ def test_gradient_to_the_student_and_the_parameters(kind, rng):
     assert all(torch.isfinite(p.grad).all() for p in term.parameters())
 
 
-@pytest.mark.parametrize("kind", [ReCoKD, Displacement])
+@pytest.mark.parametrize("kind", [ReCoKDLoss, DisplacementLoss])
 def test_ignored_voxels_do_not_count(kind, rng):
     """Ignored are whole cells of the coarser stage's grid."""
     term = term_of(kind, 2)
@@ -212,7 +214,7 @@ def test_ignored_voxels_do_not_count(kind, rng):
     assert float(call(term, f_s, f_t, labels((8, 4), rng)).detach()) != pytest.approx(expected, rel=1e-2)
 
 
-@pytest.mark.parametrize("kind", [ReCoKD, Displacement])
+@pytest.mark.parametrize("kind", [ReCoKDLoss, DisplacementLoss])
 def test_all_ignored_is_zero_and_not_nan(kind, rng):
     term = term_of(kind, 2)
     f_s = {stage: f.requires_grad_() for stage, f in features(STUDENT, (8, 4), rng).items()}
@@ -223,7 +225,7 @@ def test_all_ignored_is_zero_and_not_nan(kind, rng):
     assert all(torch.isfinite(p.grad).all() for p in term.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("kind", [FitNet, ReCoKD, Displacement])
+@pytest.mark.parametrize("kind", [FitNetLoss, ReCoKDLoss, DisplacementLoss])
 def test_dead_students_have_finite_gradients(kind, rng):
     term = term_of(kind, 2)
     f_s = {stage: torch.zeros_like(f, requires_grad=True) for stage, f in features(STUDENT, (8, 4), rng).items()}
@@ -232,7 +234,7 @@ def test_dead_students_have_finite_gradients(kind, rng):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", [FitNet, ReCoKD, Displacement])
+@pytest.mark.parametrize("kind", [FitNetLoss, ReCoKDLoss, DisplacementLoss])
 def test_half_precision(kind, dtype, rng):
     term, m = term_of(kind, 2), labels((8, 4), rng)
     f_s, f_t = ({k: f.to(dtype) for k, f in features(c, (8, 4), rng).items()} for c in (STUDENT, TEACHER))
@@ -247,7 +249,7 @@ def test_half_precision(kind, dtype, rng):
         np.testing.assert_allclose(half[stage].grad.float(), full[stage].grad, rtol=0.02, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [FitNet, ReCoKD, Displacement])
+@pytest.mark.parametrize("kind", [FitNetLoss, ReCoKDLoss, DisplacementLoss])
 def test_parameters_survive_a_state_dict(kind, rng):
     term, other = term_of(kind, 2), kind(STUDENT, TEACHER, 2)
     f_s, f_t, m = features(STUDENT, (8, 4), rng), features(TEACHER, (8, 4), rng), labels((8, 4), rng)
@@ -256,7 +258,7 @@ def test_parameters_survive_a_state_dict(kind, rng):
     assert torch.equal(call(term, f_s, f_t, m), call(other, f_s, f_t, m))
 
 
-@pytest.mark.parametrize("kind", [FitNet, ReCoKD, Displacement])
+@pytest.mark.parametrize("kind", [FitNetLoss, ReCoKDLoss, DisplacementLoss])
 def test_what_cannot_be_is_refused(kind):
     with pytest.raises(ValueError, match=r"\['encoder.0'\] and \['encoder.1'\]"):
         kind({"encoder.0": 2}, {"encoder.1": 2}, 2)
@@ -265,7 +267,7 @@ def test_what_cannot_be_is_refused(kind):
     term, f = kind({"a": 2}, {"a": 3}, 2), torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match=r"a .*\(1, \d, 4, 4\) and \(2, 3, 4, 4\)"):
         call(term, {"a": f[:1, :2]}, {"a": f}, overlapping_regions(torch.ones(2, 1, 4, 4)))
-    if kind is not FitNet:
+    if kind is not FitNetLoss:
         with pytest.raises(ValueError, match=r"\(2, 3, 4, 4\) and \(1, \d, 4, 4\)"):
             term({"a": f[:, :2]}, {"a": f}, overlapping_regions(torch.ones(1, 1, 4, 4)))
 
@@ -276,6 +278,6 @@ def test_never_negative(seed, scale):
     generator = torch.Generator().manual_seed(seed)
     f_s, f_t = features(STUDENT, (4, 4), generator), features(TEACHER, (4, 4), generator)
     f_s = {stage: scale * f for stage, f in f_s.items()}
-    for kind in (FitNet, ReCoKD, Displacement):
+    for kind in (FitNetLoss, ReCoKDLoss, DisplacementLoss):
         loss = float(call(term_of(kind, 2), f_s, f_t, labels((4, 4), generator)).detach())
         assert 0 <= loss < float("inf")

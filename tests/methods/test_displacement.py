@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_kd.methods import Displacement, displacement_difference, foreground_cells, stage_weights
+from nnunetv2_kd.methods.displacement import DisplacementLoss, displacement_difference, foreground_cells, stage_weights
 from nnunetv2_kd.regions.membership import label_regions
 from tests.methods import reference_rivals
 from tests.methods.reference import area_average
@@ -16,7 +16,7 @@ from tests.methods.test_adapted import SPATIAL, STUDENT, TEACHER, adapted, featu
 def test_displacement_is_the_reference(spatial, same_width, rng):
     widths = TEACHER if same_width else STUDENT
     torch.manual_seed(0)
-    term = Displacement(widths, TEACHER, len(spatial), grid=2, ratio=0.7)
+    term = DisplacementLoss(widths, TEACHER, len(spatial), grid=2, ratio=0.7)
     assert len(list(term.parameters())) == (0 if same_width else 2)
     f_s, f_t, m = features(widths, spatial, rng), features(TEACHER, spatial, rng), labels(spatial, rng)
     expected = 0.0
@@ -34,7 +34,7 @@ def test_displacement_is_the_reference(spatial, same_width, rng):
 def test_displacement_across_grids(rng):
     """Student at half the teacher's grid, with the teacher's features averaged: the same embeddings."""
     f_t, m = torch.randn(3, 2, 8, 8, generator=rng), label_regions(torch.ones(3, 1, 8, 8), 2)
-    term = Displacement({"a": 2}, {"a": 2}, 2, grid=4)
+    term = DisplacementLoss({"a": 2}, {"a": 2}, 2, grid=4)
     assert float(term({"a": torch.nn.functional.avg_pool2d(f_t, 2)}, {"a": f_t}, m)) == pytest.approx(0, abs=1e-9)
 
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_kd.methods import divergence, region_kl, soft_membership, voxel_kl
+from nnunetv2_kd.methods.region_kl import region_kl, soft_membership
+from nnunetv2_kd.methods.voxel_kl import divergence, voxel_kl
 from nnunetv2_kd.regions.membership import label_regions
 from tests.methods import reference
 

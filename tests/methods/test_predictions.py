@@ -8,8 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_kd.methods import channel_wise, class_affinity, lovasz, region_kl, soft_dice, voxel_kl
-from nnunetv2_kd.methods.lovasz import _descending
+from nnunetv2_kd.methods.channel_wise import channel_wise
+from nnunetv2_kd.methods.class_affinity import class_affinity
+from nnunetv2_kd.methods.lovasz import _descending, lovasz
+from nnunetv2_kd.methods.region_kl import region_kl
+from nnunetv2_kd.methods.soft_dice import soft_dice
+from nnunetv2_kd.methods.voxel_kl import voxel_kl
 from tests.methods import reference_rivals
 
 SIZES = [(2, 3, 6, 4), (2, 3, 4, 3, 2)]

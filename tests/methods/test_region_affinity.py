@@ -6,11 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_kd.methods import importance_map, importance_map_loss, region_affinity
+from nnunetv2_kd.methods.importance_map import importance_map, importance_map_loss
 from nnunetv2_kd.regions import region_vectors
 from nnunetv2_kd.regions.membership import at_grid, label_regions, overlapping_regions
 from nnunetv2_kd.regions.vectors import region_cosines
 from tests.methods import reference
+from tests.methods.given import region_affinity
 
 SPATIAL = [(8, 4), (4, 8, 4)]
 

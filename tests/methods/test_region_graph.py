@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_kd.methods import affinity_difference, graph_difference, region_affinity, region_graph_loss
+from nnunetv2_kd.methods.region_affinity import affinity_difference
+from nnunetv2_kd.methods.region_graph import graph_difference
 from nnunetv2_kd.regions.membership import label_regions
 from nnunetv2_kd.regions.vectors import region_cosines, region_graph, unit_vectors
 from tests.methods import reference, reference_rivals
-from tests.methods.given import regions_of
+from tests.methods.given import region_affinity, region_graph_loss, regions_of
 from tests.methods.test_regional import SPATIAL, features, membership_of
 
 

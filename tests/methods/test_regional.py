@@ -6,19 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_kd.methods import (
-    activation_map,
-    affinity_difference,
-    feature_filtering,
-    graph_difference,
-    intra_class_variation,
-    region_graph_loss,
-)
-from nnunetv2_kd.methods.feature_filtering import _ActiveChannels
+from nnunetv2_kd.methods.feature_filtering import _ActiveChannels, activation_map, feature_filtering
+from nnunetv2_kd.methods.intra_class_variation import intra_class_variation
+from nnunetv2_kd.methods.region_affinity import affinity_difference
+from nnunetv2_kd.methods.region_graph import graph_difference
 from nnunetv2_kd.regions.membership import Regions, label_regions, overlapping_regions
 from nnunetv2_kd.tensors import blockwise
 from tests.methods import reference, reference_rivals
-from tests.methods.given import regions_of
+from tests.methods.given import region_graph_loss, regions_of
 
 SPATIAL = [(8, 4), (4, 8, 4)]
 TERMS = [feature_filtering, region_graph_loss, intra_class_variation]

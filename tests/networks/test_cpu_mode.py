@@ -35,7 +35,7 @@ def as_list(output):
 def test_same_logits_and_gradients_up_to_rounding(way, dims, residual, deep_supervision, rng):
     plain = made(dims, residual, deep_supervision)
     fast = deepcopy(plain)
-    cpu_mode.use(fast, way)
+    cpu_mode.set_mode(fast, way)
     data = torch.randn(2, 1, *[16] * dims, generator=rng)
     tolerance = 0.05 if cpu_mode.is_bfloat16(way) else 1e-4
     for expected, found in zip(as_list(plain(data)), as_list(fast(data)), strict=True):
@@ -54,7 +54,7 @@ def test_same_logits_and_gradients_up_to_rounding(way, dims, residual, deep_supe
 def test_weights_stay_those_of_stock_nnunet(way, rng, tmp_path):
     """Saved and loaded, and overwritten by nnU-Net's predictor for every case."""
     plain, fast = made(), made()
-    cpu_mode.use(fast, way)
+    cpu_mode.set_mode(fast, way)
     torch.save(fast.state_dict(), tmp_path / "weights.pth")
     loaded = made()
     loaded.load_state_dict(torch.load(tmp_path / "weights.pth"))
@@ -74,7 +74,7 @@ def test_weights_stay_those_of_stock_nnunet(way, rng, tmp_path):
 @pytest.mark.parametrize("way", HERE)
 def test_a_student_validates_as_stock_nnunet_predicts(way, rng):
     plain, fast = made().eval(), made().eval()
-    cpu_mode.use(fast, way, in_training_only=True)
+    cpu_mode.set_mode(fast, way, in_training_only=True)
     data = torch.randn(1, 1, 16, 16, 16, generator=rng)
     torch.testing.assert_close(fast(data)[0], plain(data)[0], rtol=1e-4, atol=1e-4)
     assert (fast.train()(data)[0] - plain.train()(data)[0]).norm() <= 0.05 * plain(data)[0].norm()
@@ -84,7 +84,7 @@ def test_a_student_validates_as_stock_nnunet_predicts(way, rng):
 def test_taps_see_the_features(way, rng):
     plain, fast = made(), made()
     taps = [Taps(one, {"encoder.-1": "encoder.2", "decoder.0": "decoder.0"}) for one in (plain, fast)]
-    cpu_mode.use(fast, way)
+    cpu_mode.set_mode(fast, way)
     for one, tap in zip((plain, fast), taps, strict=True):
         tap.recording = True
         one(torch.ones(1, 1, 16, 16, 16))
@@ -95,7 +95,7 @@ def test_taps_see_the_features(way, rng):
 
 def test_the_stock_way_changes_nothing():
     plain = made()
-    cpu_mode.use(plain, cpu_mode.STOCK)
+    cpu_mode.set_mode(plain, cpu_mode.STOCK)
     assert "forward" not in vars(plain)
 
 
@@ -127,7 +127,7 @@ def test_the_fastest_is_chosen_where_it_is_worth_it(ms, expected):
         mock.patch("nnunetv2_kd.networks.cpu_mode._milliseconds", side_effect=list(ms.values()) * cpu_mode.ROUNDS),
     ):
         measured = made()
-        line = str(cpu_mode.speed_up(measured, "measure", (1, 1, 8, 8, 8)))
+        line = str(cpu_mode.choose_mode(measured, "measure", (1, 1, 8, 8, 8)))
     assert line.startswith(f"{expected} (measured, forward: float32 10.0, bfloat16 ")
     assert ("forward" in vars(measured)) == (expected != "float32")
 
@@ -136,6 +136,6 @@ def test_without_the_instructions(monkeypatch):
     monkeypatch.setattr("nnunetv2_kd.networks.cpu_mode.cpu_has_bfloat16", lambda: False)
     assert cpu_mode.modes_here() == ("float32", "float32_channels_last")
     with pytest.raises(KDError, match=r"bfloat16 needs a processor with .* Choose another: measure, float32, float32_"):
-        cpu_mode.speed_up(made(), "bfloat16", (1, 1, 16, 16, 16))
-    line = str(cpu_mode.speed_up(made(), "measure", (1, 1, 16, 16, 16)))
+        cpu_mode.choose_mode(made(), "bfloat16", (1, 1, 16, 16, 16))
+    line = str(cpu_mode.choose_mode(made(), "measure", (1, 1, 16, 16, 16)))
     assert line.endswith("no bfloat16 instructions here)")

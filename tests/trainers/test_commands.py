@@ -104,7 +104,7 @@ def test_options_travel(distilled):
     record = json.loads((fold / "kd_record.json").read_text())
     again = resolve_options({}, {}, fold / "kd_options.yaml")
     assert again.model_dump(mode="json") == record["options"]
-    assert list(again.terms.active()) == ["region_kl", "region_affinity"]
+    assert list(again.active_terms()) == ["region_kl", "region_affinity"]
     assert record["command"].startswith("nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerRegionKD")
 
 

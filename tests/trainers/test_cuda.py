@@ -31,13 +31,12 @@ def no_tf32(monkeypatch):
 
 def loss_of(trainer, batch, device, autocast):
     """Values of all terms and the gradient of the student, of one batch on one device; the trainer moves there."""
-    (teacher,) = trainer.teachers
-    for module in (trainer.network, teacher.network, trainer.loss.adapters):
+    teacher = trainer.teacher
+    for module in (trainer.network, teacher.network, trainer.distillation.trained_parts):
         module.to(device)
     trainer.network.zero_grad()
     data, target = batch["data"].to(device), [y.to(device) for y in batch["target"]]
-    with torch.autocast("cuda", enabled=autocast):
-        trainer.loss.answer, trainer.loss.taps.recording = teacher(data, True), True
+    with torch.autocast("cuda", enabled=autocast), trainer.loss.distilling(teacher.run(data)):
         value = trainer.loss(trainer.network(data), target)
     value.backward()
     gradient = torch.cat([p.grad.flatten().cpu() for p in trainer.network.parameters() if p.grad is not None])

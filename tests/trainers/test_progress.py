@@ -14,6 +14,13 @@ def values(**terms):
     return {"segmentation": torch.tensor(-0.5), **{name: torch.tensor(float(v)) for name, v in terms.items()}}
 
 
+def add(history, factor, gradients=None, **terms):
+    """One iteration."""
+    given = values(**terms)
+    weighted = {name: factor * weight * given[name] for name, weight in history.weights.items()}
+    history.add(given, weighted, factor, {}, gradients or {})
+
+
 def seen_in(iterations):
     guard = TermGuard(iterations=len(iterations))
     complete = [guard.add(values(**terms)) for terms in iterations]
@@ -47,8 +54,8 @@ def test_guard_stops_a_term_that_is_never_finite():
 def test_history_means_and_shares(tmp_path):
     """Half of the epoch at full weight, half at none: the share is that of the epoch and not of its end."""
     history = TermHistory(str(tmp_path), {"kl": 2.0})
-    history.add(values(kl=1), factor=1.0)
-    history.add(values(kl=3), factor=0.0)
+    add(history, 1.0, kl=1)
+    add(history, 0.0, kl=3)
     row = history.close_epoch(0, history.means())
     assert row["kl"] == 2
     assert row["factor"] == 0.5
@@ -62,7 +69,7 @@ def test_plot_can_be_read_after_nnunet_has_set_its_fonts(tmp_path):
     import matplotlib.pyplot as plt
 
     history = TermHistory(str(tmp_path), {"kl": 2.0})
-    history.add(values(kl=1), factor=1.0)
+    add(history, 1.0, kl=1)
     history.close_epoch(0, history.means())
     before = matplotlib.image.imread(history.png_file)
     with plt.rc_context({"font.size": 40, "axes.labelsize": 40}):
@@ -73,11 +80,11 @@ def test_plot_can_be_read_after_nnunet_has_set_its_fonts(tmp_path):
 def test_history_of_an_interrupted_epoch_is_dropped(tmp_path):
     history = TermHistory(str(tmp_path), {"kl": 1.0})
     for epoch in range(3):
-        history.add(values(kl=epoch + 1), 1.0)
+        add(history, 1.0, kl=epoch + 1)
         history.close_epoch(epoch, history.means())
     resumed = TermHistory(str(tmp_path), {"kl": 1.0})
     resumed.resume(2)
-    resumed.add(values(kl=9), 1.0)
+    add(resumed, 1.0, kl=9)
     resumed.close_epoch(2, resumed.means())
     assert [row["kl"] for row in resumed.rows] == [1, 2, 9]
     fresh = TermHistory(str(tmp_path), {"kl": 1.0})
@@ -88,9 +95,9 @@ def test_history_of_an_interrupted_epoch_is_dropped(tmp_path):
 def test_history_leaves_out_a_skipped_step_and_stops_where_nothing_is_finite(tmp_path):
     history = TermHistory(str(tmp_path), {"kl": 1.0})
     for value in (math.nan, 2, 4):
-        history.add(values(kl=value), 1.0)
+        add(history, 1.0, kl=value)
     assert history.close_epoch(0, history.means())["kl"] == 3
-    history.add(values(kl=math.nan), 1.0)
+    add(history, 1.0, kl=math.nan)
     with pytest.raises(KDError, match="In epoch 1 kl was never finite"):
         history.close_epoch(1, history.means())
 

@@ -18,7 +18,8 @@ from nnunetv2_kd.networks.taps import Taps
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.files import fingerprint
 from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
-from nnunetv2_kd.teachers.teacher import Teacher, load_teacher
+from nnunetv2_kd.teachers.load import load_teacher
+from nnunetv2_kd.teachers.running import RunningTeacher
 
 
 class CasePredictor:
@@ -52,7 +53,9 @@ class CasePredictor:
         bfloat16: bool,
     ) -> None:
         self.path = find_teacher(options, student)
-        self.teacher: Teacher = load_teacher(options, student, plans, dataset_json, [], [], deep_supervision=False)
+        self.teacher: RunningTeacher = load_teacher(
+            options, student, plans, dataset_json, [], [], deep_supervision=False
+        )
         checkpoint = read_checkpoint(self.path.checkpoint, options.trust_pickle)
         own = PlansManager(json.loads((self.path.folder / "plans.json").read_text()))
         axes = checkpoint.get("inference_allowed_mirroring_axes")
@@ -64,7 +67,7 @@ class CasePredictor:
             self.strides = {name: stride for name, (_, stride) in stage_modules(network).items()}
         self.taps = Taps(network, {name: name for name in self.strides}) if self.strides else None
         if bfloat16:
-            cpu_mode.use(network, "bfloat16")
+            cpu_mode.set_mode(network, "bfloat16")
         self.predictor = nnUNetPredictor(
             use_mirroring=bool(self.mirroring),
             device=device,
