@@ -12,9 +12,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.leaderboard.board import Board, Entry
-from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, TEACHER
+from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, STOCK, TEACHER
 from nnunetv2_kd.leaderboard.words import on_front
-from nnunetv2_kd.networks.cpu_mode import STOCK
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart; the shapes tell the same
 STYLE = {TEACHER: ("#000000", "s"), DISTILLED: ("#0072B2", "o"), ALONE: ("#D55E00", "^"), STOCK: ("#009E73", "D")}

@@ -8,7 +8,7 @@ import torch
 from nnunetv2_kd.leaderboard.cases import featured, worst_cases
 from nnunetv2_kd.leaderboard.page import to_page
 from nnunetv2_kd.leaderboard.run import LeaderboardRequest, make_boards
-from tests.scored_models import eroded, record
+from tests.scored_models import eroded, record, shifted
 
 STRANGE = "<img src=x onerror=alert(1)> & \"q\" 'x' $y$"
 VOID = {"meta", "link", "input", "img", "br", "path", "use"}
@@ -123,6 +123,14 @@ def test_without_images_there_are_no_pictures(family):
     (family.root / "raw").rename(family.root / "elsewhere")
     words = " ".join(Page(to_page(boards_of(family))).words)
     assert "No pictures: the images (nnUNet_raw, imagesTr) or the ground truth are not on this machine." in words
+
+
+def test_a_model_of_stock_nnunet_is_in_the_plots(family):
+    """One that teaches nobody is a kind of its own."""
+    family.add("nnUNetTrainerOther", shifted(1))
+    page = Page(to_page(boards_of(family)))
+    assert len(page.all("svg")) == 2
+    assert "nnU-Net" in page.words
 
 
 def test_page_without_any_score(family):
