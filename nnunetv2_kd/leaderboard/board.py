@@ -140,7 +140,7 @@ def make_board(
     teachers = origin.teachers_of(models)
     if teacher is not None:
         chosen = pick(models, teacher, "--teacher").name
-        teachers = {m.name: chosen for m in models if m.name != chosen and m.record.get("teachers")}
+        teachers = {m.name: chosen for m in models if m.name != chosen and m.teachers}
     kinds = {m.name: origin.kind(m, list(teachers.values())) for m in models}
     used = {m.name: m.validated_folds if on_own_validation else m.predicting_folds for m in models}
     entries = [_entry(m, kinds[m.name], costs[m.name], table, structures) for m in models]

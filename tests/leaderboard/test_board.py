@@ -63,20 +63,17 @@ def test_reference_and_teacher_can_be_chosen(family):
 
 
 def test_gap_needs_teacher_and_alone(results):
-    results.add(
-        "nnUNetTrainerRegionKD",
-        eroded(2),
-        kd=record(
-            "x",
-            {
-                "sha256": "0",
-                "checkpoint": "checkpoint_final.pth",
-                "folder": "f",
-                "fold": "0",
-                "seen_validation_cases": None,
-            },
-        ),
-    )
+    gone = {
+        "sha256": "0",
+        "checkpoint": "checkpoint_final.pth",
+        "folder": "f",
+        "fold": "0",
+        "trainer": "nnUNetTrainer",
+        "epoch": 10,
+        "params": 1000,
+        "seen_validation_cases": None,
+    }
+    results.add("nnUNetTrainerRegionKD", eroded(2), kd=record("x", gone))
     board = board_of(results)
     assert "its teacher is not among these models" in board.entries[0].gap.reason
     assert board.entries[0].marks == ["teacher saw validation cases (fold 0: an unknown number)"]

@@ -45,7 +45,7 @@ def test_a_checkpoint_with_more_than_plain_data_is_compared_but_not_loaded(resul
     torch.save({"object": pytest.raises}, folder / "fold_0" / "checkpoint_final.pth")
     fold = find_models(DATASET)[0][0].folds[0]
     assert fold.problem == ""
-    assert fold.record["trainer"] == "nnUNetTrainerKD"
+    assert fold.record.trainer == "nnUNetTrainerKD"
 
 
 def test_no_model(results, monkeypatch):
@@ -112,12 +112,47 @@ def test_origins(family):
     assert facts["command"] == "nnUNetv2_train 7 3d_fullres 0 -tr nnUNetTrainerRegionKD"
     assert "SHA-256" in facts["teacher of fold 0"]
     assert facts["options"] == '{"iterations_per_epoch": 10}'
+    assert facts["fold 0"] == "10 epochs, nnunetv2_kd 0.1.0"
+
+
+def test_iterations_as_recorded_else_as_asked_for_else_as_nnunet_noted(results):
+    asked = record("nnUNetTrainerKDBaseline")
+    training = {"epochs": 10, "iterations_per_epoch": 30, "batch_size": 2, "cases": 16}
+    environment = {"python": "3.11.4", "torch": "2.8.0", "nnunetv2": "2.8.1", "device": "NVIDIA H100"}
+    results.add("nnUNetTrainerKDBaseline", shifted(0), kd=asked | {"training": training, "environment": environment})
+    results.add("nnUNetTrainerKDBaseline_5epochs", shifted(0), kd=asked)
+    results.add("nnUNetTrainerKDBaseline_6epochs", shifted(0), kd=asked | {"options": {}})
+    results.add("nnUNetTrainer", shifted(0))
+    for trainer in ("nnUNetTrainerKDBaseline_6epochs", "nnUNetTrainer"):
+        notes = {"num_iterations_per_epoch": "250", "torch_version": "2.7.1"}
+        folder = results.models / f"{trainer}__nnUNetPlans__3d_fullres" / "fold_0"
+        (folder / "debug.json").write_text(json.dumps(notes))
+    models = {model.trainer: model for model in find_models(DATASET)[0]}
+    assert [budget(models[f"nnUNetTrainerKDBaseline{suffix}"]) for suffix in ("", "_5epochs", "_6epochs")] == [
+        300,
+        100,
+        2500,
+    ]
+    assert budget(models["nnUNetTrainer"]) == 2500
+    assert dict(made(models["nnUNetTrainerKDBaseline"]))["fold 0"] == (
+        "10 epochs of 30 iterations, 2 patches each, on 16 cases, nnunetv2_kd 0.1.0, nnU-Net 2.8.1, torch 2.8.0, "
+        "Python 3.11.4, on NVIDIA H100"
+    )
+    assert dict(made(models["nnUNetTrainer"]))["fold 0"] == "10 epochs, torch 2.7.1"
+
+
+def test_a_record_that_cannot_be_read_is_told(results):
+    results.add("nnUNetTrainerKD", shifted(0), kd=record("nnUNetTrainerKD") | {"teachers": 3})
+    results.add("nnUNetTrainer", shifted(0))
+    broken, whole = (model.folds[0] for model in find_models(DATASET)[0])
+    assert whole.problem == ""
+    assert "checkpoint_final.pth holds a record of its training that cannot be read:\n  - teachers:" in broken.problem
 
 
 def test_alone_has_the_same_plans_network_and_epochs(family):
-    family.add(
-        "nnUNetTrainerRegionKD_5epochs", shifted(0), plans_name="nnUNetPlansSmall", kd=record("x", {"sha256": ""})
-    )
+    teacher = family.teacher_record(family.models / "nnUNetTrainer__nnUNetPlans__3d_fullres")
+    kd = record("x", teacher | {"sha256": ""})
+    family.add("nnUNetTrainerRegionKD_5epochs", shifted(0), plans_name="nnUNetPlansSmall", kd=kd)
     family.add("nnUNetTrainerRegionKD", shifted(0), plans_name="nnUNetPlansWide", features=(8, 8))
     family.add("nnUNetTrainerKDBaseline", shifted(0), plans_name="nnUNetPlansWide", features=(4, 4))
     models = find_models(DATASET)[0]
