@@ -12,16 +12,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_kd.config import CpuMode, CpuSpeed
+from nnunetv2_kd.choices import CPU_MODES, CpuMode, CpuSpeed
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.networks.build import plain_network
 
-CPU_MODES: tuple[CpuMode, ...] = get_args(CpuMode)
 STOCK: CpuMode = "float32"
 
 ROUNDS = 4
