@@ -6,7 +6,8 @@ import torch
 from nnunetv2.configuration import default_num_processes
 from rich.console import Console
 
-from nnunetv2_kd.leaderboard.run import LeaderboardRequest, check_request, make_boards
+from nnunetv2_kd.leaderboard.board import make_boards
+from nnunetv2_kd.leaderboard.request import LeaderboardRequest, check_request
 from nnunetv2_kd.leaderboard.tables import print_board
 from nnunetv2_kd.leaderboard.write import write_all
 from nnunetv2_kd.nnunet.files import check_writable

@@ -3,13 +3,58 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nnunetv2_kd.nnunet.files import sha256
-from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel
+from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel, pick
 
 STOCK, TEACHER, ALONE, DISTILLED = "nnU-Net", "teacher", "student alone", "student distilled"
 ALONE_TRAINER = "nnUNetTrainerKDBaseline"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model stands among the others.
+
+    Attributes:
+        kind: `TEACHER` of another, `DISTILLED`, `ALONE` (trained by this package without a teacher) or `STOCK`.
+        teacher: name of its teacher; None where it has none, or it is not among the others.
+        alone: of a distilled student the same one without a teacher; None where there is none.
+    """
+
+    kind: str
+    teacher: str | None
+    alone: TrainedModel | None
+
+    @property
+    def alone_name(self) -> str | None:
+        return self.alone.name if self.alone is not None else None
+
+
+def origins_of(models: Sequence[TrainedModel], teacher: str | None = None) -> dict[str, Origin]:
+    """By the models' names.
+
+    Args:
+        models: of one dataset.
+        teacher: name of the teacher of all distilled students; None: told by the checkpoints.
+
+    Raises:
+        KDError: where `teacher` names no model.
+    """
+    teachers = teachers_of(models)
+    if teacher is not None:
+        chosen = pick(list(models), teacher, "--teacher").name
+        teachers = {model.name: chosen for model in models if model.name != chosen and model.teachers}
+    kinds = {model.name: kind(model, list(teachers.values())) for model in models}
+    return {
+        model.name: Origin(
+            kind=kinds[model.name],
+            teacher=teachers.get(model.name),
+            alone=alone_of(model, models) if kinds[model.name] == DISTILLED else None,
+        )
+        for model in models
+    }
 
 
 def teachers_of(models: Sequence[TrainedModel]) -> dict[str, str]:
@@ -65,7 +110,7 @@ def alone_of(model: TrainedModel, models: Sequence[TrainedModel]) -> TrainedMode
     return next(iter(same_plans or as_long), None)
 
 
-def budget(model: TrainedModel) -> int | None:
+def iterations(model: TrainedModel) -> int | None:
     """Iterations that a model was trained for; None where neither its record nor nnU-Net's own notes tell."""
     fold = next((fold for fold in model.folds if fold.epoch is not None), None)
     if fold is None or fold.epoch is None:
@@ -78,16 +123,16 @@ def budget(model: TrainedModel) -> int | None:
 
 def seen_cases(model: TrainedModel) -> str:
     """Which folds' teachers were trained on validation cases, in words; empty where none was."""
-    told = []
+    folds = []
     for fold in model.folds:
         seen = [teacher.seen_validation_cases for teacher in fold.record.teachers] if fold.record else []
         if any(count != 0 for count in seen):
             known = max((count for count in seen if count is not None), default=0)
-            told.append(f"fold {fold.name}: {'an unknown number' if None in seen else known}")
-    return ", ".join(told)
+            folds.append(f"fold {fold.name}: {'an unknown number' if None in seen else known}")
+    return ", ".join(folds)
 
 
-def made(model: TrainedModel) -> list[tuple[str, str]]:
+def provenance(model: TrainedModel) -> list[tuple[str, str]]:
     """How a model was made, as pairs of what and value, for people to read."""
     facts = [("folder", str(model.folder)), ("configuration", model.configuration)]
     record = model.record
@@ -102,8 +147,8 @@ def made(model: TrainedModel) -> list[tuple[str, str]]:
         if fold.record is None:
             continue
         for teacher in fold.record.teachers:
-            told = f"{teacher.folder}, fold {teacher.fold}, {teacher.checkpoint}, SHA-256 {teacher.sha256}"
-            facts.append((f"teacher of fold {fold.name}", told))
+            where = f"{teacher.folder}, fold {teacher.fold}, {teacher.checkpoint}, SHA-256 {teacher.sha256}"
+            facts.append((f"teacher of fold {fold.name}", where))
         if fold.record.stored is not None:
             stored = fold.record.stored
             facts.append((f"stored teacher of fold {fold.name}", f"{stored.folder}, by: {stored.command}"))

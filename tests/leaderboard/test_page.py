@@ -5,9 +5,10 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from nnunetv2_kd.leaderboard.cases import featured, worst_cases
+from nnunetv2_kd.leaderboard.board import make_boards
 from nnunetv2_kd.leaderboard.page import to_page
-from nnunetv2_kd.leaderboard.run import LeaderboardRequest, make_boards
+from nnunetv2_kd.leaderboard.request import LeaderboardRequest
+from nnunetv2_kd.leaderboard.worst_cases import featured, worst_cases
 from tests.scored_models import eroded, record, shifted
 
 STRANGE = "<img src=x onerror=alert(1)> & \"q\" 'x' $y$"
@@ -114,9 +115,9 @@ def test_worst_cases_are_the_worst(family):
     assert entry.model.trainer == "nnUNetTrainerRegionKD"
     pictures, why_none = worst_cases(board, entry)
     assert why_none == ""
-    lowest = board.per_case.loc[entry.name].sort_values(kind="stable").index[:3]
+    lowest = board.case_means.loc[entry.name].sort_values(kind="stable").index[:3]
     assert [picture.case for picture in pictures] == list(lowest)
-    assert "image, truth, nnUNetTrainer · nnUNetPlans with Dice 1.000, KDBaseline · Small" in pictures[0].told
+    assert "image, truth, nnUNetTrainer · nnUNetPlans with Dice 1.000, KDBaseline · Small" in pictures[0].description
 
 
 def test_without_images_there_are_no_pictures(family):
