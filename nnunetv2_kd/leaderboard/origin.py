@@ -116,7 +116,7 @@ def iterations(model: TrainedModel) -> int | None:
     if fold is None or fold.epoch is None:
         return None
     recorded = fold.record.iterations_per_epoch if fold.record is not None else None
-    noted = fold.debug_information.get("num_iterations_per_epoch", "")
+    noted = str(fold.debug_information.get("num_iterations_per_epoch", ""))
     per_epoch = recorded or (int(noted) if noted.isdigit() else None)
     return fold.epoch * per_epoch if per_epoch is not None else None
 
