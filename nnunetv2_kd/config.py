@@ -7,8 +7,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Rule = Literal["mean", "confidence", "region"]
-CpuMode = Literal["float32", "float32_channels_last", "bfloat16", "bfloat16_channels_last"]
-CpuSpeed = Literal["measure", "float32", "float32_channels_last", "bfloat16", "bfloat16_channels_last"]
 
 
 class CheckedOptions(BaseModel):

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from nnunetv2_kd.config import CheckedOptions, CpuSpeed, StudentOptions, problems_of
+from nnunetv2_kd.choices import CpuSpeed
+from nnunetv2_kd.config import CheckedOptions, StudentOptions, problems_of
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.trainers.options import Options
 

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from nnunetv2_kd.choices import CpuSpeed
 from nnunetv2_kd.config import (
     CheckedOptions,
     CombineOptions,
-    CpuSpeed,
     Schedule,
     StudentOptions,
     TeacherOptions,
