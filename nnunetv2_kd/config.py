@@ -101,6 +101,28 @@ class Schedule(CheckedOptions):
         return self
 
 
+class OptimizerOptions(CheckedOptions):
+    """How the weights are trained. ``nnunet``: as the trainer does by itself, whatever else is given elsewhere."""
+
+    name: Literal["nnunet", "adamw", "sgd"] = "nnunet"
+    lr: float | None = Field(None, gt=0, description="at its highest; default: 0.003 of adamw, 0.01 of sgd")
+    weight_decay: float | None = Field(None, ge=0, description="default: 0.01 of adamw, 3e-5 of sgd")
+    schedule: Literal["poly", "cosine", "constant"] = Field("poly", description="how the learning rate falls")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the training over which it rises first")
+
+    @model_validator(mode="after")
+    def _nothing_beside_nnunet(self) -> "OptimizerOptions":
+        others = sorted(self.model_fields_set - {"name"})
+        if self.name == "nnunet" and others:
+            raise ValueError(f"nnunet is the trainer's own optimizer: remove {', '.join(others)}, or name adamw or sgd")
+        return self
+
+    def resolved(self) -> tuple[float, float]:
+        """Learning rate and weight decay."""
+        lr, weight_decay = {"adamw": (0.003, 0.01), "sgd": (0.01, 3e-5)}[self.name]
+        return lr if self.lr is None else self.lr, weight_decay if self.weight_decay is None else self.weight_decay
+
+
 class Options(CheckedOptions):
     """All options of one training."""
 
@@ -111,6 +133,8 @@ class Options(CheckedOptions):
     student: StudentOptions = StudentOptions()
     terms: Terms = Terms()
     schedule: Schedule = Schedule()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    ema: float | None = Field(None, gt=0, lt=1, description="keep a running mean of the weights, with this decay")
     epochs: int | None = Field(None, ge=1, description="default: the trainer's own, 1000 in nnU-Net")
     iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 250 in nnU-Net")
     val_iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 50 in nnU-Net")
@@ -120,6 +144,11 @@ class Options(CheckedOptions):
     cpu_speed: CpuSpeed | None = Field(
         None, description="how student and teachers compute on a CPU; default: float32, as nnU-Net does"
     )
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("stored_teacher")
     @classmethod

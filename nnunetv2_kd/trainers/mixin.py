@@ -21,7 +21,9 @@ from nnunetv2_kd.teachers.find import dataset_id, teacher_folder
 from nnunetv2_kd.trainers import adapters, environment
 from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
 from nnunetv2_kd.trainers.checkpoint import check_same_method, check_same_size, make_stock, stock_name
+from nnunetv2_kd.trainers.ema import WeightAverage
 from nnunetv2_kd.trainers.loss import DistillationLoss
+from nnunetv2_kd.trainers.optimizer import make_optimizer
 from nnunetv2_kd.trainers.report import ReportMixin
 from nnunetv2_kd.trainers.schedule import factor_at
 from nnunetv2_kd.trainers.stored import StoredMixin
@@ -80,6 +82,7 @@ class DistillationMixin(StoredMixin, ReportMixin):
         self._resumed: dict[str, Any] = {}
         self._resumed_state: dict[str, Any] = {}
         self._split: tuple[Any, Any] | None = None
+        self._average: WeightAverage | None = None
         self._find_previous_stage()
         self._say_student(made_here)
 
@@ -90,10 +93,17 @@ class DistillationMixin(StoredMixin, ReportMixin):
             environment.seed_everything(self.options.seed)
         super().initialize()
 
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        if self.options.optimizer.name == "nnunet":
+            return super().configure_optimizers()
+        return make_optimizer(
+            self.network.parameters(), self.options.optimizer, self.num_epochs, self.num_iterations_per_epoch
+        )
+
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
-        check_same_method(self._resumed, self._record(), self.output_folder)
+        check_same_method(self._resumed, self.options.model_dump(mode="json"), self.output_folder)
         if self.is_cascaded:
             train, val = self.do_split()
             command = (
@@ -103,12 +113,25 @@ class DistillationMixin(StoredMixin, ReportMixin):
             )
             check_previous_stage(self.folder_with_segs_from_previous_stage, [*train, *val], command)
         self._speed_up(self.network, "student", trained=True)
+        self._start_average()
         if self.distils:
             self._start_distillation()
         super().on_train_start()
         self._write_record()
         if self._has_teacher:
             self._say_pseudo_dice(self.loss.labels)
+
+    def _start_average(self) -> None:
+        if self.options.ema is None:
+            return
+        kept = self._resumed_state.get("ema")
+        if kept is None and self.current_epoch > 0:
+            self._say(
+                "WARNING: the checkpoint holds the mean of the weights alone (only checkpoint_latest.pth holds those "
+                "that are trained): the training goes on from the mean."
+            )
+        self._average = WeightAverage(plain_network(self.network), self.options.ema, kept)
+        self._average.follow(self.optimizer)
 
     def do_split(self) -> tuple[Any, Any]:
         # asked for by several; nnU-Net says the same lines into the log every time
@@ -177,6 +200,8 @@ class DistillationMixin(StoredMixin, ReportMixin):
         super().on_epoch_start()
 
     def on_train_epoch_start(self) -> None:
+        if self._average is not None:
+            self._average.train()
         super().on_train_epoch_start()
         self._iteration = 0
         on_screen = self.local_rank == 0 and sys.stderr.isatty()
@@ -234,6 +259,11 @@ class DistillationMixin(StoredMixin, ReportMixin):
         if self._has_teacher:
             self._close_epoch()
 
+    def on_validation_epoch_start(self) -> None:
+        if self._average is not None:
+            self._average.evaluate()
+        super().on_validation_epoch_start()
+
     def _close_epoch(self) -> None:
         workers = self._of_all_workers(self._history.means())
         if self.local_rank != 0 or not workers[0]:
@@ -272,13 +302,19 @@ class DistillationMixin(StoredMixin, ReportMixin):
 
     def _training_state(self) -> dict[str, Any]:
         """What a resumed training needs beside nnU-Net's own checkpoint, and nothing else does."""
-        return {"adapters": self.loss.adapters.state_dict()} if self._has_teacher else {}
+        return {
+            **({"adapters": self.loss.adapters.state_dict()} if self._has_teacher else {}),
+            **({"ema": self._average.state()} if self._average is not None else {}),
+        }
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         if isinstance(filename_or_checkpoint, str):
             self._resumed, self._resumed_state = check_same_size(
                 Path(filename_or_checkpoint), self.plans_manager.plans, self.configuration_name, self.dataset_json
             )
+            # its state goes into the optimizer at hand, which another kind of optimizer cannot read
+            options = self.options.model_dump(mode="json")
+            check_same_method(self._resumed, options, str(Path(filename_or_checkpoint).parent), ("optimizer",))
         super().load_checkpoint(filename_or_checkpoint)
 
     # ---- helpers

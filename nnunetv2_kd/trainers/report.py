@@ -18,7 +18,8 @@ from nnunetv2_kd.labels import Labels
 from nnunetv2_kd.store.teacher import StoredTeacher
 from nnunetv2_kd.students import count_params
 from nnunetv2_kd.teachers import Answer, Teacher, TeacherRecord
-from nnunetv2_kd.trainers.checkpoint import OPTIONS_FILE, RECORD_FILE
+from nnunetv2_kd.trainers.checkpoint import OPTIONS_FILE, RECORD_FILE, base_trainer
+from nnunetv2_kd.trainers.conditions import training_conditions
 from nnunetv2_kd.trainers.messages import about_pseudo_dice, about_stored, about_student, about_teacher
 from nnunetv2_kd.trainers.pseudo_dice import pseudo_dice
 
@@ -58,6 +59,7 @@ class ReportMixin(Base):
             "trainer": type(self).__name__,
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "options": self.options.model_dump(mode="json"),
+            "training": training_conditions(self, base_trainer(type(self)), self._cpu_speed),
             "student": self.plans_manager.plans["kd_student"],
             "teachers": [teacher.as_dict() for teacher in self._teacher_records()],
             **({"stored": self.stored.as_dict(self.do_split()[0])} if self.stored is not None else {}),

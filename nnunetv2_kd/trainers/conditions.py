@@ -1,0 +1,43 @@
+"""What may make one arm of a comparison stronger than another, for the record."""
+
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from nnunetv2_kd.trainers.optimizer import described
+
+PRETRAINED = "-pretrained_weights"  # of nnUNetv2_train; nnU-Net does not tell its trainer
+
+
+def training_conditions(trainer: Any, base: type, precision: str) -> dict[str, Any]:
+    """In plain values, alike for two trainings that differ in their teacher alone.
+
+    Args:
+        trainer: an initialised nnU-Net trainer of ours.
+        base: the nnU-Net trainer that it builds on, which says how images are augmented.
+        precision: how networks compute on the CPU.
+    """
+    scaled = trainer.grad_scaler is not None
+    return {
+        "optimizer": described(trainer.optimizer, trainer.lr_scheduler),
+        "ema": trainer.options.ema,
+        "epochs": trainer.num_epochs,
+        "iterations_per_epoch": trainer.num_iterations_per_epoch,
+        "batch_size": trainer.configuration_manager.batch_size,
+        "patch_size": [int(size) for size in trainer.configuration_manager.patch_size],
+        "training_cases": len(trainer.do_split()[0]),
+        "precision": "float16 (AMP)" if scaled else precision,
+        "augmentation": f"of {base.__name__}",
+        "initial_weights": initial_weights(sys.argv),
+        "early_stopping": None,  # nnU-Net has none
+        "device": torch.device(trainer.device).type,
+    }
+
+
+def initial_weights(command: Sequence[str]) -> str:
+    """``random``, or the file that the command names."""
+    named = [after for before, after in pairwise(command) if before == PRETRAINED]
+    return named[0] if named else "random"
