@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
-
 from nnunetv2_kd.trainers.optimizer import described
 
 PRETRAINED = "-pretrained_weights"  # of nnUNetv2_train; nnU-Net does not tell its trainer
@@ -33,7 +31,6 @@ def training_conditions(trainer: Any, base: type, precision: str) -> dict[str, A
         "augmentation": f"of {base.__name__}",
         "initial_weights": initial_weights(sys.argv),
         "early_stopping": None,  # nnU-Net has none
-        "device": torch.device(trainer.device).type,
     }
 
 
