@@ -33,7 +33,7 @@ DATASETS = {
     },
 }
 TEACHER = "nnUNetPlansTeacher"
-FEW = (5, 8)  # fold 5: eight of fold 0's training cases, and the same validation cases
+FEW, UNLABELLED = 8, 32  # labelled cases, and scans that join them, of fold 0's training cases
 
 
 def run(*command: str) -> None:
@@ -62,10 +62,18 @@ def teacher_plans(plans: dict, wanted: dict) -> dict:
 
 
 def splits_of(cases: list[str]) -> list[dict[str, list[str]]]:
-    """nnU-Net's five folds, and one with few labelled cases."""
+    """nnU-Net's five folds, and three more with fold 0's validation cases: 5 trains on the few labelled cases, 6 on
+    none of these nor of the unlabelled, 7 on these and the unlabelled."""
     splits = [{key: list(map(str, split[key])) for key in split} for split in generate_crossval_split(cases)]
-    few = np.random.RandomState(0).choice(splits[0]["train"], FEW[1], replace=False)
-    return [*splits, {"train": sorted(map(str, few)), "val": splits[0]["val"]}]
+    train = splits[0]["train"]
+    few = np.random.RandomState(0).choice(train, FEW, replace=False).tolist()
+    rest = [case for case in train if case not in few]
+    unlabelled = np.random.RandomState(1).choice(rest, UNLABELLED, replace=False).tolist()
+    others = [case for case in rest if case not in unlabelled]
+    return [
+        *splits,
+        *({"train": sorted(chosen), "val": splits[0]["val"]} for chosen in (few, others, few + unlabelled)),
+    ]
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ if __name__ == "__main__":
     run_training(dataset, configuration, fold, trainer, plans, device=torch.device("cpu"),
                  continue_training=resumed == "True")
 """
+OF_DATA = ("id", "fold", "plans")  # what an arm may have otherwise than its data set
 ENVIRONMENT = {
     "nnUNet_n_proc_DA": "0",  # batches depend on the seed alone
     "nnUNet_def_n_proc": "1",
@@ -54,7 +55,7 @@ def name_of(cell: dict[str, Any]) -> str:
 
 def options_of(study: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
     """Of the study, then the budget, then the arm. A key that an arm sets to nothing is left out."""
-    arm = {key: value for key, value in study["arms"][cell["arm"]].items() if key not in ("trainer", "fold", "plans")}
+    arm = {key: value for key, value in study["arms"][cell["arm"]].items() if key not in ("trainer", *OF_DATA)}
     options = {**study["options"], **study["budgets"][cell["budget"]], **arm, "seed": cell["seed"]}
     return {key: value for key, value in options.items() if value is not None}
 
@@ -62,7 +63,7 @@ def options_of(study: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
 def train(study: dict[str, Any], cell: dict[str, Any], work: Path, results: Path) -> None:
     """One training and its JSON file."""
     data, arm = study["datasets"][cell["dataset"]], study["arms"][cell["arm"]]
-    data = data | {key: arm[key] for key in ("fold", "plans") if key in arm}
+    data = data | {key: arm[key] for key in OF_DATA if key in arm}
     folder = work / study["name"] / name_of(cell)
     folder.mkdir(parents=True, exist_ok=True)
     options = options_of(study, cell)
