@@ -10,7 +10,7 @@ IN_WORDS = {
     "iterations_per_epoch": "iterations per epoch",
     "batch_size": "batch size",
     "patch_size": "patch size",
-    "training_cases": "training cases",
+    "cases": "training cases",
     "precision": "precision",
     "augmentation": "augmentation",
     "initial_weights": "initial weights",

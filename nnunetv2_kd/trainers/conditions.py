@@ -26,7 +26,7 @@ def training_conditions(trainer: Any, base: type, precision: str) -> dict[str, A
         "iterations_per_epoch": trainer.num_iterations_per_epoch,
         "batch_size": trainer.configuration_manager.batch_size,
         "patch_size": [int(size) for size in trainer.configuration_manager.patch_size],
-        "training_cases": len(trainer.do_split()[0]),
+        "cases": len(trainer.do_split()[0]),
         "precision": "float16 (AMP)" if scaled else precision,
         "augmentation": f"of {base.__name__}",
         "initial_weights": initial_weights(sys.argv),

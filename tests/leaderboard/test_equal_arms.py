@@ -14,7 +14,7 @@ TRAINING = {
     "iterations_per_epoch": 250,
     "batch_size": 8,
     "patch_size": [56, 40],
-    "training_cases": 160,
+    "cases": 160,
     "precision": "float32",
     "augmentation": "of nnUNetTrainer",
     "initial_weights": "random",
@@ -32,7 +32,7 @@ def test_equal():
     ("changed", "told"),
     [
         ({"ema": 0.999}, "running mean of the weights: none against 0.999"),
-        ({"training_cases": 8}, "training cases: 160 against 8"),
+        ({"cases": 8}, "training cases: 160 against 8"),
         ({"early_stopping": 20}, "early stopping: none against 20"),
         (
             {"optimizer": {"name": "SGD", "lr": 0.01, "schedule": "poly"}},

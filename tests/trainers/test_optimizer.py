@@ -106,7 +106,7 @@ def test_trainers_use_it_and_record_it(here):
         "warmup": 0.25,
     }
     assert (kept["ema"], kept["epochs"], kept["iterations_per_epoch"], kept["batch_size"]) == (0.99, 2, 3, 2)
-    assert kept["training_cases"] == len(trainer.do_split()[0])
+    assert kept["cases"] == len(trainer.do_split()[0])
     assert (kept["precision"], kept["augmentation"]) == ("float32", "of nnUNetTrainer")
     assert (kept["initial_weights"], kept["early_stopping"]) == ("random", None)
 
