@@ -17,6 +17,8 @@ import matplotlib as mpl
 import numpy as np
 from scipy.stats import wilcoxon
 
+from nnunetv2_kd.leaderboard.equal_arms import unequal
+
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -137,7 +139,21 @@ def taught_table(runs: Runs) -> str:
     header = ["AdamW 0.01, 1000 iterations"]
     for dataset in datasets:
         header += [dataset, "against alone", "minutes"]
-    return markdown(header, [teachers, *rows])
+    return f"{markdown(header, [teachers, *rows])}\n\n{equality(study, alone)}"
+
+
+def equality(runs: Runs, reference: Runs) -> str:
+    """Whether every training had the conditions of the student alone on the same data set, in words."""
+    found = {
+        f"{run['arm']}, {run['dataset']}: {difference}"
+        for run in runs
+        for other in reference
+        if other["dataset"] == run["dataset"]
+        for difference in unequal(run["training"], other["training"])
+    }
+    if found:
+        return "Not equal to the student alone: " + "; ".join(sorted(found)) + "."
+    return f"All {len(runs)} taught students were trained under the recorded conditions of the student alone."
 
 
 def minutes_cell(runs: Runs) -> str:
@@ -159,7 +175,7 @@ def few_labels_table(runs: Runs) -> str:
 
 def structures_table(runs: Runs) -> str:
     """Every structure of every arm."""
-    study = [r for r in runs if r["study"] != "longer"]
+    study = [r | {"arm": "teacher"} if r["study"] == "teachers" else r for r in runs if r["study"] != "longer"]
     rows = []
     for dataset in sorted(in_order(study, "dataset")):
         for arm in in_order(chosen(study, dataset=dataset), "arm"):
