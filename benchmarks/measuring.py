@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nnunetv2_kd.device import process_memory
+from nnunetv2_kd.inference.device import process_memory
 
 Step = Callable[[], Any]
 

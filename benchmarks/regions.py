@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from nnunetv2_kd.losses import label_regions, region_vectors
+from nnunetv2_kd.regions import region_vectors
+from nnunetv2_kd.regions.membership import label_regions
 
 SIDE, CHANNELS, MANY, FEW = 128, 32, 105, 3
 

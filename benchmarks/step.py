@@ -31,24 +31,38 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from nnunetv2_kd.features import Taps, match_stages
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.speed import use
-from nnunetv2_kd.teachers import Answer, Teacher, TeacherRecord
-from nnunetv2_kd.term_options import Terms
-from nnunetv2_kd.trainers.loss import DistillationLoss
-from nnunetv2_kd.trainers.terms import build_adapters, need_logits, tapped_stages, with_resolved_stages
+from nnunetv2_kd.distillation import Distillation
+from nnunetv2_kd.methods.registry import read_methods
+from nnunetv2_kd.networks.cpu_mode import set_mode
+from nnunetv2_kd.regions import Labels
+from nnunetv2_kd.teachers.running import RunningTeacher
+from nnunetv2_kd.teachers.teacher import TeacherOutput, TeacherRecord
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 UNET = "dynamic_network_architectures.architectures.unet."
 SIZES: dict[str, dict[str, Any]] = {
-    "hippocampus": {"patch": (40, 56, 40), "batch": 9, "classes": 3, "teacher": ("PlainConvUNet", [32, 64, 128, 256]),
-                    "student": [16, 32, 64, 128]},
-    "large": {"patch": (128, 128, 128), "batch": 2, "classes": 3,
-              "teacher": ("ResidualEncoderUNet", [32, 64, 128, 256, 320, 320]), "student": [16, 32, 64, 128, 160, 160]},
-    "tiny": {"patch": (16, 16, 16), "batch": 2, "classes": 3, "teacher": ("PlainConvUNet", [8, 16, 32]),
-             "student": [4, 8, 16]},
-}  # fmt: skip
+    "hippocampus": {
+        "patch": (40, 56, 40),
+        "batch": 9,
+        "classes": 3,
+        "teacher": ("PlainConvUNet", [32, 64, 128, 256]),
+        "student": [16, 32, 64, 128],
+    },
+    "large": {
+        "patch": (128, 128, 128),
+        "batch": 2,
+        "classes": 3,
+        "teacher": ("ResidualEncoderUNet", [32, 64, 128, 256, 320, 320]),
+        "student": [16, 32, 64, 128, 160, 160],
+    },
+    "tiny": {
+        "patch": (16, 16, 16),
+        "batch": 2,
+        "classes": 3,
+        "teacher": ("PlainConvUNet", [8, 16, 32]),
+        "student": [4, 8, 16],
+    },
+}
 BLOCKS = (1, 3, 4, 6, 6, 6)  # of nnU-Net's residual encoders
 
 
@@ -81,14 +95,14 @@ class Bench:
         self.device, self.compiled = device, compiled
         self.classes = size["classes"]
         self.student = network("PlainConvUNet", size["student"], self.classes).to(device)
-        self.teacher = Teacher(
+        self.teacher = RunningTeacher(
             network(*size["teacher"], self.classes).to(device),
             TeacherRecord("", "0", "", "", "", 0, 0, 0),
             [True] * (len(size["teacher"][1]) - 1),
         )
         if bfloat16:
-            use(self.student, "bfloat16_channels_last", in_training_only=True)
-            use(self.teacher.network, "bfloat16_channels_last")
+            set_mode(self.student, "bfloat16_channels_last", in_training_only=True)
+            set_mode(self.teacher.network, "bfloat16_channels_last")
         self.optimizer = torch.optim.SGD(self.student.parameters(), 1e-3, momentum=0.99, nesterov=True)
         self.data = torch.randn(size["batch"], 1, *size["patch"], device=device)
         heads = len(size["student"]) - 1
@@ -121,42 +135,30 @@ class Bench:
     def plain_step(self) -> None:
         self.learn(self.plain_loss)
 
-    def teacher_forward(self) -> Answer:
+    def teacher_forward(self) -> TeacherOutput:
         with self.autocast():
-            return self.teacher(self.data)
+            return self.teacher.run(self.data)
 
     def distillation(self, options: dict[str, Any]) -> Step:
-        terms = with_resolved_stages(Terms(**options).active(), self.student)
-        tapped = tapped_stages(terms)
-        stages = match_stages(tapped, self.student, self.teacher.network) if tapped else {}
-        adapters = build_adapters(terms, self.student, self.teacher.network, stages, 3).to(self.device)
-        loss = DistillationLoss(
-            self.plain_loss,
-            terms,
-            Labels(self.classes, False, None),
-            Taps(self.student, {s: s for s in stages}),
-            adapters,
-        )
         network = copy.deepcopy(self.teacher.network) if self.compiled else self.teacher.network
-        teacher = Teacher(network, self.teacher.record, self.teacher.trained_heads)
-        teacher.tap(stages)
+        teacher = RunningTeacher(network, self.teacher.record, self.teacher.trained_heads)
+        labels = Labels(self.classes, False, None)
+        distillation = Distillation(self.student, teacher, read_methods(options), labels, self.plain_loss)
         if self.compiled:
-            teacher.compile(need_logits(terms))
-            loss.compile_terms()
+            distillation.compile()
         if teacher.taps is not None:
             teacher.taps.recording = False
 
         def step() -> None:
             # hooks of the other recipes sit on the same networks; they keep nothing while they do not record
-            recorders = [taps for taps in (teacher.taps, loss.taps) if taps is not None]
-            for taps in recorders:
-                taps.recording = True
+            if teacher.taps is not None:
+                teacher.taps.recording = True
             with self.autocast():
-                loss.answer = teacher(self.data, need_logits(terms))
-            self.learn(loss)
-            loss.answer = None
-            for taps in recorders:
-                taps.recording = False
+                output = teacher({"data": self.data})
+            with distillation.loss.distilling(output):
+                self.learn(distillation.loss)
+            if teacher.taps is not None:
+                teacher.taps.recording = False
 
         return step
 
@@ -181,7 +183,7 @@ def teacher_mib(size: str, device: str, bfloat16: bool, queue: Any) -> None:
     bench = Bench(SIZES[size], device, bfloat16)
     weights = sum(p.numel() * p.element_size() for p in bench.teacher.network.parameters()) / 2**20
     with torch.no_grad(), bench.autocast():
-        bench.teacher(bench.data[:1])  # libraries load
+        bench.teacher.run(bench.data[:1])  # libraries load
     before = reset_high_water_mark(device)
     bench.teacher_forward()
     queue.put(weights + high_water_mark(device) - before)
@@ -209,11 +211,18 @@ def measure(args: argparse.Namespace, recipes: dict[str, dict[str, Any]]) -> dic
         for name, options in recipes.items():
             rows[name]["mib_over_plain"] = in_its_own_process(peak_mib, options, *own) - plain_mib
     return {
-        "size": args.size, "device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "bfloat16": args.bfloat16, "compiled": args.compile, "rounds": args.rounds,
+        "size": args.size,
+        "device": args.device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "bfloat16": args.bfloat16,
+        "compiled": args.compile,
+        "rounds": args.rounds,
         "plain_ms": 1000 * statistics.median(took["plain"]),
-        "teacher_ms": 1000 * statistics.median(took["teacher"]), **memory, "recipes": rows,
-    }  # fmt: skip
+        "teacher_ms": 1000 * statistics.median(took["teacher"]),
+        **memory,
+        "recipes": rows,
+    }
 
 
 def show(result: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from rich.table import Table
 from step import SIZES, network
 from torch import nn
 
-from nnunetv2_kd import speed
+from nnunetv2_kd.networks import cpu_mode
 
 
 def variants(teacher: nn.Module, data: torch.Tensor, compiled: bool) -> dict[str, Callable[[], Any]]:
@@ -53,9 +53,9 @@ def variants(teacher: nn.Module, data: torch.Tensor, compiled: bool) -> dict[str
             named["autocast, compiled"] = under_autocast(torch.compile(copy.deepcopy(teacher)), data)
         named["autocast, channels last"] = under_autocast(last, data.to(memory_format=torch.channels_last_3d))
     else:
-        for way in speed.ways_here()[1:]:
+        for way in cpu_mode.modes_here()[1:]:
             other = copy.deepcopy(teacher)
-            speed.use(other, way)
+            cpu_mode.set_mode(other, way)
             named[way.replace("_", " ")] = plain(other)
     if compiled:
         named["compiled"] = plain(torch.compile(copy.deepcopy(teacher)))

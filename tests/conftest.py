@@ -17,7 +17,7 @@ import yaml
 DATA = Path(__file__).parents[1] / "nnunetv2_kd" / "demo" / "data"
 DATASET = "Dataset004_Hippocampus"
 BIN = Path(sys.executable).parent
-TINY = {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 1, "seed": 0}
+TINY = {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 1, "seed": 0, "optimizer": "nnunet"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,15 +89,36 @@ class World:
         file.write_text(yaml.safe_dump({**TINY, **options}))
         return file
 
-    def train(self, trainer: str, *arguments: str, dataset: str = "4", configuration: str = "3d_fullres",
-              fold: str = "0", check: bool = True, env: dict[str, str] | None = None, **options: object,
-              ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    def train(
+        self,
+        trainer: str,
+        *arguments: str,
+        dataset: str = "4",
+        configuration: str = "3d_fullres",
+        fold: str = "0",
+        check: bool = True,
+        env: dict[str, str] | None = None,
+        **options: object,
+    ) -> subprocess.CompletedProcess[str]:
         file = self.options(**options)
-        return self.run("nnUNetv2_train", dataset, configuration, fold, "-tr", trainer, "-device", "cpu", *arguments,
-                        check=check, nnUNet_kd_config=str(file), **(env or {}))  # fmt: skip
+        return self.run(
+            "nnUNetv2_train",
+            dataset,
+            configuration,
+            fold,
+            "-tr",
+            trainer,
+            "-device",
+            "cpu",
+            *arguments,
+            check=check,
+            nnUNet_kd_config=str(file),
+            **(env or {}),
+        )
 
-    def model(self, trainer: str, plans: str = "nnUNetPlans", configuration: str = "3d_fullres",
-              dataset: str = DATASET) -> Path:  # fmt: skip
+    def model(
+        self, trainer: str, plans: str = "nnUNetPlans", configuration: str = "3d_fullres", dataset: str = DATASET
+    ) -> Path:
         return self.results / dataset / f"{trainer}__{plans}__{configuration}"
 
     def plans_file(self, name: str = "nnUNetPlans", dataset: str = DATASET) -> Path:

@@ -5,8 +5,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunetv2_kd.config import Options, Schedule, parse_budget, resolve_options
+from nnunetv2_kd.config import Schedule, parse_budget
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.trainers.options import Options, resolve_options
 from nnunetv2_kd.trainers.schedule import factor_at
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -37,12 +38,12 @@ def test_precedence_is_file_plans_defaults(write):
     plans = {"kd": {"epochs": 2, "seed": 2}}
     options = resolve_options(defaults, plans, write({"seed": 3}))
     assert (options.seed, options.epochs) == (3, 2)
-    assert list(options.terms.active()) == ["voxel_kl"]
+    assert list(options.active_terms()) == ["voxel_kl"]
 
 
 def test_terms_of_the_file_replace_the_defaults_whole(write):
     options = resolve_options({"terms": {"voxel_kl": {}}}, {}, write({"terms": {"region_kl": {}}}))
-    assert list(options.terms.active()) == ["region_kl"]
+    assert list(options.active_terms()) == ["region_kl"]
 
 
 def test_an_empty_file_changes_nothing(write):
@@ -50,7 +51,7 @@ def test_an_empty_file_changes_nothing(write):
 
 
 def test_a_term_without_weight_is_not_computed():
-    assert Options.model_validate({"terms": {"voxel_kl": {"weight": 0}}}).terms.active() == {}
+    assert Options.model_validate({"terms": {"voxel_kl": {"weight": 0}}}).active_terms() == {}
 
 
 def test_every_problem_is_told_at_once(write):
@@ -70,8 +71,15 @@ def test_every_problem_is_told_at_once(write):
         resolve_options({}, {}, file)
     message = str(caught.value)
     assert str(file) in message
-    for part in ("terms.voxel_kl.weight", "terms.region_kl.temperature", "terms.region_afinity",
-                 "unknown stage 'bottleneck'", "epochs", "student.width", "found -1"):  # fmt: skip
+    for part in (
+        "terms.voxel_kl.weight",
+        "terms.region_kl.temperature",
+        "terms.region_afinity",
+        "unknown stage 'bottleneck'",
+        "epochs",
+        "student.width",
+        "found -1",
+    ):
         assert part in message
 
 
@@ -134,9 +142,9 @@ def test_emkd_is_not_faded_out_by_the_trainers_own_schedule():
     recipe = Path(__file__).parents[1] / "configs" / "emkd.yaml"
     options = resolve_options(nnUNetTrainerRegionKD.default_options, {}, recipe)
     assert {factor_at(p / 10, options.schedule) for p in range(11)} == {1.0}
-    weights = {name: term.weight for name, term in options.terms.active().items()}
+    weights = {name: term.weight for name, term in options.active_terms().items()}
     assert weights == {"voxel_kl": 0.1, "importance_map": 0.9, "region_affinity": 0.9}
-    assert options.terms.voxel_kl.temperature == 4
+    assert options.terms["voxel_kl"].temperature == 4
 
 
 def test_the_region_recipe_is_the_trainers_default():

@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from nnunetv2_kd.config import Options, StudentOptions, problems_of
+from nnunetv2_kd.config import CheckedOptions, CpuSpeed, StudentOptions, problems_of
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.speed import CpuSpeed
-from nnunetv2_kd.term_options import CheckedOptions
+from nnunetv2_kd.trainers.options import Options
 
 # Trainers that need no trained teacher
 ALONE, JOINT, STOCK = "nnUNetTrainerKDBaseline", "nnUNetTrainerJointKD", "nnUNetTrainer"

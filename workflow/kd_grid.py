@@ -14,9 +14,9 @@ import yaml
 from kd_config import Config, Dataset, Size, Teacher
 from pydantic import ValidationError
 
-from nnunetv2_kd.config import Options, problems_of
+from nnunetv2_kd.config import CheckedOptions, problems_of
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.term_options import CheckedOptions
+from nnunetv2_kd.trainers.options import Options
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANNERS = {
@@ -193,9 +193,16 @@ def _students(config: Config, dataset: Dataset, folder: str, teachers: dict[str,
                     title = f"methods.{method_name}: its options cannot be used:"
                     raise KDError(listing(title, problems_of(error))) from error
                 yield Model(
-                    folder, method.trainer, f"{dataset.plans}_{size_name}_s{seed}{suffix}", dataset.configuration,
-                    config.folds, dataset.plans, size, _text(" ".join(size.flags()), options), taught,
-                )  # fmt: skip
+                    folder,
+                    method.trainer,
+                    f"{dataset.plans}_{size_name}_s{seed}{suffix}",
+                    dataset.configuration,
+                    config.folds,
+                    dataset.plans,
+                    size,
+                    _text(" ".join(size.flags()), options),
+                    taught,
+                )
 
 
 def read_recipe(file: Path | None) -> dict[str, Any]:

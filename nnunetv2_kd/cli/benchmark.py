@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from nnunetv2_kd.cli.predict import SPEEDS
+from nnunetv2_kd.nnunet.files import check_writable
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,9 +28,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of every case; default: 3")
     parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: cuda")
     parser.add_argument(
-        "--cpu_speed", nargs="+", choices=SPEEDS, default=["float32"], metavar="WAY",
+        "--cpu_speed",
+        nargs="+",
+        choices=SPEEDS,
+        default=["float32"],
+        metavar="WAY",
         help=f"ways to compute on a CPU, one line of the table each: {', '.join(SPEEDS)}; default: float32, nnU-Net's",
-    )  # fmt: skip
+    )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers into a file too")
     parser.set_defaults(run=run)
@@ -38,18 +43,25 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch  # what follows needs torch, pandas and SciPy, which `--help` does not
 
-    from nnunetv2_kd.leaderboard.benchmark import Request, benchmark
-    from nnunetv2_kd.leaderboard.benchmark_table import print_benchmark, to_json, to_markdown
-    from nnunetv2_kd.leaderboard.predict import check_writable
+    from nnunetv2_kd.benchmark.run import BenchmarkRequest, benchmark
+    from nnunetv2_kd.benchmark.table import print_benchmark, to_json, to_markdown
 
     console = Console()
     if args.json is not None:
         check_writable(args.json.absolute().parent, "--json")
-    request = Request(
-        device=torch.device(args.device), folders=args.m, dataset=args.d, configurations=args.c, plans=args.p,
-        trainers=args.tr, fold=args.f, images=args.i, cases=args.cases, repeats=args.repeats,
+    request = BenchmarkRequest(
+        device=torch.device(args.device),
+        folders=args.m,
+        dataset=args.d,
+        configurations=args.c,
+        plans=args.p,
+        trainers=args.tr,
+        fold=args.f,
+        images=args.i,
+        cases=args.cases,
+        repeats=args.repeats,
         cpu_speeds=args.cpu_speed,
-    )  # fmt: skip
+    )
     found = benchmark(request, lambda line: Console(stderr=True).print(line, style="dim", markup=False))
     if args.markdown:
         print(to_markdown(found), end="")

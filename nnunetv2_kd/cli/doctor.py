@@ -17,11 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunetv2_kd import discovery
-from nnunetv2_kd.config import VARIABLE, options_file, resolve_options
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.speed import cpu_has_bfloat16
-from nnunetv2_kd.teachers import trained_models
-from nnunetv2_kd.trainers.environment import why_not_writable
+from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
+from nnunetv2_kd.nnunet.datasets import DATASETS
+from nnunetv2_kd.nnunet.files import why_not_writable
+from nnunetv2_kd.nnunet.model_folder import checkpoints_of
+from nnunetv2_kd.trainers.options import VARIABLE, options_file, resolve_options
 
 TRAINER = "nnUNetTrainerRegionKD"
 FIND = (
@@ -136,9 +137,9 @@ def teachers() -> list[Finding]:
     if not nnUNet_results.is_set() or not Path(nnUNet_results).is_dir():
         return []
     findings = []
-    for dataset in sorted(Path(nnUNet_results).glob("Dataset[0-9][0-9][0-9]_*")):
+    for dataset in sorted(Path(nnUNet_results).glob(DATASETS)):
         folds: dict[str, list[str]] = {}
-        for model in trained_models(dataset.name):
+        for model in checkpoints_of(dataset.name):
             if model.checkpoint_name == "checkpoint_final.pth":
                 folds.setdefault(model.folder.name, []).append(str(model.fold))
         found = "; ".join(f"{name} (fold {', '.join(numbers)})" for name, numbers in folds.items())

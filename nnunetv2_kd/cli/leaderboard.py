@@ -7,6 +7,8 @@ from typing import Any
 from nnunetv2.configuration import default_num_processes
 from rich.console import Console
 
+from nnunetv2_kd.nnunet.files import check_writable
+
 EPILOG = """Without -i the numbers are those of nnU-Net's own validation of each fold. What the columns and marks mean:
 docs/leaderboard.md."""
 
@@ -37,16 +39,24 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch  # what follows needs torch, pandas and SciPy, which `--help` does not
 
-    from nnunetv2_kd.leaderboard.predict import check_writable
-    from nnunetv2_kd.leaderboard.run import Request, check_request, make_boards
+    from nnunetv2_kd.leaderboard.run import LeaderboardRequest, check_request, make_boards
     from nnunetv2_kd.leaderboard.tables import print_board
 
     console = Console()
-    request = Request(
-        datasets=args.d, device=torch.device(args.device), configurations=args.c, folds=args.f, output=args.o,
-        images=args.i, truths=args.gt, reference=args.reference, teacher=args.teacher, tolerance=args.tolerance,
-        timed=args.time, processes=args.np,
-    )  # fmt: skip
+    request = LeaderboardRequest(
+        datasets=args.d,
+        device=torch.device(args.device),
+        configurations=args.c,
+        folds=args.f,
+        output=args.o,
+        images=args.i,
+        truths=args.gt,
+        reference=args.reference,
+        teacher=args.teacher,
+        tolerance=args.tolerance,
+        timed=args.time,
+        processes=args.np,
+    )
     check_request(request)
     if args.o is not None:
         check_writable(args.o)

@@ -2,20 +2,21 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from nnunetv2_kd.config import StudentOptions, problems_of
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.students import in_words, network_cost, planned_configurations, shrink_plans, width_for
-from nnunetv2_kd.students.shrink import check_configuration
-from nnunetv2_kd.teachers import dataset_id
+from nnunetv2_kd.formatting import format_count
+from nnunetv2_kd.networks.cost import network_cost
+from nnunetv2_kd.nnunet.datasets import dataset_id, preprocessed_folder
+from nnunetv2_kd.nnunet.files import read_json
+from nnunetv2_kd.nnunet.plans import check_configuration, planned_configurations, read_plans
+from nnunetv2_kd.students.shrink import shrink_plans
+from nnunetv2_kd.students.size import width_for
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     folder = preprocessed_folder(args.d)
-    plans, dataset_json = read_json(folder / f"{args.p}.json"), read_json(folder / "dataset.json")
+    plans, dataset_json = read_plans(folder, args.p), read_json(folder / "dataset.json")
     name = args.o or f"{args.p}Student"
     target = folder / f"{name}.json"
     if name == args.p:
@@ -96,8 +97,8 @@ def cost_table(
             (
                 f"{configuration} (width {width:g})",
                 "parameters",
-                in_words(t.params),
-                in_words(s.params),
+                format_count(t.params),
+                format_count(s.params),
                 s.params / t.params,
             ),
             ("", "GFLOPs per patch", f"{t.flops / 1e9:.2f}", f"{s.flops / 1e9:.2f}", s.flops / t.flops),
@@ -113,39 +114,3 @@ def cost_table(
             table.add_row(*cells, f"{ratio:.3f}")
         table.add_section()
     return table
-
-
-def preprocessed_folder(dataset: str) -> Path:
-    """Folder of a dataset under ``nnUNet_preprocessed``.
-
-    Raises:
-        KDError: where the variable is not set or the dataset is not there.
-    """
-    if not nnUNet_preprocessed.is_set():
-        raise KDError(
-            "The environment variable nnUNet_preprocessed is not set. Set it: "
-            "export nnUNet_preprocessed=/path/to/nnUNet_preprocessed"
-        )
-    try:
-        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-    except (RuntimeError, ValueError) as error:
-        raise KDError(f"There is no dataset {dataset}: {error}") from error
-    folder = Path(nnUNet_preprocessed) / name
-    if not folder.is_dir():
-        raise KDError(f"{folder} does not exist. Make it with: nnUNetv2_plan_and_preprocess -d {dataset_id(name)}")
-    return folder
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file of the preprocessed dataset.
-
-    Raises:
-        KDError: where it is missing or is no JSON; names the plans that exist.
-    """
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError as error:
-        plans = sorted(f.stem for f in file.parent.glob("*Plans*.json"))
-        raise KDError(f"{file} does not exist. Plans in this folder: {', '.join(plans) or 'none'}.") from error
-    except ValueError as error:
-        raise KDError(f"{file} is not valid JSON: {error}") from error

@@ -21,13 +21,16 @@ def add_parser(subparsers: Any) -> None:
 
 def add_cpu_speed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--cpu_speed", choices=SPEEDS, default="measure", metavar="WAY",
+        "--cpu_speed",
+        choices=SPEEDS,
+        default="measure",
+        metavar="WAY",
         help=f"{', '.join(SPEEDS)}; default: measure, which tries them all first; float32 is nnU-Net's own",
-    )  # fmt: skip
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    from nnunetv2_kd.predict import predict  # needs torch, which `--help` does not
+    from nnunetv2_kd.inference.predict import predict  # needs torch, which `--help` does not
 
     predict(args.for_nnunet, args.cpu_speed)
     return 0

@@ -3,19 +3,18 @@
 import argparse
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 from rich.console import Console
 from rich.table import Table
 
-from nnunetv2_kd.cli.plan import preprocessed_folder, read_json
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.teachers import dataset_id
-from nnunetv2_kd.teachers.splits import Split, shares, shares_by_group, with_teachers
+from nnunetv2_kd.nnunet.datasets import dataset_id, preprocessed_folder
+from nnunetv2_kd.nnunet.files import write_text
+from nnunetv2_kd.nnunet.splits import SPLITS, make_splits, read_splits
+from nnunetv2_kd.teachers.case_shares import shares, shares_by_group, with_teachers
 
 
 def add_parser(subparsers: Any) -> None:
@@ -34,9 +33,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="for the lines printed")
     parser.add_argument("--cases", type=int, default=None, help="at most so many cases per teacher; default: all")
     parser.add_argument(
-        "--groups", type=Path, default=None, metavar="FILE",
+        "--groups",
+        type=Path,
+        default=None,
+        metavar="FILE",
         help="CSV file with the columns case and group (site, scanner); a group stays with one teacher",
-    )  # fmt: skip
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the shuffling")
     parser.add_argument("-o", type=Path, default=Path("teachers.yaml"), help="options file for the student's training")
     parser.set_defaults(run=run)
@@ -48,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
     if args.cases is not None and args.cases < 1:
         raise KDError(f"--cases must be at least 1, found {args.cases}.")
     folder = preprocessed_folder(args.d)
-    splits = read_splits(folder)
+    splits = read_splits(folder) or make_splits(folder)
     if not 0 <= args.f < len(splits):
-        raise KDError(f"There is no fold {args.f}: {folder / 'splits_final.json'} has folds 0 to {len(splits) - 1}.")
+        raise KDError(f"There is no fold {args.f}: {folder / SPLITS} has folds 0 to {len(splits) - 1}.")
     cases = splits[args.f]["train"]
     if args.groups is not None:
         dealt = shares_by_group(cases, read_groups(args.groups), args.n, args.cases, args.seed)
@@ -58,26 +60,10 @@ def run(args: argparse.Namespace) -> int:
         dealt = shares(cases, args.n or 3, args.cases, args.seed)
     extended, folds = with_teachers(splits, args.f, dealt)
     teachers = {"teachers": [{"plans": args.p, "fold": fold} for fold in folds]}
-    write(args.o, yaml.safe_dump(teachers, sort_keys=False))
-    write(folder / "splits_final.json", json.dumps(extended, indent=4) + "\n")
+    write_text(args.o, yaml.safe_dump(teachers, sort_keys=False))
+    write_text(folder / SPLITS, json.dumps(extended, indent=4) + "\n")
     show(args, folder, dealt, folds, len(splits[args.f]["val"]))
     return 0
-
-
-def read_splits(folder: Path) -> list[Split]:
-    """The dataset's folds; nnU-Net's own five where none were made yet."""
-    file = folder / "splits_final.json"
-    if file.is_file():
-        splits: Any = read_json(file)
-        return splits
-    ending = read_json(folder / "dataset.json")["file_ending"]
-    cases = sorted(f.name.removesuffix(ending) for f in (folder / "gt_segmentations").glob(f"*{ending}"))
-    if len(cases) < 5:
-        raise KDError(
-            f"{folder} holds {len(cases)} preprocessed cases, nnU-Net's five folds need five. "
-            f"Preprocess the dataset: nnUNetv2_plan_and_preprocess -d {dataset_id(folder.name)}"
-        )
-    return [{key: [str(case) for case in split[key]] for key in split} for split in generate_crossval_split(cases)]
 
 
 def read_groups(file: Path) -> dict[str, str]:
@@ -99,20 +85,6 @@ def read_groups(file: Path) -> dict[str, str]:
         if groups.setdefault(row["case"], row["group"]) != row["group"]:
             raise KDError(f"The groups file {file} gives {row['case']} to {groups[row['case']]} and to {row['group']}.")
     return groups
-
-
-def write(file: Path, text: str) -> None:
-    """In one step, so that a file is never half written.
-
-    Raises:
-        KDError: where the folder cannot be written to.
-    """
-    unfinished = file.with_name(f"{file.name}.unfinished")
-    try:
-        unfinished.write_text(text)
-        os.replace(unfinished, file)
-    except OSError as error:
-        raise KDError(f"{file} cannot be written: {error.strerror}.") from error
 
 
 def show(args: argparse.Namespace, folder: Path, dealt: list[list[str]], folds: list[int], validation: int) -> None:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.teachers.ensemble import check_different
+from nnunetv2_kd.teachers.find import StudentIdentity
 
 if TYPE_CHECKING:
-    from nnunetv2_kd.store.layout import Store
+    from nnunetv2_kd.teachers.stored.store import Store
 
 EPILOG = """Interrupted, or data added since: the same line again, without --overwrite, goes on. What differs from a
 teacher that runs during the training: docs/stored_teacher.md."""
@@ -30,18 +32,23 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
     parser.add_argument(
-        "-p", default="nnUNetPlans", metavar="PLANS",
+        "-p",
+        default="nnUNetPlans",
+        metavar="PLANS",
         help="the teacher's, and whose preprocessed data are stored for; students made from them share these data; "
         "default: nnUNetPlans",
-    )  # fmt: skip
+    )
     parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="the teacher's; default: nnUNetTrainer")
     parser.add_argument(
         "-f", nargs="+", default=["0"], metavar="FOLD", help="the teacher's; several: an ensemble; default: 0"
     )
     parser.add_argument(
-        "--teacher_folder", type=Path, action="append", metavar="FOLDER",
+        "--teacher_folder",
+        type=Path,
+        action="append",
+        metavar="FOLDER",
         help="a model folder instead of -tr and -p's; several times: an ensemble, of these folds of each",
-    )  # fmt: skip
+    )
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
     parser.add_argument("-o", metavar="NAME", help="the store's name; default: fold_ and the folds")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
@@ -59,18 +66,21 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2.paths import nnUNet_results
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunetv2_kd.cli.plan import preprocessed_folder, read_json
-    from nnunetv2_kd.device import check_device
-    from nnunetv2_kd.store.layout import store_folder
-    from nnunetv2_kd.store.make import Task, make
-    from nnunetv2_kd.students.shrink import check_configuration
+    from nnunetv2_kd.inference.device import check_device
+    from nnunetv2_kd.nnunet.datasets import preprocessed_folder
+    from nnunetv2_kd.nnunet.files import read_json
+    from nnunetv2_kd.nnunet.plans import check_configuration, read_plans
+    from nnunetv2_kd.teachers.stored.store import store_folder
+    from nnunetv2_kd.teachers.stored.write import Task, make
 
     check_device(torch.device(args.device))
     if not (args.teacher_folder or nnUNet_results.is_set()):
-        raise KDError("The environment variable nnUNet_results is not set: no trained model can be found. Set it, or "
-                      "name a model folder with --teacher_folder.")  # fmt: skip
+        raise KDError(
+            "The environment variable nnUNet_results is not set: no trained model can be found. Set it, or "
+            "name a model folder with --teacher_folder."
+        )
     base = preprocessed_folder(args.d)
-    plans, dataset_json = read_json(base / f"{args.p}.json"), read_json(base / "dataset.json")
+    plans, dataset_json = read_plans(base, args.p), read_json(base / "dataset.json")
     check_configuration(plans, args.c)
     manager = PlansManager(plans)
     configuration = manager.get_configuration(args.c)
@@ -88,8 +98,10 @@ def run(args: argparse.Namespace) -> int:
     models = load_models(args, base.name, plans, dataset_json, torch.device(args.device))
     store = make(
         Task(store_folder(base, data.name, name), data, manager, args.c, dataset_json, command()),
-        models, args.overwrite, lambda line: console.print(line, soft_wrap=True, markup=False, highlight=False),
-    )  # fmt: skip
+        models,
+        args.overwrite,
+        lambda line: console.print(line, soft_wrap=True, markup=False, highlight=False),
+    )
     for line in summary(store, data, name):
         print(line)
     return 0
@@ -105,13 +117,12 @@ def load_models(
 ) -> list[Any]:
     """Every fold of every model folder."""
     from nnunetv2_kd.config import TeacherOptions
-    from nnunetv2_kd.speed import cpu_has_bfloat16
-    from nnunetv2_kd.store.model import Model
-    from nnunetv2_kd.teachers import Student, check_different
+    from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
+    from nnunetv2_kd.teachers.stored.predictor import CasePredictor
 
     if args.bfloat16 and (args.device != "cpu" or not cpu_has_bfloat16()):
         raise KDError("--bfloat16 is for -device cpu with bfloat16 instructions, which this is not. Leave it out.")
-    student = Student(dataset, args.p, args.c, "all")
+    student = StudentIdentity(dataset, args.p, args.c, "all")
     named: list[dict[str, Any]] = [{"folder": folder} for folder in args.teacher_folder or ()] or [{"trainer": args.tr}]
     models = []
     for where in named:
@@ -122,7 +133,9 @@ def load_models(
                 **where, fold=fold if fold == "all" else int(fold), checkpoint=args.chk, trust_pickle=args.trust_pickle
             )
             try:
-                models.append(Model(options, student, plans, dataset_json, device, not args.disable_tta, args.bfloat16))
+                models.append(
+                    CasePredictor(options, student, plans, dataset_json, device, not args.disable_tta, args.bfloat16)
+                )
             except KDError as error:
                 flags = "-tr, -p, -f, -chk, --teacher_folder and --trust_pickle"
                 raise KDError(f"{error}\n(What is said of an options file is said here by {flags}.)") from error

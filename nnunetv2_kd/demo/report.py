@@ -21,22 +21,28 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from rich.table import Table
 
-from nnunetv2_kd.demo.run import CONFIGURATION, DATASET, MODELS, Model, read_plans
-from nnunetv2_kd.students import in_words, network_cost
+from nnunetv2_kd.demo.run import CONFIGURATION, DATASET, MODELS, DemoModel, read_plans
+from nnunetv2_kd.formatting import format_count
+from nnunetv2_kd.networks.cost import network_cost
 
 COLOURS = {1: "tab:red", 2: "tab:cyan"}
 
 
-def evaluate(model: Model, output: Path) -> dict[str, Any]:
+def evaluate(model: DemoModel, output: Path) -> dict[str, Any]:
     """nnU-Net's evaluation of a model's predictions of the held-aside cases, as in summary.json."""
     predictions = model.predictions(output)
     return compute_metrics_on_folder(
-        str(output / "raw" / DATASET / "labelsTs"), str(predictions), str(predictions / "summary.json"),
-        SimpleITKIO(), ".nii.gz", list(COLOURS), num_processes=1,
-    )  # fmt: skip
+        str(output / "raw" / DATASET / "labelsTs"),
+        str(predictions),
+        str(predictions / "summary.json"),
+        SimpleITKIO(),
+        ".nii.gz",
+        list(COLOURS),
+        num_processes=1,
+    )
 
 
-def ms_per_case(models: Sequence[Model], output: Path) -> dict[str, float]:
+def ms_per_case(models: Sequence[DemoModel], output: Path) -> dict[str, float]:
     """Median milliseconds from image to segmentation (preprocessing, mirrored sliding window, resampling back) on the
     CPU. The models take turns on every case, so that what else the machine does weighs on all alike."""
     predictors = {}
@@ -82,8 +88,9 @@ def measure(output: Path) -> list[dict[str, Any]]:
 def table_of(rows: list[dict[str, Any]]) -> Table:
     structures = list(rows[0]["dice"])
     title = "Held-aside hippocampus cases, predicted by stock nnU-Net on this CPU"
-    table = Table("model", *(f"Dice {s}" for s in structures), "mean Dice", "parameters", "GFLOPs/patch", "ms/case",
-                  title=title)  # fmt: skip
+    table = Table(
+        "model", *(f"Dice {s}" for s in structures), "mean Dice", "parameters", "GFLOPs/patch", "ms/case", title=title
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
@@ -91,7 +98,7 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
             row["model"],
             *(f"{row['dice'][s]:.3f}" for s in structures),
             f"{row['mean_dice']:.3f}",
-            in_words(row["params"]),
+            format_count(row["params"]),
             f"{row['flops'] / 1e9:.2f}",
             f"{row['ms_per_case']:.0f}",
         )

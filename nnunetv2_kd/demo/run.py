@@ -24,7 +24,7 @@ SMOKE = {"epochs": 1, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1}
 
 
 @dataclass(frozen=True)
-class Model:
+class DemoModel:
     """One of the demo's models: its name in the table and how it is trained."""
 
     name: str
@@ -39,9 +39,9 @@ class Model:
         return output / "predictions" / f"{self.trainer}__{self.plans}"
 
 
-TEACHER = Model("teacher", "nnUNetTrainerKDBaseline", "nnUNetPlansTeacher", "teacher.yaml")
-ALONE = Model("student alone", "nnUNetTrainerKDBaseline", "nnUNetPlansStudent", "student.yaml")
-DISTILLED = Model("student distilled", "nnUNetTrainerRegionKD", "nnUNetPlansStudent", "student.yaml")
+TEACHER = DemoModel("teacher", "nnUNetTrainerKDBaseline", "nnUNetPlansTeacher", "teacher.yaml")
+ALONE = DemoModel("student alone", "nnUNetTrainerKDBaseline", "nnUNetPlansStudent", "student.yaml")
+DISTILLED = DemoModel("student distilled", "nnUNetTrainerRegionKD", "nnUNetPlansStudent", "student.yaml")
 MODELS = (TEACHER, ALONE, DISTILLED)
 
 
@@ -77,8 +77,11 @@ class Runner:
             log.flush()
             done = subprocess.run(
                 [str(executable) if executable.exists() else program, *arguments],
-                env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         if done.returncode != 0:
             end = "\n".join(self.log.read_text().splitlines()[-15:])
             raise KDError(f"This command failed: {shown}\n{end}\nThe whole log: {self.log}")
@@ -117,7 +120,7 @@ def run_demo(output: Path, seed: int, console: Console, smoke: bool = False) -> 
         )
 
 
-def write_options(model: Model, output: Path, seed: int, smoke: bool) -> Path:
+def write_options(model: DemoModel, output: Path, seed: int, smoke: bool) -> Path:
     """The model's bundled options with the seed, where the user can read them."""
     options = yaml.safe_load((OPTIONS / model.options).read_text()) | {"seed": seed} | (SMOKE if smoke else {})
     file = output / f"{model.name.replace(' ', '_')}.yaml"
@@ -125,7 +128,7 @@ def write_options(model: Model, output: Path, seed: int, smoke: bool) -> Path:
     return file
 
 
-def read_plans(model: Model, output: Path) -> tuple[dict, dict]:
+def read_plans(model: DemoModel, output: Path) -> tuple[dict, dict]:
     """plans.json and dataset.json of a trained model."""
     folder = model.folder(output)
     return json.loads((folder / "plans.json").read_text()), json.loads((folder / "dataset.json").read_text())

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nnunetv2_kd.benchmark.cost import ModelCost
 from nnunetv2_kd.leaderboard import origin, statistics
-from nnunetv2_kd.leaderboard.cost import ModelCost
-from nnunetv2_kd.leaderboard.models import ALL, Fold, Model, pick
 from nnunetv2_kd.leaderboard.notes import about_labels, about_reference, conventions, labels, tell_rows
 from nnunetv2_kd.leaderboard.scores import BOTH_EMPTY, FAILED, FALSE_ALARM, MISSED, SCORED
 from nnunetv2_kd.leaderboard.statistics import Gap
+from nnunetv2_kd.nnunet.model_folder import ALL
+from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel, pick
 
 ROW = ("model", "fold", "case", "structure", "state", "dice", "nsd", "hd95_mm", "note")
 COUNTED = {"missed": MISSED, "false_alarms": FALSE_ALARM, "both_empty": BOTH_EMPTY, "failed": FAILED}
@@ -35,7 +36,7 @@ class Entry:
         rank_shares: of the resamples, per rank, best first; empty where not compared.
     """
 
-    model: Model
+    model: TrainedModel
     kind: str
     cost: ModelCost
     rank: int | None = None
@@ -105,7 +106,7 @@ class Board:
 
 
 def make_board(
-    models: Sequence[Model],
+    models: Sequence[TrainedModel],
     rows: Sequence[dict[str, Any]],
     costs: dict[str, ModelCost],
     *,
@@ -161,14 +162,22 @@ def make_board(
         _mark(entry, used, on_own_validation, problems)
     tell_rows(table, problems)
     return Board(
-        dataset=models[0].dataset, entries=entries, rows=table, structures=structures, shared=shared,
-        per_case=_per_case(table, [entry.name for entry in compared]), reference=chosen_reference, source=source,
-        tolerance=tolerance, problems=problems,
-        conventions=conventions(tolerance), notes=notes,
-    )  # fmt: skip
+        dataset=models[0].dataset,
+        entries=entries,
+        rows=table,
+        structures=structures,
+        shared=shared,
+        per_case=_per_case(table, [entry.name for entry in compared]),
+        reference=chosen_reference,
+        source=source,
+        tolerance=tolerance,
+        problems=problems,
+        conventions=conventions(tolerance),
+        notes=notes,
+    )
 
 
-def _entry(model: Model, kind: str, cost: ModelCost, table: pd.DataFrame, structures: list[str]) -> Entry:
+def _entry(model: TrainedModel, kind: str, cost: ModelCost, table: pd.DataFrame, structures: list[str]) -> Entry:
     mine = table[table.model == model.name]
     entry = Entry(model, kind, cost)
     entry.counts = {name: int((mine.state == state).sum()) for name, state in COUNTED.items()}
@@ -207,7 +216,7 @@ def _on_shared_cases(names: list[str], table: pd.DataFrame, structures: list[str
     return np.where(np.isnan(dice).any(axis=0, keepdims=True), np.nan, dice), shared
 
 
-def _reference(compared: list[Entry], models: list[Model], reference: str | None) -> str:
+def _reference(compared: list[Entry], models: list[TrainedModel], reference: str | None) -> str:
     if reference is not None:
         return pick(models, reference, "--reference").name
     alone = [entry for entry in compared if entry.kind == origin.ALONE]
@@ -219,14 +228,16 @@ def _compare(
     dice: np.ndarray,
     shared: list[str],
     reference: str,
-    models: list[Model],
+    models: list[TrainedModel],
     notes: list[str],
 ) -> None:
     for rank, entry in enumerate(compared, start=1):
         entry.rank = rank
     index = {entry.name: i for i, entry in enumerate(compared)}
-    notes.append(f"{len(shared)} cases are shared by all {len(compared)} models; differences, tests, rank shares and "
-                 "gaps stand on these, folds pooled.")  # fmt: skip
+    notes.append(
+        f"{len(shared)} cases are shared by all {len(compared)} models; differences, tests, rank shares and "
+        "gaps stand on these, folds pooled."
+    )
     if len(shared) < 2:
         notes.append("Fewer than two shared cases: no interval, test or rank share can be given.")
     elif len(shared) < 6:
@@ -250,7 +261,7 @@ def _compare(
             entry.gap = _gap(entry, index, models, found)
 
 
-def _gap(entry: Entry, index: dict[str, int], models: list[Model], found: statistics.Intervals) -> Gap:
+def _gap(entry: Entry, index: dict[str, int], models: list[TrainedModel], found: statistics.Intervals) -> Gap:
     alone = origin.alone_of(entry.model, models)
     entry.alone = alone.name if alone is not None else None
     if entry.teacher not in index:
@@ -264,7 +275,7 @@ def _gap(entry: Entry, index: dict[str, int], models: list[Model], found: statis
     return gap
 
 
-def _mark(entry: Entry, used: dict[str, tuple[Fold, ...]], on_own_validation: bool, problems: list[str]) -> None:
+def _mark(entry: Entry, used: dict[str, tuple[TrainedFold, ...]], on_own_validation: bool, problems: list[str]) -> None:
     seen = origin.seen_cases(entry.model)
     if seen and on_own_validation:
         entry.marks.append(f"teacher saw validation cases ({seen})")

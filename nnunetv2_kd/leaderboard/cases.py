@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from nnunetv2.evaluation.evaluate_predictions import region_or_label_to_mask
 
+from nnunetv2_kd.inference.predictor import reader_of
 from nnunetv2_kd.leaderboard.board import Board, Entry
 from nnunetv2_kd.leaderboard.origin import DISTILLED, TEACHER
-from nnunetv2_kd.leaderboard.scores import reader_of, structures_of
+from nnunetv2_kd.leaderboard.scores import structures_of
 
 COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
 NAMES = ("orange", "light blue", "yellow", "green", "pink", "dark blue", "amber")
@@ -81,8 +82,13 @@ def _picture(board: Board, case: str, predictions: Sequence[tuple[Entry, Path]])
     titles += [f"{entry.kind}\n{entry.label}\nDice {s:.3f}" for (entry, _), s in zip(predictions, scores, strict=True)]
     overlays = [None, truth[index], *(answer[index] for answer in answers)]
     structures = structures_of(model.plans, model.dataset_json)
-    png = _draw(image[0][index][window], [o[window] if o is not None else None for o in overlays], titles,
-                list(structures.values()), spacing[1] / spacing[2])  # fmt: skip
+    png = _draw(
+        image[0][index][window],
+        [o[window] if o is not None else None for o in overlays],
+        titles,
+        list(structures.values()),
+        spacing[1] / spacing[2],
+    )
     told = ", ".join(f"{e.label} with Dice {s:.3f}" for (e, _), s in zip(predictions, scores, strict=True))
     slice_ = f"slice {index + 1} of {len(truth)}, where {predictions[-1][0].label} is wrong in most voxels; "
     return Picture(case, png, f"Case {case}: {slice_ if len(truth) > 1 else ''}image, truth, {told}.")
@@ -99,8 +105,13 @@ def _window(masks: Sequence[np.ndarray]) -> tuple[slice, slice]:
     return rows, columns
 
 
-def _draw(image: np.ndarray, overlays: Sequence[np.ndarray | None], titles: Sequence[str],
-          structures: Sequence[Any], aspect: float) -> str:  # fmt: skip
+def _draw(
+    image: np.ndarray,
+    overlays: Sequence[np.ndarray | None],
+    titles: Sequence[str],
+    structures: Sequence[Any],
+    aspect: float,
+) -> str:
     height = 2.2 * image.shape[0] * aspect / image.shape[1]
     figure = Figure(figsize=(2.2 * len(overlays), min(max(height, 1.2), 4.4) + 0.7), layout="constrained")
     low, high = np.percentile(image, [0.5, 99.5])
@@ -110,8 +121,14 @@ def _draw(image: np.ndarray, overlays: Sequence[np.ndarray | None], titles: Sequ
             mask = region_or_label_to_mask(overlay, structure) if overlay is not None else None
             if mask is not None and mask.any():
                 # padded, so that an outline at the picture's edge is closed
-                axes.contour(np.arange(-1, mask.shape[1] + 1), np.arange(-1, mask.shape[0] + 1), np.pad(mask, 1),
-                             levels=[0.5], colors=COLOURS[i % len(COLOURS)], linewidths=1.6)  # fmt: skip
+                axes.contour(
+                    np.arange(-1, mask.shape[1] + 1),
+                    np.arange(-1, mask.shape[0] + 1),
+                    np.pad(mask, 1),
+                    levels=[0.5],
+                    colors=COLOURS[i % len(COLOURS)],
+                    linewidths=1.6,
+                )
         axes.set(xticks=[], yticks=[], xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
         axes.set_title(title, fontsize=8, parse_math=False)
     stream = io.BytesIO()

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from nnunetv2_kd.leaderboard.models import Model
 from nnunetv2_kd.leaderboard.scores import FAILED
+from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
 
-def labels(models: Sequence[Model]) -> list[str]:
+def labels(models: Sequence[TrainedModel]) -> list[str]:
     """Names without what nnU-Net's names all begin with, and without the configuration where all share it; whole names
     where the short ones would not tell all models apart."""
     share = len({model.configuration for model in models}) == 1
@@ -20,14 +20,16 @@ def labels(models: Sequence[Model]) -> list[str]:
     return short if len(set(short)) == len(models) else [model.name for model in models]
 
 
-def about_labels(models: Sequence[Model]) -> list[str]:
+def about_labels(models: Sequence[TrainedModel]) -> list[str]:
     """How to read the labels; nothing where they are the whole names."""
     if labels(models) == [model.name for model in models]:
         return []
     share = len({model.configuration for model in models}) == 1
     configuration = f"; all are {models[0].configuration}" if share else ""
-    return [f"Models are trainer · plans{'' if share else ' · configuration'}, without the leading nnUNetTrainer and "
-            f"nnUNetPlans{configuration}."]  # fmt: skip
+    return [
+        f"Models are trainer · plans{'' if share else ' · configuration'}, without the leading nnUNetTrainer and "
+        f"nnUNetPlans{configuration}."
+    ]
 
 
 def about_reference(label: str, is_alone: bool, is_chosen: bool) -> str:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_kd.leaderboard.models import Model
-from nnunetv2_kd.teachers.checkpoint import sha256
+from nnunetv2_kd.nnunet.files import sha256
+from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
 STOCK, TEACHER, ALONE, DISTILLED = "nnU-Net", "teacher", "student alone", "student distilled"
 ALONE_TRAINER = "nnUNetTrainerKDBaseline"
 
 
-def teachers_of(models: Sequence[Model]) -> dict[str, str]:
+def teachers_of(models: Sequence[TrainedModel]) -> dict[str, str]:
     """The teacher of every distilled model that is among the models itself, told by the checkpoint's SHA-256: folders
     are moved and renamed, contents are not.
 
@@ -37,7 +37,7 @@ def teachers_of(models: Sequence[Model]) -> dict[str, str]:
     return found
 
 
-def kind(model: Model, teachers: Sequence[str]) -> str:
+def kind(model: TrainedModel, teachers: Sequence[str]) -> str:
     """What a model is, in words.
 
     Args:
@@ -51,7 +51,7 @@ def kind(model: Model, teachers: Sequence[str]) -> str:
     return DISTILLED if _teacher_records(model) else ALONE
 
 
-def alone_of(model: Model, models: Sequence[Model]) -> Model | None:
+def alone_of(model: TrainedModel, models: Sequence[TrainedModel]) -> TrainedModel | None:
     """The same student without a teacher: same configuration, network and epochs suffix, and the same plans file; else
     plans of another name trained with the same seed and as long. None where there is none."""
     alone = [
@@ -67,7 +67,7 @@ def alone_of(model: Model, models: Sequence[Model]) -> Model | None:
     return next(iter(same_plans or as_long), None)
 
 
-def budget(model: Model) -> int | None:
+def budget(model: TrainedModel) -> int | None:
     """Iterations that a model was trained for; None where its record does not tell."""
     options = model.record.get("options", {})
     epochs = next((fold.epoch for fold in model.folds if fold.epoch is not None), None)
@@ -76,7 +76,7 @@ def budget(model: Model) -> int | None:
     return epochs * (options["iterations_per_epoch"] or 250)  # nnU-Net's own number where the option is not set
 
 
-def seen_cases(model: Model) -> str:
+def seen_cases(model: TrainedModel) -> str:
     """Which folds' teachers were trained on validation cases, in words; empty where none was."""
     told = []
     for fold in model.folds:
@@ -87,7 +87,7 @@ def seen_cases(model: Model) -> str:
     return ", ".join(told)
 
 
-def made(model: Model) -> list[tuple[str, str]]:
+def made(model: TrainedModel) -> list[tuple[str, str]]:
     """How a model was made, as pairs of what and value, for people to read."""
     facts = [("folder", str(model.folder)), ("configuration", model.configuration)]
     record = model.record
@@ -111,11 +111,11 @@ def made(model: Model) -> list[tuple[str, str]]:
     return facts
 
 
-def _teacher_records(model: Model) -> list[dict[str, Any]]:
+def _teacher_records(model: TrainedModel) -> list[dict[str, Any]]:
     return [teacher for fold in model.folds for teacher in fold.record.get("teachers", ())]
 
 
-def _training(model: Model) -> list[Any]:
+def _training(model: TrainedModel) -> list[Any]:
     options = model.record.get("options", {})
     return [options.get(key) for key in ("epochs", "iterations_per_epoch", "seed")]
 
@@ -125,7 +125,7 @@ def _suffix(trainer: str) -> str:
     return found[0] if found else ""
 
 
-def _network(model: Model) -> Any:
+def _network(model: TrainedModel) -> Any:
     return model.plans["configurations"].get(model.configuration, {}).get("architecture")
 
 

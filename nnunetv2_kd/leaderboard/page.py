@@ -9,10 +9,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from nnunetv2_kd import __version__
+from nnunetv2_kd.formatting import NOTHING
 from nnunetv2_kd.leaderboard import cases, plots
 from nnunetv2_kd.leaderboard.board import Board, Entry
 from nnunetv2_kd.leaderboard.origin import made
-from nnunetv2_kd.leaderboard.words import NOTHING, columns, conventions, remarks, verdict
+from nnunetv2_kd.leaderboard.words import columns, conventions, remarks, verdict
 
 FILES = Path(__file__).parent / "page_files"
 
@@ -62,6 +63,8 @@ def _key(value: float | str) -> str:
 
 def _ranks(entry: Entry) -> dict[str, Any]:
     """A model's shares of ranks as whole percents, and how strongly to shade each."""
-    shares = [{"percent": f"{100 * share:.0f}" if share >= 0.01 else ("<1" if share else ""), "shade": f"{share:.2f}"}
-              for share in entry.rank_shares]  # fmt: skip
+    shares = [
+        {"percent": f"{100 * share:.0f}" if share >= 0.01 else ("<1" if share else ""), "shade": f"{share:.2f}"}
+        for share in entry.rank_shares
+    ]
     return {"entry": entry, "shares": shares}

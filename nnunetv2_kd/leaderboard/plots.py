@@ -10,10 +10,11 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.leaderboard.board import Board, Entry
-from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, STOCK, TEACHER
+from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, TEACHER
 from nnunetv2_kd.leaderboard.words import on_front
-from nnunetv2_kd.students import in_words
+from nnunetv2_kd.networks.cpu_mode import STOCK
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart; the shapes tell the same
 STYLE = {TEACHER: ("#000000", "s"), DISTILLED: ("#0072B2", "o"), ALONE: ("#D55E00", "^"), STOCK: ("#009E73", "D")}
@@ -44,13 +45,28 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.subplots()
-        axes.plot([cost(e) for e in front], [e.mean_dice for e in front], color="#777777", linewidth=1,
-                  drawstyle="steps-post", zorder=1, label="Pareto front")  # fmt: skip
+        axes.plot(
+            [cost(e) for e in front],
+            [e.mean_dice for e in front],
+            color="#777777",
+            linewidth=1,
+            drawstyle="steps-post",
+            zorder=1,
+            label="Pareto front",
+        )
         for kind, (colour, marker) in STYLE.items():
             mine = [entry for entry in entries if entry.kind == kind]
             if mine:
-                axes.scatter([cost(e) for e in mine], [e.mean_dice for e in mine], c=colour, marker=marker, s=42,
-                             alpha=0.8, label=kind, zorder=2)  # fmt: skip
+                axes.scatter(
+                    [cost(e) for e in mine],
+                    [e.mean_dice for e in mine],
+                    c=colour,
+                    marker=marker,
+                    s=42,
+                    alpha=0.8,
+                    label=kind,
+                    zorder=2,
+                )
         low, high = axes.get_ylim()
         axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
         costs = [cost(entry) or 0 for entry in entries]
@@ -60,15 +76,21 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
         axes.margins(x=0.15)
         for i, entry in enumerate(front):  # above: up there no model can be, or it would be on the front
             side = "left" if i == 0 else "right" if i == len(front) - 1 else "center"
-            axes.annotate(entry.label, (cost(entry) or 0, entry.mean_dice), xytext=(0, (8, 19)[i % 2]),
-                          textcoords="offset points", ha=side, fontsize=8)  # fmt: skip
-        shown = in_words if max(costs) >= 1e5 else "{:g}".format
+            axes.annotate(
+                entry.label,
+                (cost(entry) or 0, entry.mean_dice),
+                xytext=(0, (8, 19)[i % 2]),
+                textcoords="offset points",
+                ha=side,
+                fontsize=8,
+            )
+        shown = format_count if max(costs) >= 1e5 else "{:g}".format
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value).replace(".00", "")))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=heading, ylabel="mean Dice")
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
-        told = "; ".join(f"{e.label}: {e.mean_dice:.3f} at {in_words(cost(e) or 0)}" for e in front)
+        told = "; ".join(f"{e.label}: {e.mean_dice:.3f} at {format_count(cost(e) or 0)}" for e in front)
         return _svg(figure, f"Mean Dice against {heading}. Models that no other beats, cheapest first: {told}.", name)
 
 
@@ -81,8 +103,14 @@ def per_case(board: Board, name: str) -> Markup:
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(7, 0.9 + 0.32 * len(entries)), layout="constrained")
         axes = figure.subplots()
-        axes.boxplot(values, orientation="horizontal", widths=0.6, showfliers=False,
-                     medianprops={"color": "#000000"}, boxprops={"color": "#777777"})  # fmt: skip
+        axes.boxplot(
+            values,
+            orientation="horizontal",
+            widths=0.6,
+            showfliers=False,
+            medianprops={"color": "#000000"},
+            boxprops={"color": "#777777"},
+        )
         for position, (entry, mine) in enumerate(zip(entries, values, strict=True), start=1):
             spread = [position + 0.22 * math.sin(2.4 * i) for i in range(len(mine))]  # apart, and the same every time
             colour, marker = STYLE[entry.kind]

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.images import cases_in
-from nnunetv2_kd.leaderboard.models import FINAL, Model
-from nnunetv2_kd.leaderboard.scores import Job, geometry_difference, reader_of, structures_of
-from nnunetv2_kd.teachers.checkpoint import sha256
-from nnunetv2_kd.trainers.environment import why_not_writable
+from nnunetv2_kd.inference.images import cases_in
+from nnunetv2_kd.inference.predictor import predictor_of, reader_of
+from nnunetv2_kd.leaderboard.scores import ScoringJob, geometry_difference, structures_of
+from nnunetv2_kd.nnunet.files import sha256
+from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
 STAMP = "made_with.json"
 
@@ -69,7 +68,7 @@ def check_images(images: Path, truths: Path, dataset_json: dict[str, Any]) -> Im
     return image_set
 
 
-def predict(model: Model, image_set: ImageSet, output: Path, device: torch.device) -> None:
+def predict(model: TrainedModel, image_set: ImageSet, output: Path, device: torch.device) -> None:
     """Predict with nnU-Net, all trained folds of the model together; nothing where that was done before with the same
     checkpoints and all of the predictions are there.
 
@@ -86,9 +85,12 @@ def predict(model: Model, image_set: ImageSet, output: Path, device: torch.devic
     ending = model.dataset_json["file_ending"]
     stamp = {
         "checkpoints": {fold.name: sha256(fold.checkpoint) for fold in model.predicting_folds},
-        "images": {file: [os.stat(file).st_size, os.stat(file).st_mtime_ns]
-                   for case in image_set.cases for file in image_set.image_files(case)},
-    }  # fmt: skip
+        "images": {
+            file: [os.stat(file).st_size, os.stat(file).st_mtime_ns]
+            for case in image_set.cases
+            for file in image_set.image_files(case)
+        },
+    }
     files = [output / f"{case}{ending}" for case in image_set.cases]
     if _read(output / STAMP) == stamp and all(file.is_file() for file in files):
         return
@@ -107,25 +109,27 @@ def predict(model: Model, image_set: ImageSet, output: Path, device: torch.devic
     (output / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
 
 
-def predictor_of(model: Model, device: torch.device) -> nnUNetPredictor:
-    """nnU-Net's predictor with its own settings: step 0.5, Gaussian weights, mirroring."""
-    predictor = nnUNetPredictor(device=device, allow_tqdm=False)
-    folds = tuple(fold.name for fold in model.predicting_folds)
-    predictor.initialize_from_trained_model_folder(str(model.folder), folds, FINAL)
-    return predictor
-
-
-def image_jobs(model: Model, image_set: ImageSet, output: Path, tolerance: float) -> list[Job]:
-    """What to score of predictions of a test set; see `scores.Job`."""
+def image_jobs(model: TrainedModel, image_set: ImageSet, output: Path, tolerance: float) -> list[ScoringJob]:
+    """What to score of predictions of a test set; see `scores.ScoringJob`."""
     structures = structures_of(model.plans, model.dataset_json)
     ending, reader = model.dataset_json["file_ending"], reader_of(model.dataset_json)
     ignore = PlansManager(model.plans).get_label_manager(model.dataset_json).ignore_label
     folds = "+".join(fold.name for fold in model.predicting_folds)
     return [
-        Job(model.name, folds, case, image_set.truths / f"{case}{ending}", output / f"{case}{ending}", structures,
-            ignore, reader, tolerance, None)
+        ScoringJob(
+            model.name,
+            folds,
+            case,
+            image_set.truths / f"{case}{ending}",
+            output / f"{case}{ending}",
+            structures,
+            ignore,
+            reader,
+            tolerance,
+            None,
+        )
         for case in image_set.cases
-    ]  # fmt: skip
+    ]
 
 
 def _problem(case: str, image_set: ImageSet, dataset_json: dict[str, Any]) -> str:
@@ -151,16 +155,3 @@ def _read(file: Path) -> Any:
         return json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-
-
-def check_writable(folder: Path, flag: str = "-o") -> None:
-    """Make an output folder.
-
-    Raises:
-        KDError: where it cannot be made or written to.
-    """
-    problem = why_not_writable(folder)
-    if problem:
-        raise KDError(
-            f"{flag} {folder} cannot be written to: {problem}. Choose another folder, or: chmod u+w '{folder}'"
-        )

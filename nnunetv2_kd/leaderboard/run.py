@@ -1,6 +1,5 @@
 """From the names of datasets to their boards."""
 
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -8,22 +7,32 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.paths import nnUNet_preprocessed
 
-from nnunetv2_kd.device import check_device, device_in_words
+from nnunetv2_kd.benchmark.cost import ModelCost, measure, size_of
 from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.inference.device import check_device, device_name
 from nnunetv2_kd.leaderboard.board import Board, make_board
-from nnunetv2_kd.leaderboard.cost import ModelCost, measure, size_of
-from nnunetv2_kd.leaderboard.models import Model, dataset_name, find_models, pick
 from nnunetv2_kd.leaderboard.predict import ImageSet, check_images, image_jobs, predict
-from nnunetv2_kd.leaderboard.scores import Job, Row, Structure, failed_rows, score, structures_of, validation_jobs
+from nnunetv2_kd.leaderboard.scores import (
+    ScoreRow,
+    ScoringJob,
+    Structure,
+    failed_rows,
+    score,
+    structures_of,
+    validation_jobs,
+)
+from nnunetv2_kd.nnunet.datasets import ground_truth_folder, trained_dataset, training_images
+from nnunetv2_kd.nnunet.splits import Split, read_splits
+from nnunetv2_kd.nnunet.trained_models import TrainedModel, find_models, pick
 
 Say = Callable[[str], None]
 JOBS_WORTH_A_PROCESS = 16  # starting one takes seconds
 
 
 @dataclass(frozen=True)
-class Request:
+class LeaderboardRequest:
     """What to compare; the flags of ``nnUNetv2_kd leaderboard``. ``timed``: how many cases to time every model on."""
 
     datasets: Sequence[str]
@@ -40,7 +49,7 @@ class Request:
     processes: int = 1
 
 
-def check_request(request: Request) -> None:
+def check_request(request: LeaderboardRequest) -> None:
     """The flags fit each other and this machine.
 
     Raises:
@@ -63,7 +72,7 @@ def check_request(request: Request) -> None:
         check_device(request.device)
 
 
-def make_boards(request: Request, say: Say) -> list[Board]:
+def make_boards(request: LeaderboardRequest, say: Say) -> list[Board]:
     """The boards of all datasets, in the order asked for.
 
     Args:
@@ -74,11 +83,11 @@ def make_boards(request: Request, say: Say) -> list[Board]:
         KDError: where there is nothing to compare, or images and ground truth do not fit.
     """
     check_request(request)
-    names = [dataset_name(dataset) for dataset in request.datasets]
+    names = [trained_dataset(dataset) for dataset in request.datasets]
     return [_make_board(name, request, say) for name in dict.fromkeys(names)]
 
 
-def _make_board(dataset: str, request: Request, say: Say) -> Board:
+def _make_board(dataset: str, request: LeaderboardRequest, say: Say) -> Board:
     models, problems = find_models(dataset, request.configurations, request.folds)
     models, structures = of_one_task(models, problems)
     for name, flag in ((request.reference, "--reference"), (request.teacher, "--teacher")):
@@ -97,20 +106,28 @@ def _make_board(dataset: str, request: Request, say: Say) -> Board:
     costs = {model.name: size_of(model) for model in models}
     timed = _time(models, costs, rows, image_set, request, problems, say) if request.timed else ""
     board = make_board(
-        models, rows, costs, structures=structures, source=source, tolerance=request.tolerance, problems=problems,
-        reference=request.reference, teacher=request.teacher, on_own_validation=image_set is None,
-    )  # fmt: skip
+        models,
+        rows,
+        costs,
+        structures=structures,
+        source=source,
+        tolerance=request.tolerance,
+        problems=problems,
+        reference=request.reference,
+        teacher=request.teacher,
+        on_own_validation=image_set is None,
+    )
     board.timed = timed
-    board.truths = image_set.truths if image_set is not None else truth_folder(dataset)
+    board.truths = image_set.truths if image_set is not None else ground_truth_folder(dataset)
     board.predictions = {(job.model, job.case): job.prediction for job in jobs}
     board.images = {case: image_files(models[0], case, image_set) for case in sorted({job.case for job in jobs})}
     return board
 
 
-def of_one_task(models: list[Model], problems: list[str]) -> tuple[list[Model], list[str]]:
+def of_one_task(models: list[TrainedModel], problems: list[str]) -> tuple[list[TrainedModel], list[str]]:
     """The models of the same structures as the first; the others are problems."""
     structures: dict[str, Structure] = {}
-    fitting: list[Model] = []
+    fitting: list[TrainedModel] = []
     for model in models:
         try:
             found = structures_of(model.plans, model.dataset_json)
@@ -129,15 +146,17 @@ def of_one_task(models: list[Model], problems: list[str]) -> tuple[list[Model], 
     return fitting, list(structures)
 
 
-def _validated(models: list[Model], request: Request, problems: list[str]) -> tuple[list[Job], list[Row]]:
+def _validated(
+    models: list[TrainedModel], request: LeaderboardRequest, problems: list[str]
+) -> tuple[list[ScoringJob], list[ScoreRow]]:
     """What to score of the models' own validation, and the rows of cases that are missing."""
-    truths, splits = truth_folder(models[0].dataset), splits_of(models[0].dataset)
+    truths, splits = ground_truth_folder(models[0].dataset), _splits_of(models[0].dataset)
     if truths is None:
         problems.append(
             "No surface distances: no ground truth in nnUNet_preprocessed (gt_segmentations) or nnUNet_raw (labelsTr)."
         )
-    jobs: list[Job] = []
-    rows: list[Row] = []
+    jobs: list[ScoringJob] = []
+    rows: list[ScoreRow] = []
     for model in models:
         more_jobs, more_rows, more_problems = validation_jobs(model, truths, splits, request.tolerance)
         jobs += more_jobs
@@ -147,11 +166,16 @@ def _validated(models: list[Model], request: Request, problems: list[str]) -> tu
 
 
 def _predicted(
-    models: list[Model], image_set: ImageSet, request: Request, output: Path, problems: list[str], say: Say
-) -> tuple[list[Job], list[Row]]:
+    models: list[TrainedModel],
+    image_set: ImageSet,
+    request: LeaderboardRequest,
+    output: Path,
+    problems: list[str],
+    say: Say,
+) -> tuple[list[ScoringJob], list[ScoreRow]]:
     """Predict; what to score of it, and the rows of cases that were not predicted."""
-    jobs: list[Job] = []
-    rows: list[Row] = []
+    jobs: list[ScoringJob] = []
+    rows: list[ScoreRow] = []
     for model in models:
         if not model.predicting_folds:
             continue
@@ -169,7 +193,7 @@ def _predicted(
     return jobs, rows
 
 
-def _score(jobs: list[Job], processes: int, say: Say) -> list[Row]:
+def _score(jobs: list[ScoringJob], processes: int, say: Say) -> list[ScoreRow]:
     say(f"scoring {len(jobs)} predictions")
     processes = min(processes, 1 + len(jobs) // JOBS_WORTH_A_PROCESS)
     if processes == 1:
@@ -179,11 +203,11 @@ def _score(jobs: list[Job], processes: int, say: Say) -> list[Row]:
 
 
 def _time(
-    models: list[Model],
+    models: list[TrainedModel],
     costs: dict[str, ModelCost],
-    rows: list[Row],
+    rows: list[ScoreRow],
     image_set: ImageSet | None,
-    request: Request,
+    request: LeaderboardRequest,
     problems: list[str],
     say: Say,
 ) -> str:
@@ -197,37 +221,18 @@ def _time(
     say(f"timing on {len(cases)} cases")
     measure([model for model in models if model.predicting_folds], costs, cases, request.device)
     return (
-        f"ms: median of {len(cases)} cases on {device_in_words(request.device)}, from image to segmentation, one fold, "
+        f"ms: median of {len(cases)} cases on {device_name(request.device)}, from image to segmentation, one fold, "
         "nnU-Net's mirroring and sliding window, models taking turns. Peak memory: "
         + ("CUDA memory allocated." if request.device.type == "cuda" else "of the whole process with Python and torch.")
-    )  # fmt: skip
+    )
 
 
-def truth_folder(dataset: str) -> Path | None:
-    """The ground truth of a dataset's training cases; None where it is not on this machine."""
-    places = []
-    if nnUNet_preprocessed.is_set():
-        places.append(Path(nnUNet_preprocessed) / dataset / "gt_segmentations")
-    if nnUNet_raw.is_set():
-        places.append(Path(nnUNet_raw) / dataset / "labelsTr")
-    return next((place for place in places if place.is_dir()), None)
-
-
-def image_files(model: Model, case: str, image_set: ImageSet | None = None) -> list[str]:
+def image_files(model: TrainedModel, case: str, image_set: ImageSet | None = None) -> list[str]:
     """Files of the channels of a case; empty where they are not on this machine."""
     if image_set is not None:
         return image_set.image_files(case)
-    if not nnUNet_raw.is_set():
-        return []
-    ending = model.dataset_json["file_ending"]
-    folder = Path(nnUNet_raw) / model.dataset / "imagesTr"
-    length = len(case) + 5 + len(ending)
-    return sorted(str(f) for f in folder.glob("*" + ending) if len(f.name) == length and f.name.startswith(f"{case}_"))
+    return training_images(model.dataset, case, model.dataset_json["file_ending"])
 
 
-def splits_of(dataset: str) -> list[dict[str, list[str]]]:
-    file = Path(nnUNet_preprocessed) / dataset / "splits_final.json" if nnUNet_preprocessed.is_set() else None
-    try:
-        return list(json.loads(file.read_text())) if file is not None and file.is_file() else []
-    except ValueError as error:
-        raise KDError(f"{file} is not valid JSON ({error}). Remove it, and nnU-Net makes it again.") from error
+def _splits_of(dataset: str) -> list[Split]:
+    return read_splits(Path(nnUNet_preprocessed) / dataset) if nnUNet_preprocessed.is_set() else []

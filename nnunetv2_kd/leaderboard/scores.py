@@ -22,20 +22,20 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, load_summary_json, region_or_label_to_mask
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.leaderboard.models import Fold, Model
+from nnunetv2_kd.inference.predictor import reader_of
+from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel
 
 SCORED, BOTH_EMPTY, MISSED, FALSE_ALARM, FAILED = "scored", "both empty", "missed", "false alarm", "failed"
 NAN = float("nan")
 Structure = int | tuple[int, ...]
-Row = dict[str, Any]
+ScoreRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Job:
+class ScoringJob:
     """One case of one model to be scored; plain values only, for a worker process.
 
     Attributes:
@@ -73,14 +73,9 @@ def structures_of(plans: dict[str, Any], dataset_json: dict[str, Any]) -> dict[s
     return {names[_as_structure(key)]: _as_structure(key) for key in keys}
 
 
-def reader_of(dataset_json: dict[str, Any]) -> type:
-    """nnU-Net's reader for the dataset's images."""
-    return determine_reader_writer_from_dataset_json(dataset_json, verbose=False)
-
-
 def validation_jobs(
-    model: Model, truths: Path | None, splits: Sequence[dict[str, list[str]]], tolerance: float
-) -> tuple[list[Job], list[Row], list[str]]:
+    model: TrainedModel, truths: Path | None, splits: Sequence[dict[str, list[str]]], tolerance: float
+) -> tuple[list[ScoringJob], list[ScoreRow], list[str]]:
     """What to score of a model's own validation output.
 
     Args:
@@ -106,24 +101,38 @@ def validation_jobs(
         for case, entry in entries.items():
             truth = truths / f"{case}{ending}" if truths is not None else None
             prediction = fold.summary.parent / f"{case}{ending}"
-            jobs.append(Job(model.name, fold.name, case, truth, prediction, structures, ignore, reader, tolerance,
-                            entry["metrics"]))  # fmt: skip
+            jobs.append(
+                ScoringJob(
+                    model.name,
+                    fold.name,
+                    case,
+                    truth,
+                    prediction,
+                    structures,
+                    ignore,
+                    reader,
+                    tolerance,
+                    entry["metrics"],
+                )
+            )
         expected = splits[int(fold.name)]["val"] if fold.name.isdigit() and int(fold.name) < len(splits) else []
         for case in sorted(set(expected) - set(entries)):
             missing += failed_rows(model.name, fold.name, case, structures, "not in summary.json")
     return jobs, missing, problems
 
 
-def failed_rows(model: str, fold: str, case: str, structures: Iterable[str], note: str) -> list[Row]:
+def failed_rows(model: str, fold: str, case: str, structures: Iterable[str], note: str) -> list[ScoreRow]:
     return [_row(model, fold, case, name, FAILED, NAN, NAN, NAN, note) for name in structures]
 
 
-def score(job: Job) -> list[Row]:
+def score(job: ScoringJob) -> list[ScoreRow]:
     """One row per structure. A case that cannot be read or measured becomes failed rows with the reason."""
     if job.dice is not None and (job.truth is None or not job.truth.is_file() or not job.prediction.is_file()):
         missing = job.prediction if job.truth is not None and job.truth.is_file() else job.truth or "the ground truth"
-        return [_from_summary(job, name, key, f"no surface distances: {missing} is missing")
-                for name, key in job.structures.items()]  # fmt: skip
+        return [
+            _from_summary(job, name, key, f"no surface distances: {missing} is missing")
+            for name, key in job.structures.items()
+        ]
     try:
         return _score(job)
     except Exception as error:  # whatever a broken image file makes a reader raise; shown, and the other cases go on
@@ -179,7 +188,7 @@ def geometry_difference(first: Any, second: Any, properties: tuple[dict, dict]) 
     return ""
 
 
-def _score(job: Job) -> list[Row]:
+def _score(job: ScoringJob) -> list[ScoreRow]:
     reader = job.reader()
     truth, truth_properties = reader.read_seg(str(job.truth))
     prediction, _ = reader.read_seg(str(job.prediction))
@@ -214,11 +223,11 @@ def _squeezed(truth: Any, prediction: Any, properties: dict[str, Any]) -> tuple[
     return truth, prediction, spacing
 
 
-def _from_summary(job: Job, name: str, key: Structure, note: str) -> Row:
+def _from_summary(job: ScoringJob, name: str, key: Structure, note: str) -> ScoreRow:
     return _from_metrics(job, name, (job.dice or {})[key], note)
 
 
-def _from_metrics(job: Job, name: str, metrics: dict[str, float], note: str) -> Row:
+def _from_metrics(job: ScoringJob, name: str, metrics: dict[str, float], note: str) -> ScoreRow:
     dice = _number(metrics["Dice"])
     there = (metrics["n_ref"] > 0, metrics["n_pred"] > 0)
     state = {(True, True): SCORED, (False, False): BOTH_EMPTY, (True, False): MISSED, (False, True): FALSE_ALARM}[there]
@@ -226,24 +235,37 @@ def _from_metrics(job: Job, name: str, metrics: dict[str, float], note: str) -> 
     return _row(job.model, job.fold, job.case, name, state, dice, nsd, NAN, note)
 
 
-def _row(model: str, fold: str, case: str, structure: str, state: str, dice: float, nsd: float, hd95: float,
-         note: str) -> Row:  # fmt: skip
-    return {"model": model, "fold": fold, "case": case, "structure": structure, "state": state, "dice": dice,
-            "nsd": nsd, "hd95_mm": hd95, "note": note}  # fmt: skip
+def _row(
+    model: str, fold: str, case: str, structure: str, state: str, dice: float, nsd: float, hd95: float, note: str
+) -> ScoreRow:
+    return {
+        "model": model,
+        "fold": fold,
+        "case": case,
+        "structure": structure,
+        "state": state,
+        "dice": dice,
+        "nsd": nsd,
+        "hd95_mm": hd95,
+        "note": note,
+    }
 
 
-def _entries(fold: Fold, ending: str, keys: set[Structure]) -> dict[str, dict[str, Any]]:
+def _entries(fold: TrainedFold, ending: str, keys: set[Structure]) -> dict[str, dict[str, Any]]:
     """Case to its entry in the fold's summary.json."""
     try:
         entries = load_summary_json(str(fold.summary))["metric_per_case"]
         named = {Path(entry["prediction_file"]).name.removesuffix(ending): entry for entry in entries}
         found = {key for entry in entries for key in entry["metrics"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise KDError(f"{fold.summary} cannot be read ({type(error).__name__}); repeat the training command with "
-                      "--val") from error  # fmt: skip
+        raise KDError(
+            f"{fold.summary} cannot be read ({type(error).__name__}); repeat the training command with --val"
+        ) from error
     if found != keys:
-        raise KDError(f"{fold.summary} is of other labels ({found}) than dataset.json ({keys}); repeat the training "
-                      "command with --val")  # fmt: skip
+        raise KDError(
+            f"{fold.summary} is of other labels ({found}) than dataset.json ({keys}); repeat the training "
+            "command with --val"
+        )
     return named
 
 

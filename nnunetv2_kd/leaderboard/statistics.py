@@ -71,9 +71,15 @@ def intervals(dice: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> In
         return foreground_mean(dice[:, cases])
 
     result = bootstrap(
-        (np.arange(dice.shape[1]),), statistic, vectorized=True, n_resamples=resamples, confidence_level=LEVEL,
-        method="percentile", rng=np.random.default_rng(seed), batch=200,
-    )  # fmt: skip
+        (np.arange(dice.shape[1]),),
+        statistic,
+        vectorized=True,
+        n_resamples=resamples,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+        batch=200,
+    )
     interval = result.confidence_interval
     return Intervals(mean, np.asarray(interval.low), np.asarray(interval.high), result.bootstrap_distribution)
 

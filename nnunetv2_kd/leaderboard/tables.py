@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunetv2_kd import __version__
+from nnunetv2_kd.formatting import NOTHING, markdown_escaped, markdown_line
 from nnunetv2_kd.leaderboard.board import ROW, Board, Entry
 from nnunetv2_kd.leaderboard.origin import made
 from nnunetv2_kd.leaderboard.scores import FAILED
-from nnunetv2_kd.leaderboard.words import NOTHING, Column, columns, footnotes, verdict
+from nnunetv2_kd.leaderboard.words import Column, columns, footnotes, verdict
 
 DROPPED_FIRST = (
     "folds",
@@ -102,10 +103,14 @@ def to_latex(boards: Sequence[Board]) -> str:
         kept = [column for column in kept if any(column.text(entry) != NOTHING for entry in board.entries)]
         alignment = "".join("r" if column.is_number else "l" for column in kept)
         lines = [
-            "\\begin{table*}", "\\centering", f"\\caption{{{_latex(board.dataset)}: {_latex(board.source)}.}}",
-            f"\\begin{{tabular}}{{{alignment}}}", "\\toprule", _latex_row([column.heading for column in kept]),
+            "\\begin{table*}",
+            "\\centering",
+            f"\\caption{{{_latex(board.dataset)}: {_latex(board.source)}.}}",
+            f"\\begin{{tabular}}{{{alignment}}}",
+            "\\toprule",
+            _latex_row([column.heading for column in kept]),
             "\\midrule",
-        ]  # fmt: skip
+        ]
         lines += [_latex_row([column.text(entry) for column in kept]) for entry in board.entries]
         lines += ["\\bottomrule", "\\end{tabular}", "\\end{table*}", *(f"% {line}" for line in footnotes(board))]
         lines += [f"% Missing: {line}" for line in board.problems]
@@ -170,19 +175,18 @@ def _entry_as_dict(entry: Entry) -> dict[str, Any]:
     }
 
 
-def markdown_line(values: Sequence[str]) -> str:
-    return f"| {' | '.join(values)} |"
-
-
-def markdown_escaped(text: str) -> str:
-    for character in "\\`*_[]|~":
-        text = text.replace(character, f"\\{character}")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
-
-
 def _latex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$",
-               "–": "--", "†": r"\dag{}", "<": r"\textless{}", ">": r"\textgreater{}", "\n": " "}  # fmt: skip
+    special = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "−": "$-$",
+        "–": "--",
+        "†": r"\dag{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "\n": " ",
+    }
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nnunetv2_kd.formatting import NOTHING, format_count
 from nnunetv2_kd.leaderboard.board import Board, Entry
 from nnunetv2_kd.leaderboard.origin import TEACHER
 from nnunetv2_kd.leaderboard.statistics import pareto
-from nnunetv2_kd.students import in_words
 
-NOTHING = "–"
 SAW = "†"
 SIGNIFICANT = 0.05
 
@@ -40,29 +39,51 @@ def columns(board: Board) -> list[Column]:
         Column("#", lambda e: NOTHING if e.rank is None else str(e.rank), lambda e: _plain(e.rank), "by mean Dice"),
         Column("model", shown_name, lambda e: e.label.lower(), "trainer · plans · configuration"),
         numeric("Dice", lambda e: e.mean_dice, 3, "mean over cases, then over structures, as nnU-Net"),
-        Column("95 % interval", lambda e: NOTHING if math.isnan(e.low) else f"{e.low:.3f}–{e.high:.3f}",
-               lambda e: e.low, "of the mean Dice, bootstrap over cases"),
+        Column(
+            "95 % interval",
+            lambda e: NOTHING if math.isnan(e.low) else f"{e.low:.3f}–{e.high:.3f}",
+            lambda e: e.low,
+            "of the mean Dice, bootstrap over cases",
+        ),
         Column("kind", lambda e: e.kind, lambda e: e.kind, "told by the record in its checkpoint"),
-        Column("difference", lambda e: "reference" if e.name == board.reference else signed(e.difference),
-               lambda e: 0.0 if e.name == board.reference else e.difference, "of the mean Dice to the reference"),
+        Column(
+            "difference",
+            lambda e: "reference" if e.name == board.reference else signed(e.difference),
+            lambda e: 0.0 if e.name == board.reference else e.difference,
+            "of the mean Dice to the reference",
+        ),
         Column("p (Holm)", lambda e: p_value(e.p_holm), lambda e: e.p_holm, "signed-rank test against the reference"),
-        Column("gap closed", gap_closed, lambda e: _plain(e.gap.share if e.gap else None),
-               "(distilled − alone) / (teacher − alone) of the mean Dice, with 95 % interval"),
-        Column("parameters", lambda e: NOTHING if e.cost.params is None else in_words(e.cost.params),
-               lambda e: _plain(e.cost.params), "of the network that its plans describe"),
+        Column(
+            "gap closed",
+            gap_closed,
+            lambda e: _plain(e.gap.share if e.gap else None),
+            "(distilled − alone) / (teacher − alone) of the mean Dice, with 95 % interval",
+        ),
+        Column(
+            "parameters",
+            lambda e: NOTHING if e.cost.params is None else format_count(e.cost.params),
+            lambda e: _plain(e.cost.params),
+            "of the network that its plans describe",
+        ),
         numeric("GFLOPs", lambda e: e.cost.gflops, 2, "one forward pass of one patch, a multiply-add counted as two"),
         numeric("ms", lambda e: e.cost.ms, 0, "median per case, image to segmentation (--time)"),
         numeric("MiB peak", lambda e: e.cost.peak_mib, 0, "peak memory while predicting (--time)"),
         numeric("MiB file", lambda e: e.cost.file_mib, 1, "checkpoint_final.pth, with the optimizer's state"),
         numeric(f"NSD {board.tolerance:g} mm", lambda e: e.nsd, 3, "normalised surface Dice at this tolerance"),
         numeric("HD95 mm", lambda e: e.hd95_mm, 2, "95 % Hausdorff distance; missed structures are not in it"),
-        Column("empty", lambda e: empties(e.counts), lambda e: float(sum(e.counts.values())),
-               "structures of cases that are missed, false alarms, empty in both, or failed"),
-        *(numeric(f"Dice {name}", lambda e, name=name: e.dice[name], 3, "mean over cases, as nnU-Net")  # type: ignore[misc]
-          for name in board.structures),
+        Column(
+            "empty",
+            lambda e: empties(e.counts),
+            lambda e: float(sum(e.counts.values())),
+            "structures of cases that are missed, false alarms, empty in both, or failed",
+        ),
+        *(
+            numeric(f"Dice {name}", lambda e, name=name: e.dice[name], 3, "mean over cases, as nnU-Net")  # type: ignore[misc]
+            for name in board.structures
+        ),
         Column("folds", lambda e: e.folds, lambda e: e.folds, "folds that were validated"),
         Column("cases", lambda e: str(e.cases), lambda e: float(e.cases), "cases that its means stand on"),
-    ]  # fmt: skip
+    ]
 
 
 def shown_name(entry: Entry) -> str:
@@ -116,7 +137,7 @@ def verdict(board: Board) -> list[str]:
         lines.append(f"Best that is no teacher: {_with_dice(students[0])}{_size_against(students[0], best)}.")
     front = on_front(board, lambda e: e.cost.params)
     if len(front) > 1:
-        told = ", ".join(f"{e.label} ({in_words(e.cost.params or 0)}, {e.mean_dice:.3f})" for e in front)
+        told = ", ".join(f"{e.label} ({format_count(e.cost.params or 0)}, {e.mean_dice:.3f})" for e in front)
         lines.append(f"For fewer parameters, the best Dice at each size: {told}.")
     tested = [entry for entry in board.compared if not math.isnan(entry.p_holm)]
     if tested:

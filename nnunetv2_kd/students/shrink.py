@@ -8,24 +8,16 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.nnunet.plans import Plans, check_configuration
 
 RECORD = "kd_student"
 WIDTH_KEYS = ("features_per_stage", "stem_channels", "bottleneck_channels")
 DEPTH_KEYS = ("n_conv_per_stage", "n_conv_per_stage_decoder", "n_blocks_per_stage")
 
-Plans = dict[str, Any]
-
 
 def made_from(plans: Plans) -> str | None:
     """The name of the plans that these student's plans were made from; None where they are nobody's student."""
     return plans.get(RECORD, {}).get("made_from")
-
-
-def planned_configurations(plans: Plans) -> list[str]:
-    """The configurations of the plans that have a network."""
-    manager = PlansManager(deepcopy(plans))
-    names = manager.available_configurations
-    return [name for name in names if "architecture" in manager.get_configuration(name).configuration]
 
 
 def scale_channels(value: Any, width: float) -> Any:
@@ -106,18 +98,6 @@ def shrink_plans(
         "convs_per_stage": convs_per_stage,
     }
     return student
-
-
-def check_configuration(plans: Plans, configuration: str) -> None:
-    """
-    Raises:
-        KDError: where the plans have no such configuration; names those that they have.
-    """
-    if configuration not in plans["configurations"]:
-        raise KDError(
-            f"The plans {plans['plans_name']} have no configuration {configuration!r}, only "
-            f"{', '.join(plans['configurations'])}."
-        )
 
 
 def _as_list(value: Any) -> list[int]:

@@ -4,8 +4,10 @@ from typing import Any
 
 from nnunetv2_kd.config import StudentOptions, parse_budget
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.students.cost import in_words, network_cost
-from nnunetv2_kd.students.shrink import Plans, check_configuration, made_from, shrink_plans
+from nnunetv2_kd.formatting import format_count
+from nnunetv2_kd.networks.cost import network_cost
+from nnunetv2_kd.nnunet.plans import Plans, check_configuration
+from nnunetv2_kd.students.shrink import made_from, shrink_plans
 
 DEFAULT_WIDTH = 0.5
 BISECTIONS = 20
@@ -37,8 +39,8 @@ def width_for(plans: Plans, configuration: str, dataset_json: dict[str, Any], st
     low, high = 0.5 / min(features), 1.0  # below `low` the narrowest stage rounds to no channel
     if size(low) > budget:
         raise KDError(
-            f"No student of {configuration} keeps to {quantity} <= {in_words(budget)}: the narrowest network has "
-            f"{in_words(size(low))}. Ask for more, or for fewer convolutions per stage."
+            f"No student of {configuration} keeps to {quantity} <= {format_count(budget)}: the narrowest network has "
+            f"{format_count(size(low))}. Ask for more, or for fewer convolutions per stage."
         )
     if size(high) <= budget:
         return high

@@ -18,8 +18,9 @@ CONFIGURATION_KEYS = (
 )
 
 
-def check_same_task(teacher: tuple[dict, dict], student: tuple[dict, dict], teacher_configuration: str,
-                    student_configuration: str) -> None:  # fmt: skip
+def check_same_task(
+    teacher: tuple[dict, dict], student: tuple[dict, dict], teacher_configuration: str, student_configuration: str
+) -> None:
     """Compare channels, labels, regions, spacing, normalisation, and the patch size with the teacher's total stride.
 
     Args:

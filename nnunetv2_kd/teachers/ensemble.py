@@ -2,25 +2,26 @@
 not public; the three rules are ours."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nnunetv2_kd import losses
 from nnunetv2_kd.config import CombineOptions
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.teachers.teacher import Answer, Teacher
+from nnunetv2_kd.methods import Methods, on_features
+from nnunetv2_kd.regions import Labels, Regions, region_graph
+from nnunetv2_kd.teachers.combine import as_logits, mean_affinity, mix, region_weights, voxel_weights
+from nnunetv2_kd.teachers.running import RunningTeacher
+from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput, TeacherRecord, methods_on_region_cosines
 
-Ask = Callable[[Teacher, Tensor], Answer]
 Size = tuple[int, ...]
 
 
-class Ensemble:
-    """Asks one teacher after the other and mixes their probabilities, and their cosines between regions.
+class EnsembleTeacher(Teacher):
+    """Runs one teacher after the other and mixes their probabilities, and their cosines between regions.
 
-    A teacher's features are reduced to cosines before the next one is asked, so that never two sets of them are held.
+    A teacher's features are reduced to cosines before the next one runs, so that never two sets of them are held.
 
     Args:
         teachers: at least two.
@@ -28,27 +29,74 @@ class Ensemble:
         options: the rule.
         labels: how to read the targets.
 
-    Attributes:
-        shares: of the last batch, how much each teacher counted on the average voxel, ``(M,)``, summing to 1.
     """
 
     def __init__(
-        self, teachers: Sequence[Teacher], weights: Sequence[float], options: CombineOptions, labels: Labels
+        self, teachers: Sequence[RunningTeacher], weights: Sequence[float], options: CombineOptions, labels: Labels
     ) -> None:
         self.teachers = list(teachers)
         self.base = torch.tensor(weights, dtype=torch.float32) / sum(weights)
         self.options = options
         self.labels = labels
-        self.shares = self.base
+        # of the last batch, how much each teacher counted on the average voxel, (M,), summing to 1
+        self.mean_weights = self.base
+
+    def attach(self, student: nn.Module, methods: Methods) -> list[str]:
+        single = on_features(methods)
+        if single:
+            raise KDError(
+                f"{', '.join(single)} compares features, which several teachers cannot be mixed on. With several "
+                f"teachers use terms on logits, {methods_on_region_cosines()}; or name one teacher."
+            )
+        stages: list[str] = []
+        for teacher in self.teachers:
+            stages = teacher.attach(student, methods)
+        return stages
+
+    def compile(self) -> None:
+        for teacher in self.teachers:
+            teacher.compile()
+
+    def records(self) -> list[TeacherRecord]:
+        return [teacher.record for teacher in self.teachers]
+
+    def describe(self) -> list[str]:
+        lines = [line for teacher in self.teachers for line in teacher.describe()]
+        if self.options.rule != "mean" and self.labels.ignore_label is not None:
+            lines.append(
+                f"Where a voxel has the ignore label, no label says which teacher is right: there the rule "
+                f"'{self.options.rule}' falls back to the teachers' mean."
+            )
+        return lines
+
+    def assess(self, batches: Callable[[], Iterable[Batch]]) -> list[str]:
+        return [
+            line
+            for number, teacher in enumerate(self.teachers, start=1)
+            for line in teacher.assess(batches, f"teacher {number}")
+        ]
+
+    def shares(self) -> Mapping[str, Tensor]:
+        return {f"weight_of_teacher_{number}": share for number, share in enumerate(self.mean_weights, start=1)}
+
+    def __call__(self, batch: Batch) -> TeacherOutput:
+        device = self.teachers[0].device
+        batch["data"] = batch["data"].to(device, non_blocking=True)
+        target = batch["target"]
+        batch["target"] = (
+            [y.to(device, non_blocking=True) for y in target]
+            if isinstance(target, list)
+            else target.to(device, non_blocking=True)
+        )
+        return self.run(batch["data"], batch["target"])
 
     @torch.no_grad()
-    def __call__(self, data: Tensor, targets: Tensor | list[Tensor], ask: Ask) -> Answer:
-        """The combined answer: logits whose softmax (or sigmoid) is the mixture, and combined cosines by stage.
+    def run(self, data: Tensor, targets: Tensor | list[Tensor]) -> TeacherOutput:
+        """The combined output: logits whose softmax (or sigmoid) is the mixture, and combined cosines by stage.
 
         Args:
             data: ``(B, C, *S)``.
             targets: nnU-Net's, one per head or a single one.
-            ask: how one teacher is asked.
         """
         by_size = {tuple(y.shape[2:]): y for y in (targets if isinstance(targets, (list, tuple)) else [targets])}
         finest = self.labels.regions(next(iter(by_size.values())))
@@ -56,55 +104,57 @@ class Ensemble:
         edges: dict[str, list[Tensor]] = defaultdict(list)
         with torch.autocast(data.device.type, enabled=False):
             for teacher in self.teachers:
-                heads, graphs = self._reduced(ask(teacher, data), finest)
+                heads, graphs = self._reduced(teacher.run(data), finest)
                 for p in heads:
                     probabilities[tuple(p.shape[2:])].append(p)
                 for stage, graph in graphs.items():
                     edges[stage].append(graph)
             return self._combine(probabilities, edges, by_size)
 
-    def _reduced(self, answer: Answer, regions: losses.Regions) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """A teacher's probabilities, and cosines instead of its features, which nobody holds once this is left."""
-        edges = {stage: losses.region_graph(features, regions)[0] for stage, features in answer.features.items()}
-        return [self._probabilities(z) for z in answer.logits], edges
+    def _reduced(self, output: TeacherOutput, regions: Regions) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """A teacher's probabilities, and cosines in place of its features, which nobody holds after this."""
+        edges = {stage: region_graph(features, regions)[0] for stage, features in output.features.items()}
+        return [self._probabilities(z) for z in output.logits], edges
 
     def _combine(
         self, probabilities: dict[Size, list[Tensor]], edges: dict[str, list[Tensor]], targets: dict[Size, Tensor]
-    ) -> Answer:
+    ) -> TeacherOutput:
         logits, of_regions = [], None
         base = self.base.to(next(iter(targets.values())).device)
         for size, target in targets.items():
             if len(probabilities.get(size, [])) != len(self.teachers):
                 continue  # a head that some teacher does not have, or that was never trained
             membership = self.labels.regions(target).dense()
-            weights = losses.voxel_weights(
-                self.options.rule, probabilities[size], membership, base, self.options.tau,
+            weights = voxel_weights(
+                self.options.rule,
+                probabilities[size],
+                membership,
+                base,
+                self.options.tau,
                 self.labels.has_regions,
-            )  # fmt: skip
-            mixture = losses.mix(probabilities[size], weights)
-            logits.append(losses.as_logits(mixture, self.labels.has_regions))
+            )
+            mixture = mix(probabilities[size], weights)
+            logits.append(as_logits(mixture, self.labels.has_regions))
             if of_regions is None:
-                of_regions = losses.region_weights(weights, membership, base)
-                self.shares = weights.flatten(1).mean(dim=1)
+                of_regions = region_weights(weights, membership, base)
+                self.mean_weights = weights.flatten(1).mean(dim=1)
         if of_regions is None:
             raise KDError(f"The teachers have no segmentation head of the same size: {sorted(probabilities)}.")
         nodes = of_regions.flatten(1).unsqueeze(1)  # (M, 1, B * K): the graph of a batch as one sample
-        combined = {
-            stage: losses.mean_affinity([one.unsqueeze(0) for one in own], nodes)[0] for stage, own in edges.items()
-        }
-        return Answer(logits, {}, combined)
+        combined = {stage: mean_affinity([one.unsqueeze(0) for one in own], nodes)[0] for stage, own in edges.items()}
+        return TeacherOutput(logits, {}, combined)
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().sigmoid() if self.labels.has_regions else logits.float().softmax(dim=1)
 
 
-def check_different(teachers: Sequence[Teacher]) -> None:
+def check_different(teachers: Sequence[RunningTeacher]) -> None:
     """No teacher is named twice.
 
     Raises:
         KDError: names the one that is.
     """
-    seen: dict[str, Teacher] = {}
+    seen: dict[str, RunningTeacher] = {}
     for teacher in teachers:
         before = seen.setdefault(teacher.record.sha256, teacher)
         if before is not teacher:

@@ -7,12 +7,12 @@ from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError, listing
-
-Fold = int | str
+from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.model_folder import CheckpointPath, Fold, ModelName, checkpoints_of, parse_model_name
 
 
 @dataclass(frozen=True)
-class Student:
+class StudentIdentity:
     """What the search for a teacher must know of the student."""
 
     dataset_name: str
@@ -21,34 +21,16 @@ class Student:
     fold: Fold
 
 
-@dataclass(frozen=True)
-class TeacherPath:
-    """One trained model: its folder (with plans.json and dataset.json), a fold, and a checkpoint's file name."""
-
-    folder: Path
-    fold: Fold
-    checkpoint_name: str
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / f"fold_{self.fold}" / self.checkpoint_name
-
-
-def dataset_id(dataset_name: str) -> str:
-    """``Dataset004_Hippocampus`` to ``4``, as users type it."""
-    return str(int(dataset_name[len("Dataset") :].split("_")[0]))
-
-
-def teacher_folder(options: TeacherOptions, student: Student) -> Path:
+def teacher_folder(options: TeacherOptions, student: StudentIdentity) -> Path:
     """The model folder that the options name, whether it exists or not."""
     if options.folder is not None:
         return options.folder
     plans = options.plans or student.plans_name
     configuration = options.configuration or student.configuration
-    return Path(nnUNet_results) / student.dataset_name / f"{options.trainer}__{plans}__{configuration}"
+    return Path(nnUNet_results) / student.dataset_name / str(ModelName(options.trainer, plans, configuration))
 
 
-def find_teacher(options: TeacherOptions, student: Student) -> TeacherPath:
+def find_teacher(options: TeacherOptions, student: StudentIdentity) -> CheckpointPath:
     """The teacher that the options name.
 
     Raises:
@@ -56,7 +38,7 @@ def find_teacher(options: TeacherOptions, student: Student) -> TeacherPath:
     """
     folder = teacher_folder(options, student)
     fold = student.fold if options.fold is None else options.fold
-    path = TeacherPath(folder, fold, options.checkpoint)
+    path = CheckpointPath(folder, fold, options.checkpoint)
     missing = [
         f for f in (path.folder / "plans.json", path.folder / "dataset.json", path.checkpoint) if not f.is_file()
     ]
@@ -65,20 +47,12 @@ def find_teacher(options: TeacherOptions, student: Student) -> TeacherPath:
     return path
 
 
-def trained_models(dataset_name: str) -> list[TeacherPath]:
-    """Every model of a dataset under ``nnUNet_results``, one entry per fold and checkpoint file, sorted."""
-    root = Path(nnUNet_results) / dataset_name
-    return [
-        TeacherPath(checkpoint.parents[1], checkpoint.parent.name.removeprefix("fold_"), checkpoint.name)
-        for checkpoint in sorted(root.glob("*__*__*/fold_*/checkpoint_*.pth"))
-    ]
-
-
-def _no_teacher(path: TeacherPath, missing: list[Path], options: TeacherOptions, student: Student) -> str:
-    found = [f"{m.folder.name}, fold {m.fold}, {m.checkpoint_name}" for m in trained_models(student.dataset_name)]
+def _no_teacher(path: CheckpointPath, missing: list[Path], options: TeacherOptions, student: StudentIdentity) -> str:
+    found = [f"{m.folder.name}, fold {m.fold}, {m.checkpoint_name}" for m in checkpoints_of(student.dataset_name)]
     lines = [f"No teacher: {missing[0]} does not exist."]
-    if options.folder is None:
-        trainer, plans, configuration = path.folder.name.split("__")
+    name = parse_model_name(path.folder.name)
+    if options.folder is None and name is not None:
+        trainer, plans, configuration = name
         command = f"nnUNetv2_train {dataset_id(student.dataset_name)} {configuration} {path.fold}"
         command += "" if plans == "nnUNetPlans" else f" -p {plans}"
         command += "" if trainer == "nnUNetTrainer" else f" -tr {trainer}"

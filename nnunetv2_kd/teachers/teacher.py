@@ -1,25 +1,16 @@
-"""Load a teacher, freeze it, run it."""
+"""What every teacher is to a training: called with a batch, it returns its output, or None where it has none yet."""
 
-import inspect
-import json
-from collections.abc import Mapping
-from copy import deepcopy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunetv2_kd.config import TeacherOptions
-from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.features import Taps
-from nnunetv2_kd.students.cost import count_params
-from nnunetv2_kd.teachers.check import check_same_task, seen_validation_cases
-from nnunetv2_kd.teachers.checkpoint import read_checkpoint, sha256
-from nnunetv2_kd.teachers.find import Student, TeacherPath, find_teacher
+from nnunetv2_kd.formatting import format_count
+from nnunetv2_kd.methods import OWN_METHODS, Methods
+
+Batch = dict[str, Any]  # nnU-Net's: "data" (B, C, *S), "target" per head or a single one, "keys" the cases' names
 
 
 @dataclass(frozen=True)
@@ -41,16 +32,23 @@ class TeacherRecord:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}, fold {self.fold}, {self.checkpoint} (SHA-256 {self.sha256}), trained by {self.trainer} "
+            f"for {self.epoch} epochs, {format_count(self.params)} parameters"
+        )
+
 
 @dataclass
-class Answer:
+class TeacherOutput:
     """What a teacher, or several combined, says about a batch.
 
     Attributes:
         logits: ``(B, K, *S)`` of every trained head, finest first; empty where nobody wants them and the teacher's
             decoder did not run.
-        features: of the tapped stages, by the student's names of them; empty where several teachers are combined.
-        edges: cosines between all regions of the batch ``(B*K, B*K)`` by stage, of several teachers combined.
+        features: of the stages that `Teacher.attach` was asked for, by the student's names of them; empty where several
+            teachers are combined, and of a stored one.
+        edges: cosines between all regions of the batch ``(B*K, B*K)`` by stage, where there are no features.
     """
 
     logits: list[Tensor]
@@ -58,180 +56,94 @@ class Answer:
     edges: dict[str, Tensor] = field(default_factory=dict)
 
 
-class _Enough(Exception):  # noqa: N818  (not an error)
-    """Ends a forward pass before the decoder."""
+class Teacher(ABC):
+    """One protocol for a network that runs, an ensemble, a stored teacher, and one that learns beside its student.
 
+    Not an nn.Module on purpose: nothing that walks over a trainer's modules can train it, wrap it or save it.
+    """
 
-class Teacher:
-    """A frozen network that answers with logits and tapped features. Not an nn.Module on purpose: nothing that walks
-    over the trainer's modules can train it, wrap it or save it."""
-
-    def __init__(self, network: nn.Module, record: TeacherRecord, trained_heads: list[bool]) -> None:
-        self.network = network.requires_grad_(False).eval()
-        self.record = record
-        self.trained_heads = trained_heads
-        self.taps: Taps | None = None
-        self._encoder_only = self._skips_decoder = False
-
-    def __repr__(self) -> str:
-        return f"Teacher({self.record})"
-
-    def tap(self, stages: Mapping[str, str]) -> None:
-        """Keep the features of these stages from now on, each under the name of the student's stage that it teaches."""
-        self.taps = Taps(self.network, stages)
-        self.taps.recording = True
-        self._encoder_only = bool(stages) and all(stage.startswith("encoder.") for stage in stages.values())
-        if self._encoder_only:
-            self.network.get_submodule("decoder").register_forward_pre_hook(self._before_decoder)
-
-    def compile(self, logits: bool = True) -> None:
-        """Let torch compile what runs at every step; after `tap`, in place, so that weights keep their names.
+    @abstractmethod
+    def attach(self, student: nn.Module, methods: Methods) -> list[str]:
+        """Make ready what the methods look at. Once, before the first call.
 
         Args:
-            logits: whether it is going to be called with them.
+            student: the network that is taught, neither compiled nor wrapped.
+            methods: with stages as `resolve_stages` spells them.
+
+        Returns:
+            The student's stages whose features the methods compare.
+
+        Raises:
+            KDError: where a method asks for what this kind of teacher does not have, or for a stage that it lacks.
         """
-        # every network takes an entry of the few that torch keeps per function, and all share theirs
-        torch._dynamo.config.cache_size_limit += 1
-        # a compiled decoder would have to raise its way out
-        (self.network.get_submodule("encoder") if self._encoder_only and not logits else self.network).compile()
 
-    def _before_decoder(self, *_: Any) -> None:
-        if self._skips_decoder:
-            raise _Enough
+    @abstractmethod
+    def __call__(self, batch: Batch) -> TeacherOutput | None:
+        """The output for a batch, whose tensors are moved to the device in passing; None where there is none yet."""
 
-    @torch.no_grad()  # not inference_mode: autograd refuses to save inference tensors for the student's backward pass
-    def __call__(self, data: Tensor, logits: bool = True) -> Answer:
-        """Logits of every trained head, finest first, and features by the names given to `tap`.
+    @abstractmethod
+    def records(self) -> list[TeacherRecord]:
+        """The models that teach."""
 
-        Args:
-            data: ``(B, C, *S)``.
-            logits: without them, and where all tapped stages are the encoder's, the decoder does not run.
-        """
-        self.network.eval()
-        self._skips_decoder = self._encoder_only and not logits
-        try:
-            output = self.network(data)
-        except _Enough:
-            output = []
-        finally:
-            self._skips_decoder = False
-        heads = list(output) if isinstance(output, (list, tuple)) else [output]
-        # without deep supervision the network answers with its finest head only, whatever heads it has
-        found = [head for head, trained in zip(heads, self.trained_heads, strict=False) if trained]
-        return Answer(found, self.taps.take() if self.taps is not None else {})
+    @abstractmethod
+    def describe(self) -> list[str]:
+        """Lines for the log."""
 
+    def facts(self) -> dict[str, Any]:
+        """What else the student's record says of its teacher, in plain values."""
+        return {}
 
-def load_teacher(
-    options: TeacherOptions,
-    student: Student,
-    student_plans: dict[str, Any],
-    student_dataset_json: dict[str, Any],
-    splits: list[dict[str, list[str]]],
-    validation: list[str],
-    deep_supervision: bool,
-) -> Teacher:
-    """Find, check and load the teacher, on the CPU.
+    def stage_channels(self) -> dict[str, int]:
+        """Width of the attached stages, by the student's names of them; none where features are not compared."""
+        return {}
 
-    Args:
-        options: which teacher.
-        student: for which student.
-        student_plans, student_dataset_json: what the teacher is compared with.
-        splits, validation: ``splits_final.json`` and the student's validation cases, to tell whether the teacher has
-            seen some.
-        deep_supervision: whether the student is trained with it; the teacher's heads are built accordingly.
+    def compile(self) -> None:
+        """Let torch compile what runs at every step; after `attach`."""
 
-    Raises:
-        KDError: where there is no such teacher, it does not fit the student, or its weights do not fit its plans.
-    """
-    path = find_teacher(options, student)
-    plans, dataset_json = _read_json(path, "plans.json"), _read_json(path, "dataset.json")
-    checkpoint = read_checkpoint(path.checkpoint, options.trust_pickle)
-    configuration = checkpoint["init_args"]["configuration"]
-    check_same_task((plans, dataset_json), (student_plans, student_dataset_json), configuration, student.configuration)
-    network = build_network(plans, configuration, dataset_json, checkpoint["trainer_name"], deep_supervision)
-    load_strictly(network, checkpoint["network_weights"], path)
-    record = TeacherRecord(
-        folder=str(path.folder),
-        fold=str(path.fold),
-        checkpoint=path.checkpoint_name,
-        sha256=sha256(path.checkpoint),
-        trainer=str(checkpoint["trainer_name"]),
-        epoch=int(checkpoint["current_epoch"]),
-        params=count_params(network),
-        seen_validation_cases=seen_validation_cases(splits, path.fold, student.fold, validation),
-    )
-    return Teacher(network, record, trained_heads(network, checkpoint.get("optimizer_state")))
+    def assess(self, batches: Callable[[], Iterable[Batch]]) -> list[str]:
+        """Lines for the log on how good the teacher is on a few validation batches."""
+        return []
+
+    def skip(self, batch: Batch) -> None:
+        """Leave a batch as it would be without a teacher, in a step in which nobody is taught."""
+
+    def shares(self) -> Mapping[str, Tensor]:
+        """How much each of several teachers counted in the last batch, by name."""
+        return {}
+
+    # ---- a stored teacher comes in with the data
+
+    def training_dataset(self, dataset: Any) -> Any:
+        """nnU-Net's dataset of the training cases, with what the teacher adds to it."""
+        return dataset
+
+    def training_transforms(self, transforms: Any) -> Any:
+        """nnU-Net's training transforms, applied to what the teacher added too."""
+        return transforms
+
+    # ---- a teacher that learns beside its student
+
+    def start_epoch(self, epoch: int) -> None:
+        """A training epoch begins."""
+
+    def learn(self, batch: Batch) -> None:
+        """One training step of the teacher's own, before the student's on the same batch."""
+
+    def start_validation(self) -> None:
+        """The validation of an epoch begins."""
+
+    def validate(self, batch: Batch) -> None:
+        """Look at a validation batch, which must be left as it is."""
+
+    def end_epoch(self, epoch: int) -> list[str]:
+        """An epoch ends; lines for the log."""
+        return []
+
+    def training_state(self) -> dict[str, Any]:
+        """Tensors and plain values that a resumed training needs."""
+        return {}
 
 
-def build_network(
-    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer_name: str, deep_supervision: bool
-) -> nn.Module:
-    """The network that nnU-Net would build to predict with this model, with its deep supervision heads if wanted."""
-    try:
-        trainer_class = recursive_find_trainer_class_by_name(trainer_name)
-    except RuntimeError as error:
-        raise KDError(
-            f"The teacher was trained by {trainer_name}, which nnU-Net cannot find here. Add its folder to the "
-            "environment variable nnUNet_extTrainer."
-        ) from error
-    manager = PlansManager(deepcopy(plans))
-    config = manager.get_configuration(configuration)
-    described: tuple[Any, ...] = (manager, config)
-    if "plans_manager" not in inspect.signature(trainer_class.build_network_architecture).parameters:
-        # the older signature, which nnU-Net 2.8 supports too
-        described = (
-            config.network_arch_class_name,
-            config.network_arch_init_kwargs,
-            config.network_arch_init_kwargs_req_import,
-        )
-    return trainer_class.build_network_architecture(
-        *described,
-        determine_num_input_channels(manager, config, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-        deep_supervision,
-    )
-
-
-def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: TeacherPath) -> None:
-    """Load weights where every name and shape fits.
-
-    Raises:
-        KDError: names what differs.
-    """
-    weights = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
-    expected = network.state_dict()
-    problems = [f"{key}: missing in the checkpoint" for key in expected if key not in weights]
-    problems += [f"{key}: in the checkpoint only" for key in weights if key not in expected]
-    problems += [
-        f"{key}: {tuple(weights[key].shape)} in the checkpoint, {tuple(expected[key].shape)} in the network"
-        for key in expected
-        if key in weights and weights[key].shape != expected[key].shape
-    ]
-    if problems:
-        shown = problems[:5] + ([f"and {len(problems) - 5} more"] if len(problems) > 5 else [])
-        raise KDError(listing(f"The weights in {path.checkpoint} do not fit the network of its plans.json:", shown))
-    network.load_state_dict(weights)
-
-
-def trained_heads(network: nn.Module, optimizer_state: dict[str, Any] | None) -> list[bool]:
-    """Which segmentation heads, finest first, ever received a gradient.
-
-    nnU-Net builds all heads always, also where a trainer switches deep supervision off. An optimizer keeps a state for
-    a parameter only once it had a gradient, so a head without one still has its random weights and teaches nothing.
-    The finest head counts as trained; so do all where the checkpoint holds no optimizer.
-    """
-    heads = list(getattr(getattr(network, "decoder", None), "seg_layers", []))[::-1]
-    if not heads:
-        return [True]
-    states = (optimizer_state or {}).get("state")
-    if not states:
-        return [True] * len(heads)
-    index_of = {id(parameter): index for index, parameter in enumerate(network.parameters())}
-    return [True] + [index_of[id(head.weight)] in states for head in heads[1:]]
-
-
-def _read_json(path: TeacherPath, name: str) -> dict[str, Any]:
-    try:
-        return json.loads((path.folder / name).read_text())
-    except (OSError, ValueError) as error:
-        raise KDError(f"The teacher's {path.folder / name} cannot be read: {error}") from error
+def methods_on_region_cosines() -> str:
+    """The methods on features that every kind of teacher can teach, for a message."""
+    return " and ".join(m.name for m in OWN_METHODS if m.needs.region_cosines and not m.needs.features)

@@ -85,8 +85,14 @@ def with_epochs(trainer: type[nnUNetTrainer], epochs: int, name: str) -> type[nn
     """The trainer under another name with a fixed number of epochs, which wins over the options."""
 
     # the parameters' names matter: nnU-Net reads them from the signature
-    def __init__(self: Any, plans: dict, configuration: str, fold: int, dataset_json: dict,  # noqa: N807
-                 device: torch.device = torch.device("cuda")) -> None:  # noqa: B008  # fmt: skip
+    def __init__(  # noqa: N807
+        self: Any,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
         trainer.__init__(self, plans, configuration, fold, dataset_json, device)
         self.num_epochs = epochs
 

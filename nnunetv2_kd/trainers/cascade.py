@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.nnunet.model_folder import parse_model_name
 
 
 def previous_stage_folder(own: str, teacher_model: Path, previous_stage: str, configuration: str) -> str:
@@ -15,10 +16,11 @@ def previous_stage_folder(own: str, teacher_model: Path, previous_stage: str, co
         previous_stage: for example ``3d_lowres``.
         configuration: for example ``3d_cascade_fullres``.
     """
-    if Path(own).is_dir() or teacher_model.name.count("__") != 2:
+    name = parse_model_name(teacher_model.name)
+    if Path(own).is_dir() or name is None:
         return own
-    trainer, plans, _ = teacher_model.name.split("__")
-    of_teacher = teacher_model.parent / f"{trainer}__{plans}__{previous_stage}" / "predicted_next_stage" / configuration
+    previous = name._replace(configuration=previous_stage)
+    of_teacher = teacher_model.parent / str(previous) / "predicted_next_stage" / configuration
     return str(of_teacher) if of_teacher.is_dir() else own
 
 

@@ -11,11 +11,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.config import OptimizerOptions
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.students import in_words, network_cost
-from nnunetv2_kd.trainers.adapters import split_optimizer_state
-
-OPTIONS_FILE = "kd_options.yaml"
-RECORD_FILE = "kd_record.json"
+from nnunetv2_kd.formatting import format_count
+from nnunetv2_kd.networks.cost import network_cost
+from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE
+from nnunetv2_kd.trainers.trained_parts import split_optimizer_state
 
 
 def stock_name(trainer: type) -> str:
@@ -117,4 +116,4 @@ def _architecture(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
 
 def _size(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> str:
     features = _architecture(plans, configuration)["arch_kwargs"]["features_per_stage"]
-    return f"{in_words(network_cost(plans, configuration, dataset_json).params)} parameters, channels {features}"
+    return f"{format_count(network_cost(plans, configuration, dataset_json).params)} parameters, channels {features}"

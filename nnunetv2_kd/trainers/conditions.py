@@ -5,18 +5,17 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from nnunetv2_kd.trainers.checkpoint import base_trainer
 from nnunetv2_kd.trainers.optimizer import described
 
 PRETRAINED = "-pretrained_weights"  # of nnUNetv2_train; nnU-Net does not tell its trainer
 
 
-def training_conditions(trainer: Any, base: type, precision: str) -> dict[str, Any]:
+def training_conditions(trainer: Any) -> dict[str, Any]:
     """In plain values, alike for two trainings that differ in their teacher alone.
 
     Args:
         trainer: an initialised nnU-Net trainer of ours.
-        base: the nnU-Net trainer that it builds on, which says how images are augmented.
-        precision: how networks compute on the CPU.
     """
     scaled = trainer.grad_scaler is not None
     return {
@@ -27,8 +26,8 @@ def training_conditions(trainer: Any, base: type, precision: str) -> dict[str, A
         "batch_size": trainer.configuration_manager.batch_size,
         "patch_size": [int(size) for size in trainer.configuration_manager.patch_size],
         "cases": len(trainer.do_split()[0]),
-        "precision": "float16 (AMP)" if scaled else precision,
-        "augmentation": f"of {base.__name__}",
+        "precision": "float16 (AMP)" if scaled else trainer.precision,
+        "augmentation": f"of {base_trainer(type(trainer)).__name__}",
         "initial_weights": initial_weights(sys.argv),
         "early_stopping": None,  # nnU-Net has none
     }

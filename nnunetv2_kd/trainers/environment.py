@@ -1,7 +1,6 @@
 """What must be right outside before a training starts, and its seeds."""
 
 import random
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.nnunet.files import why_not_writable
 
 
 def check_results_folder() -> None:
@@ -29,16 +29,6 @@ def check_results_folder() -> None:
             f"nnUNet_results={folder} cannot be written to ({problem}). Mend its permissions, or point it elsewhere: "
             "export nnUNet_results=/path/to/nnUNet_results"
         )
-
-
-def why_not_writable(folder: Path) -> str:
-    """What keeps files from being written into a folder, which is made where it is missing; "" for nothing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return ""
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def seed_everything(seed: int) -> None:

@@ -5,8 +5,7 @@ rest is ours: both see the same batches, the teacher learns from nnU-Net's loss 
 mean of the pseudo Dice.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -20,11 +19,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.features import plain_network
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.students import count_params, in_words, made_from
-from nnunetv2_kd.teachers import Answer, Teacher, TeacherRecord, dataset_id
-from nnunetv2_kd.teachers.teacher import build_network
+from nnunetv2_kd.formatting import format_count
+from nnunetv2_kd.methods import Methods
+from nnunetv2_kd.networks.build import build_network, plain_network
+from nnunetv2_kd.networks.cost import count_params
+from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.plans import read_plans
+from nnunetv2_kd.regions import Labels
+from nnunetv2_kd.students.shrink import made_from
+from nnunetv2_kd.teachers.running import RunningTeacher
+from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput, TeacherRecord
 from nnunetv2_kd.trainers.checkpoint import stock_name
 from nnunetv2_kd.trainers.mixin import DistillationMixin
 
@@ -32,13 +36,144 @@ TEACHERS = {"teacher", "teachers", "stored_teacher"}  # options that name a trai
 SMOOTHING = 0.9  # of nnU-Net's own running mean
 
 
-class JointMixin(DistillationMixin):
-    """Trains the network of the given plans as the teacher of its own student. The student is not distilled before
-    the teacher's pseudo Dice is above 0 for the first time. The teacher lives as long as the training: only
-    checkpoint_latest.pth holds it."""
+class LearningTeacher(Teacher):
+    """A network that nnU-Net's own steps train beside the student, and a snapshot of it, which teaches.
 
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
-                 device: torch.device = torch.device("cuda")) -> None:  # noqa: B008  # fmt: skip
+    The snapshot is refreshed whenever the running mean of the network's pseudo Dice improves; before it is above 0 for
+    the first time, nobody is taught.
+
+    Args:
+        trainer: of the student. Its ``network``, ``loss`` and optimizer are exchanged for the teacher's during a step.
+        network: on the trainer's device.
+        plans_name: of the plans that the network is built from.
+        resumed: what `training_state` gave; empty for a fresh start.
+        compiled: whether the network that learns is compiled.
+    """
+
+    def __init__(
+        self, trainer: DistillationMixin, network: nn.Module, plans_name: str, resumed: dict[str, Any], compiled: bool
+    ) -> None:
+        self._trainer = trainer
+        self._plans_name = plans_name
+        self._loss = trainer.loss
+        self._learner: nn.Module = network
+        heads = len(getattr(getattr(network, "decoder", None), "seg_layers", [None]))
+        record = TeacherRecord(
+            folder=f"trained beside the student, from {plans_name}",
+            fold=str(trainer.fold),
+            checkpoint="",
+            sha256="",
+            trainer=type(trainer).__name__,
+            epoch=0,
+            params=count_params(network),
+            seen_validation_cases=0,
+        )
+        self.snapshot = RunningTeacher(deepcopy(network), record, [True] * heads)
+        self.ema = self.best = 0.0
+        self._validated: list[dict] = []
+        with self._in_trainer(network=network, loss=self._loss):
+            self._optimizer, self._scheduler = trainer.configure_optimizers()
+        if resumed:
+            network.load_state_dict(resumed["network"])
+            self.snapshot.network.load_state_dict(resumed["snapshot"])
+            self._optimizer.load_state_dict(resumed["optimizer"])
+            self.ema, self.best = resumed["ema"], resumed["best"]
+        if compiled:
+            self._learner = torch.compile(network)
+        if trainer.is_ddp:
+            device_ids = [trainer.local_rank] if trainer.device.type == "cuda" else None
+            self._learner = DistributedDataParallel(self._learner, device_ids=device_ids)
+
+    # ---- what teaches is the snapshot
+
+    def attach(self, student: nn.Module, methods: Methods) -> list[str]:
+        return self.snapshot.attach(student, methods)
+
+    def __call__(self, batch: Batch) -> TeacherOutput | None:
+        return self.snapshot(batch) if self.best > 0 else None
+
+    def stage_channels(self) -> dict[str, int]:
+        return self.snapshot.stage_channels()
+
+    def compile(self) -> None:
+        self.snapshot.compile()
+
+    def records(self) -> list[TeacherRecord]:
+        return self.snapshot.records()
+
+    def describe(self) -> list[str]:
+        params = format_count(self.snapshot.record.params)
+        return [f"Teacher: the network of {self._plans_name}, {params} parameters, trained beside the student"]
+
+    # ---- what learns is the network
+
+    def start_epoch(self, epoch: int) -> None:
+        self._learner.train()
+        self._scheduler.step(epoch)
+
+    def learn(self, batch: Batch) -> None:
+        with self._in_trainer(
+            network=self._learner, loss=self._loss, optimizer=self._optimizer, lr_scheduler=self._scheduler
+        ):
+            self._trainer.plain_train_step(batch)
+
+    def start_validation(self) -> None:
+        self._learner.eval()
+
+    def validate(self, batch: Batch) -> None:
+        with self._in_trainer(network=self._learner, loss=self._loss):
+            # nnU-Net writes into the target of datasets with an ignore label
+            counts = self._trainer.plain_validation_step({**batch, "target": copy_target(batch["target"])})
+        self._validated.append(counts)
+
+    def end_epoch(self, epoch: int) -> list[str]:
+        dice = mean_dice(self._validated, self._trainer.of_all_workers)
+        self._validated = []
+        self.ema = SMOOTHING * self.ema + (1 - SMOOTHING) * dice if epoch > 0 else dice
+        better = self.ema > self.best
+        if better:
+            self.best = self.ema
+            self.snapshot.network.load_state_dict(plain_network(self._learner).state_dict())
+        before = f"the one with {self.best:.4f} distils" if self.best > 0 else "none is good enough to distil yet"
+        kept = "distils from now on" if better else before
+        return [f"teacher: pseudo Dice {dice:.4f}, running mean {self.ema:.4f}; {kept}"]
+
+    def training_state(self) -> dict[str, Any]:
+        return {
+            "joint": {
+                "network": plain_network(self._learner).state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "snapshot": self.snapshot.network.state_dict(),
+                "ema": self.ema,
+                "best": self.best,
+            }
+        }
+
+    @contextmanager
+    def _in_trainer(self, **own: Any) -> Iterator[None]:
+        """Inside, the trainer has these attributes of the teacher instead of the student's."""
+        of_student = {name: getattr(self._trainer, name) for name in own}
+        for name, value in own.items():
+            setattr(self._trainer, name, value)
+        try:
+            yield
+        finally:
+            for name, value in of_student.items():
+                setattr(self._trainer, name, value)
+
+
+class JointMixin(DistillationMixin):
+    """Trains the network of the given plans as the teacher of its own student. The teacher lives as long as the
+    training: only checkpoint_latest.pth holds it."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
         self._teacher_plans = plans_of_teacher(plans)
         super().__init__(plans, configuration, fold, dataset_json, device)
         named = {name for name in self.options.model_fields_set & TEACHERS if getattr(self.options, name) is not None}
@@ -47,12 +182,8 @@ class JointMixin(DistillationMixin):
                 f"{type(self).__name__} trains its own teacher beside the student; '{named.pop()}' in the options "
                 "names one that is trained already. Remove it, or train with -tr nnUNetTrainerRegionKD."
             )
-        self._ema = self._best = 0.0
-        self._validated: list[dict] = []
 
-    # ---- before the training
-
-    def _make_teachers(self) -> list[Teacher]:
+    def _make_teacher(self, labels: Labels) -> Teacher:
         network = build_network(
             self._teacher_plans,
             self.configuration_name,
@@ -60,119 +191,29 @@ class JointMixin(DistillationMixin):
             stock_name(type(self)),
             self.enable_deep_supervision,
         ).to(self.device)
-        self._plain_loss = self.loss
-        self._snapshot = deepcopy(network)
-        self._learner: nn.Module = network
-        with self._as_teacher(optimizing=False):
-            self._learner_optimizer, self._learner_scheduler = self.configure_optimizers()
-        self._restore()
-        self._speed_up(network, "teacher in training", trained=True)
-        if self._do_i_compile():
-            self._learner = torch.compile(network)
-        if self.is_ddp:
-            device_ids = [self.local_rank] if self.device.type == "cuda" else None
-            self._learner = DistributedDataParallel(self._learner, device_ids=device_ids)
-        record = TeacherRecord(
-            folder=f"trained beside the student, from {self._teacher_plans['plans_name']}",
-            fold=str(self.fold), checkpoint="", sha256="", trainer=type(self).__name__, epoch=0,
-            params=count_params(network), seen_validation_cases=0,
-        )  # fmt: skip
-        heads = len(getattr(getattr(network, "decoder", None), "seg_layers", [None]))
-        teacher = Teacher(self._snapshot, record, [True] * heads)
-        self._speed_up(self._snapshot, "teacher", trained=False)
-        return [teacher]
-
-    def _restore(self) -> None:
-        state = self._resumed_state.get("joint")
-        if state is not None:
-            plain_network(self._learner).load_state_dict(state["network"])
-            self._snapshot.load_state_dict(state["snapshot"])
-            self._learner_optimizer.load_state_dict(state["optimizer"])
-            self._ema, self._best = state["ema"], state["best"]
-        elif self.current_epoch > 0:
+        resumed = self._resumed_state.get("joint", {})
+        if not resumed and self.current_epoch > 0:
             self._say("WARNING: the checkpoint holds no teacher (only checkpoint_latest.pth does): it starts anew.")
-
-    def _training_state(self) -> dict[str, Any]:
-        return {
-            **super()._training_state(),
-            "joint": {
-                "network": plain_network(self._learner).state_dict(),
-                "optimizer": self._learner_optimizer.state_dict(),
-                "snapshot": self._snapshot.state_dict(),
-                "ema": self._ema,
-                "best": self._best,
-            },
-        }
-
-    def _say_teachers(self, labels: Labels) -> None:
-        self._say(
-            f"Teacher: the network of {self._teacher_plans['plans_name']}, "
-            f"{in_words(self.teachers[0].record.params)} parameters, trained beside the student"
-        )
-
-    def _say_pseudo_dice(self, labels: Labels) -> None:
-        """Nothing: the teacher is said to be as good as it is after every epoch."""
-
-    # ---- during the training
-
-    @contextmanager
-    def _as_teacher(self, optimizing: bool = True) -> Iterator[None]:
-        """Inside, nnU-Net's own steps train and validate the teacher instead of the student."""
-        names = ("network", "loss", *(("optimizer", "lr_scheduler") if optimizing else ()))
-        of_student = {name: getattr(self, name) for name in names}
-        self.network, self.loss = self._learner, self._plain_loss
-        if optimizing:
-            self.optimizer, self.lr_scheduler = self._learner_optimizer, self._learner_scheduler
-        try:
-            yield
-        finally:
-            for name, value in of_student.items():
-                setattr(self, name, value)
-
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self._learner.train()
-        self._learner_scheduler.step(self.current_epoch)
-
-    def train_step(self, batch: dict) -> dict:
-        with self._as_teacher():
-            super(DistillationMixin, self).train_step(batch)
-        return super().train_step(batch)
-
-    def _answer(self, batch: dict) -> Answer | None:
-        return super()._answer(batch) if self._best > 0 else None
-
-    def on_validation_epoch_start(self) -> None:
-        super().on_validation_epoch_start()
-        self._learner.eval()
-
-    def validation_step(self, batch: dict) -> dict:
-        with self._as_teacher():  # nnU-Net writes into the target of datasets with an ignore label
-            self._validated.append(super().validation_step({**batch, "target": copied(batch["target"])}))
-        return super().validation_step(batch)
-
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        super().on_validation_epoch_end(val_outputs)
-        dice = self._teacher_dice()
-        self._ema = SMOOTHING * self._ema + (1 - SMOOTHING) * dice if self.current_epoch > 0 else dice
-        better = self._ema > self._best
-        if better:
-            self._best = self._ema
-            self._snapshot.load_state_dict(plain_network(self._learner).state_dict())
-        before = f"the one with {self._best:.4f} distils" if self._best > 0 else "none is good enough to distil yet"
-        kept = "distils from now on" if better else before
-        self._say(f"teacher: pseudo Dice {dice:.4f}, running mean {self._ema:.4f}; {kept}")
-
-    def _teacher_dice(self) -> float:
-        """Mean foreground pseudo Dice of this epoch's validation batches, as nnU-Net computes it; 0 for none."""
-        counts = collate_outputs(self._validated)
-        self._validated = []
-        tp, fp, fn = (np.sum(self._of_all_workers(np.sum(counts[k], 0)), 0) for k in ("tp_hard", "fp_hard", "fn_hard"))
-        whole = 2 * tp + fp + fn
-        return float(np.mean(2 * tp[whole > 0] / whole[whole > 0])) if (whole > 0).any() else 0.0
+        teacher = LearningTeacher(self, network, self._teacher_plans["plans_name"], resumed, self._do_i_compile())
+        self._set_cpu_mode(network, "teacher in training", trained=True)
+        self._set_cpu_mode(teacher.snapshot.network, "teacher", trained=False)
+        return teacher
 
 
-def copied(target: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+def mean_dice(validated: list[dict], of_all_workers: Callable[[Any], list[Any]]) -> float:
+    """Mean foreground pseudo Dice of validation batches, as nnU-Net computes it; 0 for none.
+
+    Args:
+        validated: what nnU-Net's validation step gave for every batch.
+        of_all_workers: gathers a value of every DDP worker.
+    """
+    counts = collate_outputs(validated)
+    tp, fp, fn = (np.sum(of_all_workers(np.sum(counts[k], 0)), 0) for k in ("tp_hard", "fp_hard", "fn_hard"))
+    whole = 2 * tp + fp + fn
+    return float(np.mean(2 * tp[whole > 0] / whole[whole > 0])) if (whole > 0).any() else 0.0
+
+
+def copy_target(target: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     return [y.clone() for y in target] if isinstance(target, list) else target.clone()
 
 
@@ -185,10 +226,11 @@ def plans_of_teacher(plans: dict[str, Any]) -> dict[str, Any]:
     name = made_from(plans)
     if name is None:
         return deepcopy(plans)
-    file = Path(nnUNet_preprocessed) / plans["dataset_name"] / f"{name}.json"
-    if not file.is_file():
+    dataset = Path(nnUNet_preprocessed) / plans["dataset_name"]
+    if not (dataset / f"{name}.json").is_file():
         raise KDError(
-            f"The plans {plans['plans_name']} were made from {name}, which the teacher needs, but {file} does not "
-            f"exist. Plan again: nnUNetv2_plan_experiment -d {dataset_id(plans['dataset_name'])}"
+            f"The plans {plans['plans_name']} were made from {name}, which the teacher needs, but "
+            f"{dataset / f'{name}.json'} does not exist. Plan again: nnUNetv2_plan_experiment -d "
+            f"{dataset_id(plans['dataset_name'])}"
         )
-    return json.loads(file.read_text())
+    return read_plans(dataset, name)

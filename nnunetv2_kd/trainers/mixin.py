@@ -1,42 +1,58 @@
 """Distillation for any nnU-Net trainer: ``class Mine(DistillationMixin, nnUNetTrainerDA5)``."""
 
-import json
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import nn
 from tqdm import tqdm
 
-from nnunetv2_kd.config import Options, Terms, WeightedTeacherOptions, options_file, resolve_options
+from nnunetv2_kd.config import TeacherOptions, WeightedTeacherOptions
+from nnunetv2_kd.distillation import Distillation
+from nnunetv2_kd.distillation.gradients import EVERY
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.features import Taps, plain_network
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.students import made_from, student_plans
-from nnunetv2_kd.teachers import Answer, Ensemble, Student, Teacher, check_different, load_teacher
-from nnunetv2_kd.teachers.find import dataset_id, teacher_folder
-from nnunetv2_kd.trainers import adapters, environment
+from nnunetv2_kd.networks import cpu_mode
+from nnunetv2_kd.networks.build import plain_network
+from nnunetv2_kd.networks.cost import count_params
+from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.splits import read_splits
+from nnunetv2_kd.regions import Labels
+from nnunetv2_kd.students.shrink import made_from
+from nnunetv2_kd.students.size import student_plans
+from nnunetv2_kd.teachers.ensemble import EnsembleTeacher, check_different
+from nnunetv2_kd.teachers.find import StudentIdentity, teacher_folder
+from nnunetv2_kd.teachers.load import load_teacher
+from nnunetv2_kd.teachers.running import RunningTeacher
+from nnunetv2_kd.teachers.stored.store import Store, store_folder
+from nnunetv2_kd.teachers.stored.teacher import StoredTeacher, stored_records
+from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput
+from nnunetv2_kd.trainers import environment, trained_parts
 from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
 from nnunetv2_kd.trainers.checkpoint import check_same_method, check_same_size, make_stock, stock_name
 from nnunetv2_kd.trainers.ema import WeightAverage
-from nnunetv2_kd.trainers.loss import DistillationLoss
-from nnunetv2_kd.trainers.optimizer import make_optimizer
-from nnunetv2_kd.trainers.report import ReportMixin
+from nnunetv2_kd.trainers.messages import about_student, about_teachers
+from nnunetv2_kd.trainers.optimizer import default_optimizer, make_optimizer
+from nnunetv2_kd.trainers.options import Options, options_file, resolve_options
+from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, in_log_line, judge
+from nnunetv2_kd.trainers.provenance import make_record, write_record
 from nnunetv2_kd.trainers.schedule import factor_at
-from nnunetv2_kd.trainers.stored import StoredMixin
-from nnunetv2_kd.trainers.terms import check_terms, need_logits, with_resolved_stages
-from nnunetv2_kd.trainers.watch import TermGuard, TermHistory, in_log_line, judge
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Base
+else:
+    Base = object
 
 T = TypeVar("T")
+ASSESSED_BATCHES = 5
 
 
-class DistillationMixin(StoredMixin, ReportMixin):
-    """Trains a shrunken student beside a frozen teacher. Put it first among the bases of a trainer.
+class DistillationMixin(Base):
+    """Trains a shrunken student beside a teacher. Put it first among the bases of a trainer.
 
-    Everything that is not distillation is the other base's. Each training step runs the teacher on the batch, then
+    Everything that is not distillation is the other base's. Each training step calls the teacher with the batch, then
     the base's own ``train_step``, whose loss has the distillation terms added.
     """
 
@@ -52,39 +68,54 @@ class DistillationMixin(StoredMixin, ReportMixin):
     loss: Any
     folder_with_segs_from_previous_stage: Any
 
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
-                 device: torch.device = torch.device("cuda")) -> None:  # noqa: B008  # fmt: skip
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
         environment.check_results_folder()
         self.options: Options = resolve_options(self.default_options, plans, options_file())
         if not self.distils:
-            self.options = self.options.model_copy(update={"terms": Terms()})
-        elif not self.options.terms.active():
-            raise KDError(
-                f"{type(self).__name__} has no distillation term with a weight above 0. Name one under 'terms:', or "
-                "train the student alone with -tr nnUNetTrainerKDBaseline."
-            )
-        if self.options.stored_teacher is None and len(self.options.all_teachers()) < self.least_teachers:
-            raise KDError(
-                f"{type(self).__name__} needs at least {self.least_teachers} teachers, named under 'teachers:' in the "
-                "options file that nnUNet_kd_config points to (see configs/multi_teacher.yaml). To train some, each "
-                f"on its own share of the cases: nnUNetv2_kd split-teachers -d {dataset_id(plans['dataset_name'])}"
-            )
+            self.options = self.options.model_copy(update={"terms": {}})
+        self._check_options(dataset_id(plans["dataset_name"]))
         plans, made_here = student_plans(plans, configuration, dataset_json, self.options.student)
+        if self.options.optimizer is None:
+            optimizer = default_optimizer(plans, configuration, dataset_json)
+            self.options = self.options.model_copy(update={"optimizer": optimizer})
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.options.epochs or self.num_epochs
         self.num_iterations_per_epoch = self.options.iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.options.val_iterations_per_epoch or self.num_val_iterations_per_epoch
         self.save_every = self.options.save_every or self.save_every
-        self.teachers: list[Teacher] = []
-        self.ensemble: Ensemble | None = None
+        self.teacher: Teacher | None = None
+        self.distillation: Distillation | None = None
         self._iteration = 0
         self._bar: tqdm | None = None
         self._resumed: dict[str, Any] = {}
         self._resumed_state: dict[str, Any] = {}
         self._split: tuple[Any, Any] | None = None
         self._average: WeightAverage | None = None
+        self.precision: str = cpu_mode.STOCK
         self._find_previous_stage()
-        self._say_student(made_here)
+        self._say(about_student(self.plans_manager.plans, configuration, dataset_json, made_here))
+        self._say(*self._about_cpu_speed())
+
+    def _check_options(self, dataset: str) -> None:
+        name = type(self).__name__
+        if self.distils and not self.options.active_terms():
+            raise KDError(
+                f"{name} has no distillation term with a weight above 0. Name one under 'terms:', or train the student "
+                "alone with -tr nnUNetTrainerKDBaseline."
+            )
+        if self.options.stored_teacher is None and len(self.options.all_teachers()) < self.least_teachers:
+            raise KDError(
+                f"{name} needs at least {self.least_teachers} teachers, named under 'teachers:' in the options file "
+                "that nnUNet_kd_config points to (see configs/multi_teacher.yaml). To train some, each on its own "
+                f"share of the cases: nnUNetv2_kd split-teachers -d {dataset}"
+            )
 
     # ---- before the training
 
@@ -94,32 +125,25 @@ class DistillationMixin(StoredMixin, ReportMixin):
         super().initialize()
 
     def configure_optimizers(self) -> tuple[Any, Any]:
-        if self.options.optimizer.name == "nnunet":
+        options = self.options.optimizer
+        if options is None or options.name == "nnunet":
             return super().configure_optimizers()
-        return make_optimizer(
-            self.network.parameters(), self.options.optimizer, self.num_epochs, self.num_iterations_per_epoch
-        )
+        return make_optimizer(self.network.parameters(), options, self.num_epochs, self.num_iterations_per_epoch)
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
         check_same_method(self._resumed, self.options.model_dump(mode="json"), self.output_folder)
-        if self.is_cascaded:
-            train, val = self.do_split()
-            command = (
-                f"nnUNetv2_train {dataset_id(self.plans_manager.dataset_name)} "
-                f"{self.configuration_manager.previous_stage_name} F -p {self.plans_manager.plans_name} "
-                f"-tr {type(self).__name__}   (F = 0 to 4)"
-            )
-            check_previous_stage(self.folder_with_segs_from_previous_stage, [*train, *val], command)
-        self._speed_up(self.network, "student", trained=True)
+        self._check_previous_stage()
+        self.precision = self._set_cpu_mode(self.network, "student", trained=True)
         self._start_average()
         if self.distils:
             self._start_distillation()
         super().on_train_start()
-        self._write_record()
-        if self._has_teacher:
-            self._say_pseudo_dice(self.loss.labels)
+        if self.local_rank == 0:
+            write_record(self)
+        if self.teacher is not None:
+            self._say(*self.teacher.assess(self._validation_batches))
 
     def _start_average(self) -> None:
         if self.options.ema is None:
@@ -140,57 +164,93 @@ class DistillationMixin(StoredMixin, ReportMixin):
         return self._split
 
     def _start_distillation(self) -> None:
-        """Load the teachers, tap all networks, put the terms into the loss."""
+        """Make the teacher, put the terms into the loss, and train what the terms train."""
         labels = Labels(
             self.label_manager.num_segmentation_heads, self.label_manager.has_regions, self.label_manager.ignore_label
         )
-        if self.options.stored_teacher is None:
-            self.teachers = self._make_teachers()
-        else:
-            self.stored = self._open_store(labels)
-        self._say_teachers(labels)
-        if len(self.teachers) > 1:
-            weights = [t.weight if isinstance(t, WeightedTeacherOptions) else 1 for t in self.options.all_teachers()]
-            self.ensemble = Ensemble(self.teachers, weights, self.options.combine, labels)
-        student = plain_network(self.network)
-        terms = with_resolved_stages(self.options.terms.active(), student)
-        self._say(*check_terms(terms, len(self.teachers), self.batch_size))
-        stages, trained = self._tap_teachers(terms, student)
-        self.loss = DistillationLoss(
-            self.loss, terms, labels, Taps(student, {stage: stage for stage in stages}), trained
+        self.teacher = self._make_teacher(labels)
+        self._say(*about_teachers(self.teacher, count_params(plain_network(self.network)), self.fold))
+        self.distillation = Distillation(
+            self.network, self.teacher, self.options.terms, labels, self.loss, self.options.balance == "gradient"
         )
+        self._say(*self.distillation.check_batch(self.batch_size))
+        self.loss = self.distillation.loss
         if self._do_i_compile():  # nnU-Net's own switch
-            for teacher in self.teachers:
-                teacher.compile(need_logits(terms))
-            self.loss.compile_terms()
-        anew = adapters.start(trained, self.optimizer, self.lr_scheduler, self._resumed_state, self.is_ddp)
+            self.distillation.compile()
+        anew = trained_parts.start(
+            self.distillation.trained_parts, self.optimizer, self.lr_scheduler, self._resumed_state, self.is_ddp
+        )
         if anew and self.current_epoch > 0:
             self._say("WARNING: the checkpoint holds no adapters (only checkpoint_latest.pth does): they start anew.")
+        if self.loss.balance is not None and "balance" in self._resumed_state:
+            self.loss.balance.restore(self._resumed_state["balance"], self.device)
         self._guard = TermGuard()
-        self._history = TermHistory(self.output_folder, {name: term.weight for name, term in terms.items()})
+        self._history = TermHistory(
+            self.output_folder, {name: term.weight for name, term in self.distillation.terms.items()}
+        )
         self._history.resume(self.current_epoch)
 
-    def _make_teachers(self) -> list[Teacher]:
-        teachers = []
-        several = len(self.options.all_teachers()) > 1
-        for number, options in enumerate(self.options.all_teachers(), start=1):
-            try:
-                teacher = load_teacher(
-                    options,
-                    self._as_student(),
-                    self.plans_manager.plans,
-                    self.dataset_json,
-                    self._splits(),
-                    self.do_split()[1],
-                    self.enable_deep_supervision,
-                )
-            except KDError as error:
-                raise KDError(f"Teacher {number} under 'teachers': {error}" if several else str(error)) from error
-            teacher.network.to(self.device)
-            self._speed_up(teacher.network, "teacher", trained=False)
-            teachers.append(teacher)
+    def _make_teacher(self, labels: Labels) -> Teacher:
+        """The teacher that the options name."""
+        if self.options.stored_teacher is not None:
+            return self._open_store(labels)
+        named = self.options.all_teachers()
+        teachers = [
+            self._load_teacher(options, labels, f"Teacher {number} under 'teachers': " if len(named) > 1 else "")
+            for number, options in enumerate(named, start=1)
+        ]
+        if len(teachers) == 1:
+            return teachers[0]
         check_different(teachers)
-        return teachers
+        weights = [options.weight if isinstance(options, WeightedTeacherOptions) else 1.0 for options in named]
+        return EnsembleTeacher(teachers, weights, self.options.combine, labels)
+
+    def _load_teacher(self, options: TeacherOptions, labels: Labels, prefix: str) -> RunningTeacher:
+        try:
+            teacher = load_teacher(
+                options,
+                self._identity(),
+                self.plans_manager.plans,
+                self.dataset_json,
+                read_splits(Path(self.preprocessed_dataset_folder_base)),
+                self.do_split()[1],
+                self.enable_deep_supervision,
+                self.device,
+            )
+        except KDError as error:
+            raise KDError(f"{prefix}{error}") from error
+        teacher.labels = labels
+        self._set_cpu_mode(teacher.network, "teacher", trained=False)
+        return teacher
+
+    def _open_store(self, labels: Labels) -> StoredTeacher:
+        """The store that the options name, checked against the data at hand."""
+        if self.is_cascaded:
+            raise KDError("stored_teacher cannot be used in a cascade: let the teacher run during the training.")
+        data = Path(self.preprocessed_dataset_folder)
+        store = Store(store_folder(data.parent, data.name, str(self.options.stored_teacher)))
+        cases, validation = self.do_split()
+        store.check(data, (labels.num_heads, labels.has_regions), self.dataset_json, cases)
+        records = stored_records(store, read_splits(data.parent), self.fold, validation)
+        return StoredTeacher(store, records, cases, labels, self.num_input_channels, self.device)
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        training, validation = super().get_tr_and_val_datasets()
+        return (training if self.teacher is None else self.teacher.training_dataset(training)), validation
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        teacher = self.teacher
+        if teacher is None:
+            return super().get_dataloaders()
+        plain: Callable[..., Any] = self.get_training_transforms
+        # nnU-Net's is a static method, which trainers call on their classes too: only this instance's is replaced
+        self.__dict__["get_training_transforms"] = lambda *args, **kwargs: teacher.training_transforms(
+            plain(*args, **kwargs)
+        )
+        try:
+            return super().get_dataloaders()
+        finally:
+            del self.__dict__["get_training_transforms"]
 
     # ---- during the training
 
@@ -203,77 +263,80 @@ class DistillationMixin(StoredMixin, ReportMixin):
         if self._average is not None:
             self._average.train()
         super().on_train_epoch_start()
+        if self.teacher is not None:
+            self.teacher.start_epoch(self.current_epoch)
         self._iteration = 0
         on_screen = self.local_rank == 0 and sys.stderr.isatty()
         self._bar = tqdm(total=self.num_iterations_per_epoch, disable=not on_screen, leave=False, unit="it")
 
-    def train_step(self, batch: dict) -> dict:
-        answer = self._answer(batch) if self._has_teacher else None
-        result = super().train_step(batch) if answer is None else self._distillation_step(batch, answer)
+    def train_step(self, batch: Batch) -> dict:
+        result = self.plain_train_step(batch) if self.teacher is None else self._taught_step(self.teacher, batch)
         self._iteration += 1
         if self._bar is not None:
             self._bar.update()
         return result
 
-    def _answer(self, batch: dict) -> Answer | None:
-        """The teachers' answer to a batch; None where they have none yet."""
-        if self.stored is not None:
-            return self.stored(batch)
-        batch["data"] = batch["data"].to(self.device, non_blocking=True)
-        if self.ensemble is None:
-            return self._ask(self.teachers[0], batch["data"], need_logits(self.loss.terms))
-        target = batch["target"]
-        on_device = (
-            [y.to(self.device, non_blocking=True) for y in target]
-            if isinstance(target, list)
-            else target.to(self.device, non_blocking=True)
-        )
-        batch["target"] = on_device
-        return self.ensemble(batch["data"], on_device, self._ask)
+    def plain_train_step(self, batch: Batch) -> dict:
+        """The other base's own step."""
+        return super().train_step(batch)
 
-    def _ask(self, teacher: Teacher, data: Tensor, logits: bool = True) -> Answer:
-        """One teacher's answer under the student's autocast."""
-        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            return teacher(data, logits)
+    def plain_validation_step(self, batch: Batch) -> dict:
+        """The other base's own validation step."""
+        return super().validation_step(batch)
 
-    def _distillation_step(self, batch: dict, answer: Answer) -> dict:
-        self.loss.answer = answer
-        self.loss.factor = self._factor()
-        self.loss.taps.recording = True
-        try:
-            result = super().train_step(batch)
-        finally:
-            self.loss.answer = None
-            self.loss.taps.recording = False
-        shares = self.ensemble.shares if self.ensemble is not None else ()
-        notes = {f"weight_of_teacher_{number}": share for number, share in enumerate(shares, start=1)}
-        self._history.add(self.loss.values, self.loss.factor, notes)
+    def _taught_step(self, teacher: Teacher, batch: Batch) -> dict:
+        teacher.learn(batch)
+        factor = self._factor()
+        if factor == 0:
+            teacher.skip(batch)
+            return self.plain_train_step(batch)
+        output = teacher(batch)
+        return self.plain_train_step(batch) if output is None else self._distillation_step(batch, output, factor)
+
+    def _distillation_step(self, batch: Batch, output: TeacherOutput, factor: float) -> dict:
+        measure = self._iteration % EVERY == 0
+        with self.loss.distilling(output, factor, measure):
+            result = self.plain_train_step(batch)
+        shares = self.teacher.shares() if self.teacher is not None else {}
+        self._history.add(self.loss.values, self.loss.weighted, factor, shares, self.loss.gradients if measure else {})
         if self._guard.add(self.loss.values):
-            judge(self._of_all_workers(self._guard.seen))
+            judge(self.of_all_workers(self._guard.seen))
         return result
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         if self._bar is not None:
             self._bar.close()
         super().on_train_epoch_end(train_outputs)
-        if self._has_teacher:
+        if self.teacher is not None:
             self._close_epoch()
 
     def on_validation_epoch_start(self) -> None:
         if self._average is not None:
             self._average.evaluate()
         super().on_validation_epoch_start()
+        if self.teacher is not None:
+            self.teacher.start_validation()
+
+    def validation_step(self, batch: Batch) -> dict:
+        if self.teacher is not None:
+            self.teacher.validate(batch)
+        return self.plain_validation_step(batch)
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        super().on_validation_epoch_end(val_outputs)
+        if self.teacher is not None:
+            self._say(*self.teacher.end_epoch(self.current_epoch))
 
     def _close_epoch(self) -> None:
-        workers = self._of_all_workers(self._history.means())
+        workers = self.of_all_workers(self._history.means())
         if self.local_rank != 0 or not workers[0]:
             return
         means = {name: sum(worker[name] for worker in workers) / len(workers) for name in workers[0]}
         row = self._history.close_epoch(self.current_epoch, means)
         self.print_to_log_file("distillation:", in_log_line(row, self._history.weights))
-        for (
-            logger
-        ) in self.logger.loggers:  # Weights & Biases where nnU-Net's own switch is on; never nnU-Net's local one
+        self._say(*self._history.advice(row))
+        # Weights & Biases where nnU-Net's own switch is on; never nnU-Net's local logger
+        for logger in self.logger.loggers:
             for name, value in row.items():
                 if name != "epoch":
                     logger.log(f"kd/{name}", value, self.current_epoch)
@@ -282,12 +345,16 @@ class DistillationMixin(StoredMixin, ReportMixin):
         progress = (self.current_epoch + self._iteration / self.num_iterations_per_epoch) / self.num_epochs
         return factor_at(min(progress, 1.0), self.options.schedule)
 
-    def _of_all_workers(self, mine: T) -> list[T]:
+    def of_all_workers(self, mine: T) -> list[T]:
+        """A value of every DDP worker, this one's among them."""
         if not self.is_ddp:
             return [mine]
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, mine)
         return gathered
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        return (next(self.dataloader_val) for _ in range(ASSESSED_BATCHES))
 
     # ---- checkpoints
 
@@ -297,14 +364,20 @@ class DistillationMixin(StoredMixin, ReportMixin):
             return
         unfinished = f"{filename}.unfinished"
         super().save_checkpoint(unfinished)
-        added = len(list(self.loss.adapters.parameters())) if self._has_teacher else 0
-        make_stock(unfinished, filename, stock_name(type(self)), self._record(), added, self._training_state())
+        added = 0 if self.distillation is None else len(list(self.distillation.trained_parts.parameters()))
+        make_stock(unfinished, filename, stock_name(type(self)), make_record(self), added, self._training_state())
 
     def _training_state(self) -> dict[str, Any]:
         """What a resumed training needs beside nnU-Net's own checkpoint, and nothing else does."""
+        average = {} if self._average is None else {"ema": self._average.state()}
+        if self.distillation is None or self.teacher is None:
+            return average
+        balance = self.distillation.loss.balance
         return {
-            **({"adapters": self.loss.adapters.state_dict()} if self._has_teacher else {}),
-            **({"ema": self._average.state()} if self._average is not None else {}),
+            **average,
+            "adapters": self.distillation.trained_parts.state_dict(),
+            **({} if balance is None else {"balance": balance.state()}),
+            **self.teacher.training_state(),
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
@@ -319,19 +392,51 @@ class DistillationMixin(StoredMixin, ReportMixin):
 
     # ---- helpers
 
-    def _as_student(self) -> Student:
-        plans_name = made_from(self.plans_manager.plans) or self.plans_manager.plans_name
-        return Student(self.plans_manager.dataset_name, plans_name, self.configuration_name, self.fold)
+    def _say(self, *lines: str) -> None:
+        for line in lines:
+            self.print_to_log_file(line, also_print_to_console=self.local_rank == 0)
 
-    def _splits(self) -> list[dict[str, list[str]]]:
-        file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
-        return json.loads(file.read_text()) if file.is_file() else []
+    @property
+    def _cpu_speed(self) -> cpu_mode.CpuSpeed:
+        """How networks compute; what the options ask for in vain is nnU-Net's own way."""
+        wanted = self.options.speed_on_cpu()
+        is_lacking = cpu_mode.is_bfloat16(wanted) and not cpu_mode.cpu_has_bfloat16()
+        return cpu_mode.STOCK if self.device.type != "cpu" or is_lacking else wanted
+
+    def _about_cpu_speed(self) -> list[str]:
+        wanted = self.options.speed_on_cpu()
+        if wanted == self._cpu_speed:
+            return []
+        lacking = " with bfloat16 instructions" if self.device.type == "cpu" else ""
+        return [f"The options ask for {wanted}, but this is no CPU{lacking}: training as nnU-Net does."]
+
+    def _set_cpu_mode(self, network: nn.Module, name: str, trained: bool) -> str:
+        if self._cpu_speed != cpu_mode.STOCK:
+            shape = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
+            chosen = cpu_mode.choose_mode(network, self._cpu_speed, shape, trained)
+            self._say(f"The {name} computes in {chosen}.")
+            return chosen.way
+        return cpu_mode.STOCK
+
+    def _identity(self) -> StudentIdentity:
+        plans_name = made_from(self.plans_manager.plans) or self.plans_manager.plans_name
+        return StudentIdentity(self.plans_manager.dataset_name, plans_name, self.configuration_name, self.fold)
 
     def _find_previous_stage(self) -> None:
         if self.is_cascaded:
             self.folder_with_segs_from_previous_stage = previous_stage_folder(
                 self.folder_with_segs_from_previous_stage,
-                teacher_folder(self.options.all_teachers()[0], self._as_student()),
+                teacher_folder(self.options.all_teachers()[0], self._identity()),
                 self.configuration_manager.previous_stage_name,
                 self.configuration_name,
             )
+
+    def _check_previous_stage(self) -> None:
+        if self.is_cascaded:
+            train, val = self.do_split()
+            command = (
+                f"nnUNetv2_train {dataset_id(self.plans_manager.dataset_name)} "
+                f"{self.configuration_manager.previous_stage_name} F -p {self.plans_manager.plans_name} "
+                f"-tr {type(self).__name__}   (F = 0 to 4)"
+            )
+            check_previous_stage(self.folder_with_segs_from_previous_stage, [*train, *val], command)

@@ -13,10 +13,24 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from nnunetv2_kd.config import OptimizerOptions
+from nnunetv2_kd.networks.cost import network_cost
 
+SMALL = 1_000_000  # parameters
 MOMENTUM = 0.99  # nnU-Net's
 POLY_EXPONENT = 0.9  # nnU-Net's
 WARMUP_START = 0.01  # a step of length 0 would be lost
+
+
+def default_optimizer(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> OptimizerOptions:
+    """AdamW for shrunken networks of the sizes that it was measured on, nnU-Net's own for all others: docs/results.md.
+
+    Args:
+        plans: the student's.
+    """
+    made = plans["kd_student"]
+    is_shrunken = made["width"].get(configuration, 1) < 1 or made["convs_per_stage"] is not None
+    is_small = network_cost(plans, configuration, dataset_json).params < SMALL
+    return OptimizerOptions(name="adamw" if is_shrunken and is_small else "nnunet")
 
 
 def make_optimizer(

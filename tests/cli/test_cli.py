@@ -5,7 +5,7 @@ import pytest
 
 from nnunetv2_kd.cli.main import main
 from tests.conftest import DATASET, TINY
-from tests.networks import DATASET_JSON, plans
+from tests.small_networks import DATASET_JSON, plans
 
 
 @pytest.fixture
@@ -30,8 +30,14 @@ def student_of(folders, name="nnUNetPlansStudent"):
 def test_plan_writes_plans_and_shows_both_sides(folders, capsys):
     assert main(["plan", "-d", "999"]) == 0
     out = capsys.readouterr().out
-    for words in ("3d_fullres (width 0.5)", "parameters", "GFLOPs per patch", "activation memory", "nnUNetPlansStudent",
-                  "nnUNetv2_train 999 2d 0 -p nnUNetPlansStudent -tr nnUNetTrainerRegionKD"):  # fmt: skip
+    for words in (
+        "3d_fullres (width 0.5)",
+        "parameters",
+        "GFLOPs per patch",
+        "activation memory",
+        "nnUNetPlansStudent",
+        "nnUNetv2_train 999 2d 0 -p nnUNetPlansStudent -tr nnUNetTrainerRegionKD",
+    ):
         assert words in out
     student = student_of(folders)
     assert student["kd_student"]["width"] == {"2d": 0.5, "3d_fullres": 0.5, "3d_fullres_bs4": 0.5}
@@ -107,8 +113,14 @@ def test_doctor_is_content(folders, capsys):
     (fold / "checkpoint_final.pth").touch()
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    for words in ("nnunetv2_kd", "torch", "automatic; nnU-Net finds nnUNetTrainerRegionKD", "nnUNet_preprocessed",
-                  "nnUNetTrainer__nnUNetPlans__3d_fullres (fold 3)", "Nothing would stop a training"):  # fmt: skip
+    for words in (
+        "nnunetv2_kd",
+        "torch",
+        "automatic; nnU-Net finds nnUNetTrainerRegionKD",
+        "nnUNet_preprocessed",
+        "nnUNetTrainer__nnUNetPlans__3d_fullres (fold 3)",
+        "Nothing would stop a training",
+    ):
         assert words in out
 
 

@@ -38,8 +38,15 @@ def test_a_folder_in_use_is_left_alone(tmp_path, capsys):
 def test_demo_from_start_to_end(tmp_path):
     output = tmp_path / "with a space"
     done = World(tmp_path).run("nnUNetv2_kd", "demo", "--smoke", "-o", output, COLUMNS="160")
-    for words in ("teacher", "student alone", "student distilled", "Dice Anterior", "Dice Posterior", "GFLOPs/patch",
-                  "ms/case"):  # fmt: skip
+    for words in (
+        "teacher",
+        "student alone",
+        "student distilled",
+        "Dice Anterior",
+        "Dice Posterior",
+        "GFLOPs/patch",
+        "ms/case",
+    ):
         assert words in done.stdout
     rows = json.loads((output / "results.json").read_text())
     assert [row["model"] for row in rows] == [model.name for model in MODELS]

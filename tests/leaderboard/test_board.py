@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.leaderboard.run import Request, make_boards
+from nnunetv2_kd.leaderboard.run import LeaderboardRequest, make_boards
 from nnunetv2_kd.leaderboard.words import footnotes, verdict
-from tests.leaderboard.results import Results, eroded, record, shifted, truth_of, without, write
+from tests.scored_models import Results, eroded, record, shifted, truth_of, without, write
 
 
 def board_of(results, **options):
-    return make_boards(Request(["7"], torch.device("cpu"), **options), lambda line: None)[0]
+    return make_boards(LeaderboardRequest(["7"], torch.device("cpu"), **options), lambda line: None)[0]
 
 
 def entry_of(board, trainer):
@@ -63,8 +63,20 @@ def test_reference_and_teacher_can_be_chosen(family):
 
 
 def test_gap_needs_teacher_and_alone(results):
-    results.add("nnUNetTrainerRegionKD", eroded(2), kd=record("x", {"sha256": "0", "checkpoint": "checkpoint_final.pth",
-                "folder": "f", "fold": "0", "seen_validation_cases": None}))  # fmt: skip
+    results.add(
+        "nnUNetTrainerRegionKD",
+        eroded(2),
+        kd=record(
+            "x",
+            {
+                "sha256": "0",
+                "checkpoint": "checkpoint_final.pth",
+                "folder": "f",
+                "fold": "0",
+                "seen_validation_cases": None,
+            },
+        ),
+    )
     board = board_of(results)
     assert "its teacher is not among these models" in board.entries[0].gap.reason
     assert board.entries[0].marks == ["teacher saw validation cases (fold 0: an unknown number)"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nnunetv2_kd.leaderboard.page import to_page
-from nnunetv2_kd.leaderboard.run import Request, make_boards
+from nnunetv2_kd.leaderboard.run import LeaderboardRequest, make_boards
 
 pytestmark = pytest.mark.browser
 
@@ -31,7 +31,9 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def address(family, tmp_path) -> str:
     file = tmp_path / "index.html"
-    file.write_text(to_page(make_boards(Request(["7"], torch.device("cpu")), lambda line: None)), encoding="utf-8")
+    file.write_text(
+        to_page(make_boards(LeaderboardRequest(["7"], torch.device("cpu")), lambda line: None)), encoding="utf-8"
+    )
     return file.as_uri()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from nnunetv2_kd.cli.main import main
 from tests.conftest import DATASET
-from tests.leaderboard.results import shifted
+from tests.scored_models import shifted
 
 
 def test_prints_a_table_and_writes_nothing(family, capsys, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 
 from nnunetv2_kd.leaderboard.equal_arms import IN_WORDS, unequal
 from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline
+from nnunetv2_kd.trainers.provenance import make_record
 from tests.conftest import World
 from tests.trainers.helpers import inside, make_trainer
 
@@ -54,7 +55,7 @@ def test_trainers_record_all_of_it(world: World, monkeypatch: pytest.MonkeyPatch
     for trainer in (nnUNetTrainerKD, nnUNetTrainerKDBaseline):
         made = make_trainer(trainer, world, optimizer="adamw")
         made.on_train_start()
-        kept.append(made._record()["training"])
+        kept.append(make_record(made)["training"])
     assert kept[0].keys() == IN_WORDS.keys()
     assert unequal(*kept) == []
     assert unequal(kept[0], kept[1] | {"epochs": 9}) == ["epochs: 2 against 9"]

@@ -7,8 +7,8 @@ import torch
 
 from nnunetv2_kd.leaderboard.cases import featured, worst_cases
 from nnunetv2_kd.leaderboard.page import to_page
-from nnunetv2_kd.leaderboard.run import Request, make_boards
-from tests.leaderboard.results import eroded, record
+from nnunetv2_kd.leaderboard.run import LeaderboardRequest, make_boards
+from tests.scored_models import eroded, record
 
 STRANGE = "<img src=x onerror=alert(1)> & \"q\" 'x' $y$"
 VOID = {"meta", "link", "input", "img", "br", "path", "use"}
@@ -54,7 +54,7 @@ def strange(family):
 
 
 def boards_of(results):
-    return make_boards(Request(["7"], torch.device("cpu")), lambda line: None)
+    return make_boards(LeaderboardRequest(["7"], torch.device("cpu")), lambda line: None)
 
 
 def test_page_is_self_contained_and_well_formed(strange):
@@ -94,9 +94,17 @@ def test_tables_can_be_read_by_a_screen_reader(strange):
 
 def test_page_shows_everything(strange):
     words = " ".join(" ".join(Page(to_page(boards_of(strange))).words).split())
-    for expected in ("Highest mean Dice", "KD · Small †", "teacher saw validation cases (fold 0: 5)", "SHA-256",
-                     "How stable the ranking is", "Worst cases of RegionKD · Small", "Add --time 5 to the command",
-                     "nnUNetv2_train 7 3d_fullres 0 -tr nnUNetTrainerRegionKD", "Outlines: a: orange"):  # fmt: skip
+    for expected in (
+        "Highest mean Dice",
+        "KD · Small †",
+        "teacher saw validation cases (fold 0: 5)",
+        "SHA-256",
+        "How stable the ranking is",
+        "Worst cases of RegionKD · Small",
+        "Add --time 5 to the command",
+        "nnUNetv2_train 7 3d_fullres 0 -tr nnUNetTrainerRegionKD",
+        "Outlines: a: orange",
+    ):
         assert expected in words, expected
 
 

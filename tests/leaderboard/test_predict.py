@@ -6,10 +6,11 @@ import pytest
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.leaderboard import predict as module
-from nnunetv2_kd.leaderboard.models import find_models
-from nnunetv2_kd.leaderboard.predict import check_images, check_writable, predict
-from tests.leaderboard.results import DATASET, Results, shifted, truth_of, write
-from tests.networks import DATASET_JSON
+from nnunetv2_kd.leaderboard.predict import check_images, predict
+from nnunetv2_kd.nnunet.files import check_writable
+from nnunetv2_kd.nnunet.trained_models import find_models
+from tests.scored_models import DATASET, Results, shifted, truth_of, write
+from tests.small_networks import DATASET_JSON
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_output_that_cannot_be_written(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(
-        "nnunetv2_kd.trainers.environment.tempfile.TemporaryFile", refuse
+        "nnunetv2_kd.nnunet.files.tempfile.TemporaryFile", refuse
     )  # a test may run as root, who can write anywhere
     with pytest.raises(KDError, match="Permission denied"):
         check_writable(tmp_path / "out")

@@ -4,22 +4,22 @@ import numpy as np
 import pytest
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from nnunetv2_kd.leaderboard.models import find_models
 from nnunetv2_kd.leaderboard.scores import (
     BOTH_EMPTY,
     FAILED,
     FALSE_ALARM,
     MISSED,
     SCORED,
-    Job,
+    ScoringJob,
     geometry_difference,
     score,
     structures_of,
     surface_scores,
     validation_jobs,
 )
-from tests.leaderboard.results import DATASET, shifted, truth_of, without, write
-from tests.networks import DATASET_JSON, plans
+from nnunetv2_kd.nnunet.trained_models import find_models
+from tests.scored_models import DATASET, shifted, truth_of, without, write
+from tests.small_networks import DATASET_JSON, plans
 
 
 def box(shape: tuple[int, ...] = (60, 60, 60)) -> np.ndarray:
@@ -105,8 +105,11 @@ def test_missing_case_prediction_and_truth(results):
     found = {row["case"]: row for row in rows_of(results)}
     assert found["box007"]["state"] == FAILED
     assert found["box007"]["note"] == "not in summary.json"
-    for case, words in (("box000", "box000.nii.gz is missing"), ("box001", "box001.nii.gz is missing"),
-                        ("box002", "no surface distances:")):  # fmt: skip
+    for case, words in (
+        ("box000", "box000.nii.gz is missing"),
+        ("box001", "box001.nii.gz is missing"),
+        ("box002", "no surface distances:"),
+    ):
         assert found[case]["state"] == SCORED
         assert found[case]["dice"] > 0
         assert np.isnan(found[case]["nsd"])
@@ -181,9 +184,9 @@ def test_geometry_difference(tmp_path):
     assert geometry_difference(same, same, (properties, moved)).startswith("origin")
 
 
-def job(results, prediction, truth=None, ignore_label=None) -> Job:
+def job(results, prediction, truth=None, ignore_label=None) -> ScoringJob:
     truth = truth or results.truths / "box000.nii.gz"
-    return Job("m", "0", "box000", truth, prediction, {"a": 1, "b": 2}, ignore_label, SimpleITKIO, 1.0, None)
+    return ScoringJob("m", "0", "box000", truth, prediction, {"a": 1, "b": 2}, ignore_label, SimpleITKIO, 1.0, None)
 
 
 def rows_of(results) -> list[dict]:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from nnunetv2_kd.leaderboard.run import Request, make_boards
+from nnunetv2_kd.leaderboard.run import LeaderboardRequest, make_boards
 from nnunetv2_kd.leaderboard.tables import print_board, to_csv, to_json, to_latex, to_markdown
 from nnunetv2_kd.leaderboard.write import write_all
-from tests.leaderboard.results import eroded, record, shifted
+from tests.scored_models import eroded, record, shifted
 
 STRANGE = "my plans & 50% <b>_x_|y $z$ [red]"
 
@@ -18,7 +18,7 @@ STRANGE = "my plans & 50% <b>_x_|y $z$ [red]"
 def boards(family):
     kd = record("nnUNetTrainerKDBaseline", note="<script>alert(1)</script>")
     family.add("nnUNetTrainerKDBaseline", eroded(3), plans_name=STRANGE, kd=kd)
-    return make_boards(Request(["7"], torch.device("cpu")), lambda line: None)
+    return make_boards(LeaderboardRequest(["7"], torch.device("cpu")), lambda line: None)
 
 
 def printed(board, width):
@@ -76,6 +76,10 @@ def test_write_all(boards, tmp_path, results):
     results.add("nnUNetTrainerNew", shifted(1))
     files = write_all(boards, tmp_path / "out")
     assert sorted(file.name for file in files) == [
-        "index.html", "leaderboard.csv", "leaderboard.json", "leaderboard.md", "leaderboard.tex",
-    ]  # fmt: skip
+        "index.html",
+        "leaderboard.csv",
+        "leaderboard.json",
+        "leaderboard.md",
+        "leaderboard.tex",
+    ]
     assert all(file.stat().st_size > 0 for file in files)

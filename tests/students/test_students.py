@@ -3,9 +3,12 @@ import torch
 
 from nnunetv2_kd.config import StudentOptions
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.students import in_words, made_from, network_cost, shrink_plans, student_plans, width_for
-from nnunetv2_kd.students.cost import build_on_meta
-from tests.networks import DATASET_JSON, network, plans
+from nnunetv2_kd.formatting import format_count
+from nnunetv2_kd.networks.build import build_on_meta
+from nnunetv2_kd.networks.cost import network_cost
+from nnunetv2_kd.students.shrink import made_from, shrink_plans
+from nnunetv2_kd.students.size import student_plans, width_for
+from tests.small_networks import DATASET_JSON, network, plans
 
 
 def features(p, configuration="3d_fullres"):
@@ -117,4 +120,4 @@ def test_size_for_plans_that_are_a_students_already():
 
 @pytest.mark.parametrize(("count", "words"), [(999, "999"), (1500, "1.50 k"), (1402835, "1.40 M"), (3e9, "3.00 G")])
 def test_in_words(count, words):
-    assert in_words(count) == words
+    assert format_count(count) == words

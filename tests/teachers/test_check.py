@@ -4,7 +4,7 @@ import pytest
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.teachers.check import check_same_task, seen_validation_cases
-from tests.networks import DATASET_JSON, architecture, plans
+from tests.small_networks import DATASET_JSON, architecture, plans
 
 
 def check(change_plans=None, change_dataset=None, teacher_configuration="3d_fullres"):

@@ -4,12 +4,16 @@ from torch import nn
 
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.speed import use
-from nnunetv2_kd.teachers.find import Student, TeacherPath, dataset_id, find_teacher
-from nnunetv2_kd.teachers.teacher import Teacher, TeacherRecord, load_strictly, trained_heads
-from tests.networks import network
+from nnunetv2_kd.networks.cpu_mode import set_mode
+from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.model_folder import CheckpointPath
+from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
+from nnunetv2_kd.teachers.load import load_strictly, trained_heads
+from nnunetv2_kd.teachers.running import RunningTeacher
+from nnunetv2_kd.teachers.teacher import TeacherRecord
+from tests.small_networks import network
 
-STUDENT = Student("Dataset999_Test", "nnUNetPlans", "3d_fullres", 0)
+STUDENT = StudentIdentity("Dataset999_Test", "nnUNetPlans", "3d_fullres", 0)
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def make_model(results, name="nnUNetTrainer__nnUNetPlans__3d_fullres", fold="0",
 
 def make_teacher(net):
     record = TeacherRecord("folder", "0", "checkpoint_final.pth", "0" * 64, "nnUNetTrainer", 1, 1, 0)
-    return Teacher(net, record, [True] * 2)
+    return RunningTeacher(net, record, [True] * 2)
 
 
 def test_default_is_the_users_own_model(results):
@@ -67,18 +71,18 @@ def test_a_teacher_never_trains():
     teacher = make_teacher(net)
     net.train()
     data = torch.randn(1, 1, 8, 8, 8)
-    answer = teacher(data)
+    output = teacher.run(data)
     assert not net.training
-    assert answer.features == {}
-    assert not any(z.requires_grad or z.is_inference() for z in answer.logits)
+    assert output.features == {}
+    assert not any(z.requires_grad or z.is_inference() for z in output.logits)
     assert not any(p.requires_grad for p in net.parameters())
 
 
 def test_a_teachers_answer_can_be_used_in_a_backward_pass():
     teacher = make_teacher(network())
     teacher.tap({"decoder.0": "decoder.0"})
-    answer = teacher(torch.randn(1, 1, 8, 8, 8))
-    logits, features = answer.logits, answer.features
+    output = teacher.run(torch.randn(1, 1, 8, 8, 8))
+    logits, features = output.logits, output.features
     student = torch.ones_like(logits[0], requires_grad=True)
     ((student * logits[0]).sum() + (student[:, :1] * features["decoder.0"]).sum()).backward()
     assert student.grad is not None
@@ -88,31 +92,31 @@ def test_features_come_under_the_students_names():
     """A student with one stage of stride 4 where the teacher has two of stride 2."""
     teacher = make_teacher(network(features=(2, 4, 8)))
     teacher.tap({"encoder.1": "encoder.2"})
-    answer = teacher(torch.randn(1, 1, 8, 8, 8))
-    assert answer.features["encoder.1"].shape == (1, 8, 2, 2, 2)
+    output = teacher.run(torch.randn(1, 1, 8, 8, 8))
+    assert output.features["encoder.1"].shape == (1, 8, 2, 2, 2)
 
 
 @pytest.mark.parametrize("way", ["float32", "float32_channels_last"])
 def test_the_decoder_does_not_run_where_nothing_of_it_is_wanted(way):
     net = network()
-    use(net, way)
+    set_mode(net, way)
     ran = []
     net.decoder.register_forward_hook(lambda *_: ran.append(True))
     teacher, data = make_teacher(net), torch.randn(1, 1, 8, 8, 8)
     teacher.tap({"encoder.0": "encoder.0", "encoder.1": "encoder.1"})
-    without = teacher(data, logits=False)
+    without = teacher.run(data, logits=False)
     assert not ran
     assert without.logits == []
-    whole = make_teacher(net)(data)
+    whole = make_teacher(net).run(data)
     assert len(whole.logits) == 2
     assert len(ran) == 1
-    whole = teacher(data)
+    whole = teacher.run(data)
     assert len(ran) == 2
     assert len(whole.logits) == 2
     for stage, features in whole.features.items():
         assert torch.equal(without.features[stage], features)
     teacher.tap({"encoder.0": "encoder.0", "decoder.0": "decoder.0"})
-    assert set(teacher(data, logits=False).features) == {"encoder.0", "decoder.0"}
+    assert set(teacher.run(data, logits=False).features) == {"encoder.0", "decoder.0"}
 
 
 def test_a_teacher_is_no_module():
@@ -139,7 +143,7 @@ def test_heads_that_never_had_a_gradient_do_not_teach():
 
 
 def test_weights_are_loaded_strictly(tmp_path):
-    path = TeacherPath(tmp_path, 0, "checkpoint_final.pth")
+    path = CheckpointPath(tmp_path, 0, "checkpoint_final.pth")
     weights = network().state_dict()
     load_strictly(network(), {f"module.{key}": value for key, value in weights.items()}, path)
     first, second, *_ = weights
@@ -155,4 +159,4 @@ def test_weights_are_loaded_strictly(tmp_path):
 
 def test_weights_of_another_width(tmp_path):
     with pytest.raises(KDError, match="and [0-9]+ more"):
-        load_strictly(network(), network(features=(4, 8, 16)).state_dict(), TeacherPath(tmp_path, 0, "c.pth"))
+        load_strictly(network(), network(features=(4, 8, 16)).state_dict(), CheckpointPath(tmp_path, 0, "c.pth"))

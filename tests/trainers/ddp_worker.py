@@ -35,7 +35,8 @@ def work(rank: int, root: str, port: int, store: str) -> None:
     trainer = make_trainer(OnCPU, World(Path(root)), **options)
     trainer.run_training()
     weights = torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
-    adapters = torch.cat([torch.zeros(1), *(p.detach().flatten() for p in trainer.loss.adapters.parameters())])
+    trained = trainer.distillation.trained_parts.parameters()
+    adapters = torch.cat([torch.zeros(1), *(p.detach().flatten() for p in trained)])
     kept = {"weights": weights, "adapters": adapters, "rows": len(trainer._history.rows)}
     torch.save(kept, Path(root) / f"rank{rank}.pt")
     dist.destroy_process_group()

@@ -14,8 +14,16 @@ from tests.conftest import DATASET, TINY, World
 TERMS_OF_THE_MAIN_PATH = {"voxel_kl": {}, "region_kl": {}, "importance_map": {}, "region_affinity": {}}
 
 
-def make_trainer(trainer: type, world: World, configuration: str = "3d_fullres", fold: Any = 0,
-                 plans: str = "nnUNetPlans", dataset: str = DATASET, device: str = "cpu", **options: Any):  # fmt: skip
+def make_trainer(
+    trainer: type,
+    world: World,
+    configuration: str = "3d_fullres",
+    fold: Any = 0,
+    plans: str = "nnUNetPlans",
+    dataset: str = DATASET,
+    device: str = "cpu",
+    **options: Any,
+):
     """A trainer as nnU-Net constructs it, in the world's folders (set the environment with `inside` first)."""
     file = world.root / "in_process.yaml"
     file.write_text(yaml.safe_dump({**TINY, **options}))

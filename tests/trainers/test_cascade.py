@@ -17,8 +17,10 @@ def cascaded(world):
     plans = json.loads(world.plans_file().read_text())
     full = plans["configurations"]["3d_fullres"]
     low = json.loads(json.dumps(full)) | {
-        "data_identifier": "nnUNetPlans_3d_lowres", "spacing": [1.5, 1.5, 1.5], "next_stage": "3d_cascade_fullres",
-    }  # fmt: skip
+        "data_identifier": "nnUNetPlans_3d_lowres",
+        "spacing": [1.5, 1.5, 1.5],
+        "next_stage": "3d_cascade_fullres",
+    }
     plans["configurations"]["3d_lowres"] = low
     plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     world.plans_file().write_text(json.dumps(plans))

@@ -14,8 +14,8 @@ import pytest
 import SimpleITK
 import torch
 
-from nnunetv2_kd.config import resolve_options
-from nnunetv2_kd.teachers.checkpoint import allowed_globals
+from nnunetv2_kd.nnunet.checkpoint import allowed_globals
+from nnunetv2_kd.trainers.options import resolve_options
 from tests.conftest import BIN, DATASET, World, copy_cases, preprocess
 
 pytestmark = pytest.mark.commands
@@ -37,12 +37,15 @@ def run_stock(python: Path, world: World, command: str, *arguments: object) -> s
     module, function = {
         "nnUNetv2_predict": ("nnunetv2.inference.predict_from_raw_data", "predict_entry_point"),
         "nnUNetv2_find_best_configuration": (
-            "nnunetv2.evaluation.find_best_configuration", "find_best_configuration_entry_point"),
-        "nnUNetv2_export_model_to_zip": (
-            "nnunetv2.model_sharing.entry_points", "export_pretrained_model_entry"),
+            "nnunetv2.evaluation.find_best_configuration",
+            "find_best_configuration_entry_point",
+        ),
+        "nnUNetv2_export_model_to_zip": ("nnunetv2.model_sharing.entry_points", "export_pretrained_model_entry"),
         "nnUNetv2_install_pretrained_model_from_zip": (
-            "nnunetv2.model_sharing.entry_points", "install_from_zip_entry_point"),
-    }[command]  # fmt: skip
+            "nnunetv2.model_sharing.entry_points",
+            "install_from_zip_entry_point",
+        ),
+    }[command]
     code = (
         f"import sys; sys.argv[0] = '{command}'\nfrom {module} import {function}\n"
         f"if __name__ == '__main__': {function}()"
@@ -89,9 +92,10 @@ def test_checkpoint_is_stock_and_plain(distilled):
     assert checkpoint["kd"]["teachers"][0]["seen_validation_cases"] == 0
     assert not list(fold.glob("*.unfinished"))
     parameters = sum(
-        value.numel() for key, value in checkpoint["network_weights"].items()
+        value.numel()
+        for key, value in checkpoint["network_weights"].items()
         if "all_modules" not in key and not key.startswith("decoder.encoder")
-    )  # fmt: skip
+    )
     assert parameters < 8400 + 100
 
 
@@ -100,14 +104,30 @@ def test_options_travel(distilled):
     record = json.loads((fold / "kd_record.json").read_text())
     again = resolve_options({}, {}, fold / "kd_options.yaml")
     assert again.model_dump(mode="json") == record["options"]
-    assert list(again.terms.active()) == ["region_kl", "region_affinity"]
+    assert list(again.active_terms()) == ["region_kl", "region_affinity"]
     assert record["command"].startswith("nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerRegionKD")
 
 
 def test_student_predicts_without_the_plugin(distilled, stock_python):
     images = distilled.raw / DATASET / "imagesTr"
-    flags = ("-i", images, "-d", "4", "-c", "3d_fullres", "-tr", TRAINER, "-f", "0", "-device", "cpu", "-npp", "1",
-             "-nps", "1")  # fmt: skip
+    flags = (
+        "-i",
+        images,
+        "-d",
+        "4",
+        "-c",
+        "3d_fullres",
+        "-tr",
+        TRAINER,
+        "-f",
+        "0",
+        "-device",
+        "cpu",
+        "-npp",
+        "1",
+        "-nps",
+        "1",
+    )
     run_stock(stock_python, distilled, "nnUNetv2_predict", *flags, "-o", distilled.root / "without")
     distilled.run("nnUNetv2_predict", *flags, "-o", distilled.root / "with")
     without, with_plugin = (segmentations(distilled.root / name) for name in ("without", "with"))
@@ -118,8 +138,21 @@ def test_student_predicts_without_the_plugin(distilled, stock_python):
 
 def test_student_can_be_sent_and_compared_without_the_plugin(distilled, stock_python, tmp_path):
     archive = tmp_path / "student.zip"
-    run_stock(stock_python, distilled, "nnUNetv2_export_model_to_zip", "-d", "4", "-o", archive, "-c", "3d_fullres",
-              "-tr", TRAINER, "-f", "0")  # fmt: skip
+    run_stock(
+        stock_python,
+        distilled,
+        "nnUNetv2_export_model_to_zip",
+        "-d",
+        "4",
+        "-o",
+        archive,
+        "-c",
+        "3d_fullres",
+        "-tr",
+        TRAINER,
+        "-f",
+        "0",
+    )
     other = World(tmp_path / "other")
     for folder in (other.raw, other.preprocessed, other.results):
         folder.mkdir(parents=True)
@@ -127,8 +160,21 @@ def test_student_can_be_sent_and_compared_without_the_plugin(distilled, stock_py
     assert (other.model(TRAINER) / "fold_0" / "checkpoint_final.pth").is_file()
     # a probability map for every case is nnU-Net's own condition for comparing
     distilled.run("nnUNetv2_train", "4", "3d_fullres", "0", "-tr", TRAINER, "-device", "cpu", "--val", "--npz")
-    run_stock(stock_python, distilled, "nnUNetv2_find_best_configuration", "4", "-c", "3d_fullres", "-tr", TRAINER,
-              "-f", "0", "--disable_ensembling", "-np", "1")  # fmt: skip
+    run_stock(
+        stock_python,
+        distilled,
+        "nnUNetv2_find_best_configuration",
+        "4",
+        "-c",
+        "3d_fullres",
+        "-tr",
+        TRAINER,
+        "-f",
+        "0",
+        "--disable_ensembling",
+        "-np",
+        "1",
+    )
     best = json.loads((distilled.results / DATASET / "inference_information.json").read_text())
     assert best["best_model_or_ensemble"]["selected_model_or_models"][0]["trainer"] == TRAINER
 

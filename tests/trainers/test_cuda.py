@@ -31,13 +31,12 @@ def no_tf32(monkeypatch):
 
 def loss_of(trainer, batch, device, autocast):
     """Values of all terms and the gradient of the student, of one batch on one device; the trainer moves there."""
-    (teacher,) = trainer.teachers
-    for module in (trainer.network, teacher.network, trainer.loss.adapters):
+    teacher = trainer.teacher
+    for module in (trainer.network, teacher.network, trainer.distillation.trained_parts):
         module.to(device)
     trainer.network.zero_grad()
     data, target = batch["data"].to(device), [y.to(device) for y in batch["target"]]
-    with torch.autocast("cuda", enabled=autocast):
-        trainer.loss.answer, trainer.loss.taps.recording = teacher(data, True), True
+    with torch.autocast("cuda", enabled=autocast), trainer.loss.distilling(teacher.run(data)):
         value = trainer.loss(trainer.network(data), target)
     value.backward()
     gradient = torch.cat([p.grad.flatten().cpu() for p in trainer.network.parameters() if p.grad is not None])
@@ -109,11 +108,39 @@ def test_commands(world, monkeypatch):
     )
     assert header["teachers"], store
     options = here.options(stored_teacher="fold_0")
-    log = here.run("nnUNetv2_train", "4", "3d_fullres", "0", "-tr", "nnUNetTrainerRegionKD", "-device", "cuda",
-                   nnUNet_kd_config=str(options)).stdout  # fmt: skip
+    log = here.run(
+        "nnUNetv2_train",
+        "4",
+        "3d_fullres",
+        "0",
+        "-tr",
+        "nnUNetTrainerRegionKD",
+        "-device",
+        "cuda",
+        nnUNet_kd_config=str(options),
+    ).stdout
     assert "Stored teacher: " in log
     assert "Mean Validation Dice" in log
     images = here.raw / DATASET / "imagesTr"
-    here.run("nnUNetv2_predict", "-i", images, "-o", here.root / "predicted", "-d", "4", "-c", "3d_fullres", "-f", "0",
-             "-tr", "nnUNetTrainerRegionKD", "-device", "cuda", "-npp", "1", "-nps", "1")  # fmt: skip
+    here.run(
+        "nnUNetv2_predict",
+        "-i",
+        images,
+        "-o",
+        here.root / "predicted",
+        "-d",
+        "4",
+        "-c",
+        "3d_fullres",
+        "-f",
+        "0",
+        "-tr",
+        "nnUNetTrainerRegionKD",
+        "-device",
+        "cuda",
+        "-npp",
+        "1",
+        "-nps",
+        "1",
+    )
     assert len(list((here.root / "predicted").glob("*.nii.gz"))) == len(list(images.iterdir()))

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from operator import attrgetter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.trainers import nnUNetTrainerJointKD
+from nnunetv2_kd.trainers import joint, nnUNetTrainerJointKD
 from tests.trainers.helpers import log_of, make_trainer, train
 from tests.trainers.test_terms import one_epoch
 
@@ -18,9 +20,16 @@ from tests.trainers.test_terms import one_epoch
 class Good(nnUNetTrainerJointKD):
     """Whose teacher is taken for good from the first epoch on, as tiny networks never are."""
 
-    def _teacher_dice(self):
-        super()._teacher_dice()
-        return 0.1 * (self.current_epoch + 1) if self.current_epoch != 2 else 0.0
+    def _make_teacher(self, labels):
+        teacher = super()._make_teacher(labels)
+        end_epoch = teacher.end_epoch
+
+        def good_epoch(epoch):
+            with mock.patch.object(joint, "mean_dice", return_value=0.1 * (epoch + 1) if epoch != 2 else 0.0):
+                return end_epoch(epoch)
+
+        teacher.end_epoch = good_epoch
+        return teacher
 
 
 @pytest.fixture
@@ -44,11 +53,11 @@ def test_only_the_best_weights_teach(here_alone):
     trainer.on_train_start()
     one_epoch(trainer)
     one_epoch(trainer)
-    best = {key: value.clone() for key, value in trainer._snapshot.state_dict().items()}
+    best = {key: value.clone() for key, value in trainer.teacher.snapshot.network.state_dict().items()}
     one_epoch(trainer)  # worse than before
-    for key, value in trainer.teachers[0].network.state_dict().items():
+    for key, value in trainer.teacher.snapshot.network.state_dict().items():
         assert torch.equal(value, best[key])
-    learner = trainer._learner.state_dict()
+    learner = trainer.teacher._learner.state_dict()
     assert any(not torch.equal(learner[key], best[key]) for key in best)
 
 
@@ -60,13 +69,13 @@ def test_teacher_learns_from_nnunets_loss_alone(here_alone):
     dataset_json = json.loads((here_alone.preprocessed / plain["dataset_name"] / "dataset.json").read_text())
     alone = nnUNetTrainer(plain, "3d_fullres", 0, dataset_json, torch.device("cpu"))
     alone.initialize()
-    alone.network.load_state_dict(trainer._learner.state_dict())
+    alone.network.load_state_dict(trainer.teacher._learner.state_dict())
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
     batch = next(trainer.dataloader_train)
     alone.train_step({key: batch[key] for key in ("data", "target")})
     trainer.train_step(batch)
-    for mine, other in zip(trainer._learner.parameters(), alone.network.parameters(), strict=True):
+    for mine, other in zip(trainer.teacher._learner.parameters(), alone.network.parameters(), strict=True):
         torch.testing.assert_close(mine, other)
 
 
@@ -83,11 +92,11 @@ def test_both_survive_a_kill(here_alone):
     resumed = make_trainer(Good, here_alone, **options)
     resumed.load_checkpoint(str(folder / "checkpoint_latest.pth"))
     train(resumed)
-    for part in ("network", "_learner", "_snapshot"):
-        mine, other = (getattr(trainer, part).state_dict() for trainer in (resumed, whole))
+    for part in ("network", "teacher._learner", "teacher.snapshot.network"):
+        mine, other = (attrgetter(part)(trainer).state_dict() for trainer in (resumed, whole))
         for key, value in other.items():
             torch.testing.assert_close(mine[key], value)
-    assert resumed._best == whole._best
+    assert resumed.teacher.best == whole.teacher.best
     final = torch.load(folder / "checkpoint_final.pth", weights_only=False)
     assert "kd_training" not in final
     assert final["network_weights"].keys() == whole.network.state_dict().keys()
@@ -111,11 +120,9 @@ def test_plans_of_the_teacher_are_gone(here_alone):
 def test_dice_of_a_teacher_that_finds_nothing(here_alone):
     trainer = make_trainer(nnUNetTrainerJointKD, here_alone)
     counts = {"tp_hard": np.zeros(2), "fp_hard": np.zeros(2), "fn_hard": np.zeros(2)}
-    trainer._validated = [{key: value.copy() for key, value in counts.items()}]
-    assert trainer._teacher_dice() == 0
+    assert joint.mean_dice([counts], trainer.of_all_workers) == 0
     counts["tp_hard"][0], counts["fn_hard"][1] = 3, 2
-    trainer._validated = [counts]
-    assert trainer._teacher_dice() == pytest.approx(0.5)
+    assert joint.mean_dice([counts], trainer.of_all_workers) == pytest.approx(0.5)
     assert "WARNING" not in log_of(trainer)
 
 

@@ -7,9 +7,10 @@ from unittest import mock
 import pytest
 import torch
 
-from nnunetv2_kd.config import resolve_options
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline, nnUNetTrainerRegionKD
+from nnunetv2_kd.trainers.options import resolve_options
+from nnunetv2_kd.trainers.provenance import make_record
 from tests.trainers.helpers import TERMS_OF_THE_MAIN_PATH as ALL_TERMS
 from tests.trainers.helpers import log_of, make_trainer, train
 
@@ -20,8 +21,9 @@ def teacher_weights(world):
 
 
 def test_loss_is_nnunets_plus_weighted_terms(here):
-    trainer = make_trainer(nnUNetTrainerKD, here, terms={"voxel_kl": {"weight": 0.5}, "region_kl": {"weight": 2}},
-                           schedule={"warmup": 0.5})  # fmt: skip
+    trainer = make_trainer(
+        nnUNetTrainerKD, here, terms={"voxel_kl": {"weight": 0.5}, "region_kl": {"weight": 2}}, schedule={"warmup": 0.5}
+    )
     trainer.on_train_start()
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
@@ -65,7 +67,7 @@ def test_a_term_that_is_silently_off_stops_the_training(here):
     trainer = make_trainer(nnUNetTrainerRegionKD, here, **options)
     trainer.on_train_start()
     with (
-        mock.patch("nnunetv2_kd.losses.affinity_difference", lambda s, t, present: s.sum() * 0),
+        mock.patch("nnunetv2_kd.methods.region_affinity.affinity_difference", lambda s, t, present: s.sum() * 0),
         pytest.raises(KDError, match="region_affinity was exactly 0 in the first 50 iterations"),
     ):
         trainer.run_training()
@@ -75,11 +77,11 @@ def test_a_teacher_never_changes(here):
     before = teacher_weights(here)
     trainer = make_trainer(nnUNetTrainerRegionKD, here)
     train(trainer)
-    assert not trainer.teachers[0].network.training
-    for key, value in trainer.teachers[0].network.state_dict().items():
+    assert not trainer.teacher.network.training
+    for key, value in trainer.teacher.network.state_dict().items():
         assert torch.equal(value, before[key])
     mine = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert not mine & {id(p) for p in trainer.teachers[0].network.parameters()}
+    assert not mine & {id(p) for p in trainer.teacher.network.parameters()}
 
 
 def test_baseline_trains_the_same_student_without_a_teacher(here):
@@ -102,7 +104,7 @@ def test_teacher_of_another_fold_is_a_warning_and_recorded(here):
     trainer.initialize()
     trainer._start_distillation()
     assert "the teacher is of fold 0, the student of fold 1: the teacher was trained on" in log_of(trainer)
-    assert trainer._record()["teachers"][0]["seen_validation_cases"] > 0
+    assert make_record(trainer)["teachers"][0]["seen_validation_cases"] > 0
 
 
 def test_no_term_has_a_weight(here):
@@ -115,8 +117,8 @@ def test_options_in_the_plans(here):
     plans = json.loads(file.read_text()) | {"kd": {"terms": {"region_kl": {"temperature": 3}}}}
     file.write_text(json.dumps(plans))
     trainer = make_trainer(nnUNetTrainerKD, here)
-    assert trainer.options.terms.region_kl.temperature == 3
-    assert trainer.options.terms.voxel_kl is None
+    assert trainer.options.terms["region_kl"].temperature == 3
+    assert "voxel_kl" not in trainer.options.terms
 
 
 def test_unknown_stage_is_told_before_training(here):

@@ -9,10 +9,12 @@ import yaml
 
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.teachers.ensemble import EnsembleTeacher
 from nnunetv2_kd.trainers import nnUNetTrainerKDBaseline, nnUNetTrainerMultiTeacherKD
+from nnunetv2_kd.trainers.provenance import make_record
 from tests.conftest import BIN, DATASET
-from tests.networks import architecture
-from tests.trainers.helpers import log_of, make_trainer, train
+from tests.small_networks import architecture
+from tests.trainers.helpers import make_trainer, train
 
 RESENC = "nnUNetPlansRes"
 
@@ -50,7 +52,7 @@ def test_teachers_of_other_width_architecture_and_cases(two_teachers, here, rule
         assert all(np.isfinite(row[term]) for term in ("voxel_kl", "lovasz", "soft_dice", "region_affinity"))
     if rule == "mean":
         assert trainer._history.rows[0]["weight_of_teacher_1"] == pytest.approx(0.75)
-    assert [teacher["fold"] for teacher in trainer._record()["teachers"]] == ["0", "5"]
+    assert [teacher["fold"] for teacher in make_record(trainer)["teachers"]] == ["0", "5"]
 
 
 def test_one_teacher_is_too_few(here):
@@ -88,8 +90,8 @@ def test_what_the_rules_do_without_labels_is_said(two_teachers, here):
     trainer = make_trainer(nnUNetTrainerMultiTeacherKD, here, teachers=two_teachers, combine={"rule": "region"})
     trainer.initialize()
     labels = type("Labels", (), {"ignore_label": 3})
-    trainer._say_teachers(labels)
-    assert "the rule 'region' falls back to the teachers' mean" in log_of(trainer)
+    told = EnsembleTeacher([], [1], trainer.options.combine, labels).describe()
+    assert "the rule 'region' falls back to the teachers' mean" in told[-1]
 
 
 def test_split_teachers_writes_folds_and_options(here, tmp_path, capsys, monkeypatch):

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from nnunetv2_kd.config import OptimizerOptions, resolve_options
+from nnunetv2_kd.config import OptimizerOptions
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.trainers import nnUNetTrainerJointKD, nnUNetTrainerKD, nnUNetTrainerKDBaseline
 from nnunetv2_kd.trainers.conditions import initial_weights
 from nnunetv2_kd.trainers.optimizer import WARMUP_START, described, lr_factor, make_optimizer
+from nnunetv2_kd.trainers.options import resolve_options
+from nnunetv2_kd.trainers.provenance import make_record
 from tests.trainers.helpers import make_trainer, train
 
 ADAMW = {"name": "adamw", "lr": 0.002, "weight_decay": 0.1, "schedule": "cosine", "warmup": 0.25}
@@ -78,7 +80,7 @@ def test_a_step_that_amp_leaves_out_is_caught_up_with():
 
 
 def test_options():
-    assert resolve_options({}, {}).optimizer.name == "nnunet"
+    assert resolve_options({}, {}).optimizer is None
     assert resolve_options({"optimizer": "adamw"}, {}).optimizer == OptimizerOptions(name="adamw")
     for wrong, told in (
         ({"optimizer": "lion"}, r"optimizer\.name: .*'nnunet', 'adamw' or 'sgd'.*found 'lion'"),
@@ -96,7 +98,7 @@ def test_trainers_use_it_and_record_it(here):
     trainer = make_trainer(nnUNetTrainerKDBaseline, here, optimizer=ADAMW, ema=0.99)
     trainer.on_train_start()
     assert type(trainer.optimizer) is torch.optim.AdamW
-    kept = trainer._record()["training"]
+    kept = make_record(trainer)["training"]
     assert kept["optimizer"] == {
         "name": "AdamW",
         "lr": 0.002,
@@ -168,7 +170,7 @@ def test_resumed_with_another_optimizer(here):
 def test_the_teacher_that_learns_along_has_its_own(here):
     trainer = make_trainer(nnUNetTrainerJointKD, here, optimizer=ADAMW)
     train(trainer)
-    for optimizer in (trainer.optimizer, trainer._learner_optimizer):
+    for optimizer in (trainer.optimizer, trainer.teacher._optimizer):
         assert type(optimizer) is torch.optim.AdamW
         steps = {int(state["step"]) for state in optimizer.state.values()}
         assert steps == {6}

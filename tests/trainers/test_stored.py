@@ -9,9 +9,10 @@ from unittest import mock
 import pytest
 import torch
 
-from nnunetv2_kd import losses
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.methods.region_graph import graph_difference
+from nnunetv2_kd.regions import region_vectors
 from nnunetv2_kd.trainers import nnUNetTrainerJointKD, nnUNetTrainerKD, nnUNetTrainerKDBaseline, nnUNetTrainerRegionKD
 from tests.conftest import DATASET, World, copy_cases, preprocess
 from tests.trainers.helpers import inside, log_of, make_trainer, train
@@ -56,23 +57,23 @@ def test_trains_without_the_teacher(here):
 
 
 def test_same_batches_as_with_the_teacher_itself(here):
-    """And an answer of the same shape, without deep supervision's missing heads."""
-    batches, answers = [], []
+    """And an output of the same shape, without deep supervision's missing heads."""
+    batches, outputs = [], []
     for options in ({}, {"stored_teacher": "fold_0"}):
         trainer = make_trainer(nnUNetTrainerRegionKD, here, **options)
         trainer.on_train_start()
         trainer.on_epoch_start()
         batch = next(trainer.dataloader_train)
-        answers.append(trainer._answer(batch))
+        outputs.append(trainer.teacher(batch))
         batches.append(batch)
     online, stored = batches
     assert torch.equal(online["data"], stored["data"])
     for one, other in zip(online["target"], stored["target"], strict=True):
         assert torch.equal(one, other)
-    assert [z.shape for z in answers[1].logits] == [(*y.shape[:1], 3, *y.shape[2:]) for y in stored["target"]]
-    assert set(answers[1].edges) == {"encoder.1", "decoder.0"}
-    assert answers[1].edges["encoder.1"].shape == (6, 6)
-    torch.testing.assert_close(answers[1].edges["encoder.1"].diagonal(), torch.ones(6))
+    assert [z.shape for z in outputs[1].logits] == [(*y.shape[:1], 3, *y.shape[2:]) for y in stored["target"]]
+    assert set(outputs[1].edges) == {"encoder.1", "decoder.0"}
+    assert outputs[1].edges["encoder.1"].shape == (6, 6)
+    torch.testing.assert_close(outputs[1].edges["encoder.1"].diagonal(), torch.ones(6))
 
 
 def test_a_region_that_is_not_in_the_patch_does_not_count(here):
@@ -82,14 +83,14 @@ def test_a_region_that_is_not_in_the_patch_does_not_count(here):
     batch = next(trainer.dataloader_train)
     target = batch["target"][0].clone()
     target[target == 2] = 0
-    answer = trainer._answer(batch)
-    present = losses.region_vectors(torch.zeros(2, 1, *target.shape[2:]), trainer.loss.labels.regions(target))[1]
+    output = trainer.teacher(batch)
+    present = region_vectors(torch.zeros(2, 1, *target.shape[2:]), trainer.loss.labels.regions(target))[1]
     assert not present[:, 2].any()
-    edges_s = torch.zeros_like(answer.edges["decoder.0"])
-    other = answer.edges["decoder.0"].clone()
+    edges_s = torch.zeros_like(output.edges["decoder.0"])
+    other = output.edges["decoder.0"].clone()
     other[2::3] = other[:, 2::3] = 0.123
     before, after = (
-        losses.graph_difference(edges_s, edges, present.flatten()) for edges in (answer.edges["decoder.0"], other)
+        graph_difference(edges_s, edges, present.flatten()) for edges in (output.edges["decoder.0"], other)
     )
     assert float(before) == float(after)
 

@@ -15,7 +15,8 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 )
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunetv2_kd.speed import cpu_has_bfloat16
+from nnunetv2_kd.distillation.loss import compute
+from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from nnunetv2_kd.trainers import (
     DistillationMixin,
     nnUNetTrainerJointKD,
@@ -23,7 +24,6 @@ from nnunetv2_kd.trainers import (
     nnUNetTrainerKDBaseline,
     nnUNetTrainerRegionKD,
 )
-from nnunetv2_kd.trainers.loss import compute
 from tests.trainers.helpers import TERMS_OF_THE_MAIN_PATH as ALL_TERMS
 from tests.trainers.helpers import log_of, make_trainer, train
 
@@ -86,8 +86,11 @@ def test_a_student_with_other_stages(here):
 
 def test_a_teacher_without_trained_low_heads(here):
     """nnU-Net builds the heads of a trainer without deep supervision too, but they are random."""
-    single = make_trainer(type("Single", (DistillationMixin, nnUNetTrainerNoDeepSupervision), {"distils": False}), here,
-                          student={"width": 1.0})  # fmt: skip
+    single = make_trainer(
+        type("Single", (DistillationMixin, nnUNetTrainerNoDeepSupervision), {"distils": False}),
+        here,
+        student={"width": 1.0},
+    )
     train(single)
     log = train(make_trainer(nnUNetTrainerKD, here, teacher={"trainer": "Single"}))
     assert "1 trained heads" in log
@@ -104,7 +107,7 @@ def test_compiled_student_and_teacher(here):
         trainer = make_trainer(Compiled, here, terms=ALL_TERMS)
         log = train(trainer)
     assert isinstance(trainer.network, torch._dynamo.OptimizedModule)
-    assert trainer.teachers[0].network._compiled_call_impl is not None
+    assert trainer.teacher.network._compiled_call_impl is not None
     assert trainer.loss._compute is not compute
     assert "distillation: voxel_kl" in log
     plain = make_trainer(nnUNetTrainerRegionKD, here, terms=ALL_TERMS)
@@ -147,7 +150,7 @@ def test_cpu_speed_resumes(here):
 
 @pytest.mark.parametrize("options", [{"cpu_bfloat16": True}, {"cpu_speed": "bfloat16"}])
 def test_bfloat16_is_off_where_the_processor_lacks_it(here, options):
-    with mock.patch("nnunetv2_kd.speed.cpu_has_bfloat16", return_value=False):
+    with mock.patch("nnunetv2_kd.networks.cpu_mode.cpu_has_bfloat16", return_value=False):
         trainer = make_trainer(nnUNetTrainerKDBaseline, here, **options)
         assert trainer._cpu_speed == "float32"
     assert "this is no CPU with bfloat16 instructions: training as nnU-Net does." in log_of(trainer)
@@ -173,11 +176,11 @@ def test_teacher_of_a_trainer_with_the_old_signature(here):
                 name, kwargs, imports, channels, heads, deep_supervision=enable_deep_supervision
             )
 
-    with mock.patch("nnunetv2_kd.teachers.teacher.recursive_find_trainer_class_by_name", return_value=Old):
+    with mock.patch("nnunetv2_kd.networks.build.recursive_find_trainer_class_by_name", return_value=Old):
         trainer = make_trainer(nnUNetTrainerKD, here)
         trainer.initialize()
         trainer._start_distillation()
-    assert trainer.teachers[0].record.params > 0
+    assert trainer.teacher.record.params > 0
 
 
 def test_progress_bar_on_a_terminal(here):
@@ -208,7 +211,7 @@ def test_compiled_joint_training_and_encoder(here):
         assert "distillation: region_kl" in train(make_trainer(Joint, here))
         trainer = make_trainer(Encoder, here, terms={"fitnet": {"stages": ["encoder.1"]}})
         assert "distillation: fitnet" in train(trainer)
-    teacher = trainer.teachers[0].network
+    teacher = trainer.teacher.network
     compiled = [module._compiled_call_impl is not None for module in (teacher, teacher.encoder, teacher.decoder)]
     assert compiled == [False, True, False]
 

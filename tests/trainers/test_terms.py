@@ -7,27 +7,25 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2_kd.config import CombineOptions
+from nnunetv2_kd.distillation.loss import DistillationLoss, compute
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.features import Taps
-from nnunetv2_kd.labels import Labels
-from nnunetv2_kd.losses.dense import Dense
-from nnunetv2_kd.losses.scattered import Scattered
-from nnunetv2_kd.teachers import Answer
-from nnunetv2_kd.term_options import Terms
+from nnunetv2_kd.methods import OWN_METHODS, Step
+from nnunetv2_kd.methods.displacement import Displacement
+from nnunetv2_kd.methods.region_affinity import own_blocks
+from nnunetv2_kd.methods.registry import read_methods
+from nnunetv2_kd.networks.taps import Taps
+from nnunetv2_kd.regions.accelerator_sums import DenseSums, ScatteredSums
+from nnunetv2_kd.regions.labels import Labels
+from nnunetv2_kd.teachers.ensemble import EnsembleTeacher
+from nnunetv2_kd.teachers.teacher import TeacherOutput
 from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerRegionGraphKD
-from nnunetv2_kd.trainers.adapters import split_optimizer_state
-from nnunetv2_kd.trainers.loss import DistillationLoss, compute
-from nnunetv2_kd.trainers.step import Step
-from nnunetv2_kd.trainers.terms import ADAPTERS, TERMS, check_terms, own_blocks
+from nnunetv2_kd.trainers.trained_parts import split_optimizer_state
+from tests.small_networks import network
 from tests.trainers.helpers import log_of, make_trainer, train
 
-ALL_TERMS = {name: {} for name in Terms.model_fields}
+ALL_TERMS = {method.name: {} for method in OWN_METHODS}
 WITH_ADAPTERS = {"fitnet": {"stages": ["encoder.1"]}, "recokd": {}, "displacement": {}}
-
-
-def test_every_option_has_a_term_and_every_adapter_an_option():
-    assert set(TERMS) == set(Terms.model_fields)
-    assert set(ADAPTERS) <= set(TERMS)
 
 
 def test_all_terms_together_train(here):
@@ -66,25 +64,24 @@ def test_affinities_are_the_blocks_of_the_graph():
 def test_terms_on_logits_need_some():
     loss = DistillationLoss(
         lambda output, _target: output[0].sum(),
-        Terms(voxel_kl={}).active(),
+        read_methods({"voxel_kl": {}}),
         Labels(3, False, None),
         Taps(torch.nn.Identity(), {}),
         torch.nn.ModuleDict(),
     )
-    loss.answer = Answer([])
-    with pytest.raises(KDError, match="No segmentation head of the teacher has the size"):
+    with loss.distilling(TeacherOutput([])), pytest.raises(KDError, match="No segmentation head of the teacher has"):
         loss([torch.zeros(1, 3, 4, 4)], [torch.zeros(1, 1, 4, 4)])
 
 
-@pytest.mark.parametrize("way", [Dense, Scattered])
+@pytest.mark.parametrize("way", [DenseSums, ScatteredSums])
 @pytest.mark.parametrize("labels", [Labels(3, False, None), Labels(3, False, 3), Labels(3, True, None)])
 def test_compiled_terms_are_the_same_and_compiled_once(way, labels, rng, monkeypatch):
     """As on a GPU, whose ways of summing over regions these are; whatever regions a batch holds."""
-    monkeypatch.setattr("nnunetv2_kd.losses.regions.cells_of", way)
+    monkeypatch.setattr("nnunetv2_kd.regions.membership.grid_sums", way)
     names = ("voxel_kl", "lovasz", "importance_map", "region_affinity", "region_graph", "feature_filtering")
     stages = {"importance_map": {"stages": ["encoder.0"]}, "feature_filtering": {"stages": ["encoder.0", "encoder.1"]}}
     stages |= {name: {"stages": ["encoder.1"]} for name in ("region_affinity", "region_graph")}
-    terms = Terms(**{name: stages.get(name, {}) for name in names}).active()
+    terms = read_methods({name: stages.get(name, {}) for name in names})
     torch._dynamo.reset()
     compiled = torch.compile(compute, backend="eager", fullgraph=True)
     frames = []
@@ -97,18 +94,25 @@ def test_compiled_terms_are_the_same_and_compiled_once(way, labels, rng, monkeyp
         found = []
         for function in (compute, compiled):
             z_s, z_t, f_s, f_t, g_s, g_t = (x.clone().requires_grad_() for x in given)
-            step = Step(labels, [z_s], [z_t], [target], [1.0], {"encoder.0": f_s, "encoder.1": g_s},
-                        {"encoder.0": f_t, "encoder.1": g_t}, {}, torch.nn.ModuleDict())  # fmt: skip
-            values, weighted = function(terms, step)
-            weighted.backward()
-            found.append([*values.values(), weighted, z_s.grad, f_s.grad, g_s.grad])
+            step = Step(
+                labels,
+                [z_s],
+                [z_t],
+                [target],
+                [1.0],
+                {"encoder.0": f_s, "encoder.1": g_s},
+                {"encoder.0": f_t, "encoder.1": g_t},
+            )
+            values = function(terms, step)
+            sum(values.values()).backward()
+            found.append([*values.values(), z_s.grad, f_s.grad, g_s.grad])
         torch.testing.assert_close(*found)
         frames.append(torch._dynamo.utils.counters["frames"]["ok"])
     assert frames[-1] == frames[0]
 
 
 def adapters_of(trainer):
-    return {key: value.clone() for key, value in trainer.loss.adapters.state_dict().items()}
+    return {key: value.clone() for key, value in trainer.distillation.trained_parts.state_dict().items()}
 
 
 def test_adapters_are_trained_with_the_networks_learning_rate(here):
@@ -124,13 +128,13 @@ def test_adapters_are_trained_with_the_networks_learning_rate(here):
     assert changed == {"fitnet", "recokd", "displacement"}
     student, added = trainer.optimizer.param_groups
     assert student["lr"] == added["lr"]
-    assert {id(p) for p in added["params"]} == {id(p) for p in trainer.loss.adapters.parameters()}
+    assert {id(p) for p in added["params"]} == {id(p) for p in trainer.distillation.trained_parts.parameters()}
 
 
 def test_for_terms_on_the_encoder_the_teachers_decoder_does_not_run(here):
     trainer = make_trainer(nnUNetTrainerKD, here, terms=WITH_ADAPTERS)
     trainer.on_train_start()
-    teacher, ran = trainer.teachers[0], []
+    teacher, ran = trainer.teacher, []
     teacher.network.decoder.register_forward_hook(lambda *_: ran.append(True))
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
@@ -139,8 +143,8 @@ def test_for_terms_on_the_encoder_the_teachers_decoder_does_not_run(here):
     assert not ran
     values = []
     for logits in (True, False):
-        trainer.loss.answer, trainer.loss.taps.recording = trainer._ask(teacher, batch["data"], logits), True
-        values.append(trainer.loss(trainer.network(batch["data"]), batch["target"]).item())
+        with trainer.loss.distilling(teacher.run(batch["data"], logits)):
+            values.append(trainer.loss(trainer.network(batch["data"]), batch["target"]).item())
     assert len(ran) == 1
     assert values[0] == values[1]
 
@@ -209,15 +213,19 @@ def test_optimizer_state_without_ours_is_nnunets_own():
     assert split_optimizer_state(plain, 0) == (plain, [])
 
 
-def test_terms_that_do_not_fit():
-    terms = Terms(**ALL_TERMS).active()
-    with pytest.raises(KDError, match=r"importance_map, .*fitnet.* compares features, which several teachers"):
-        check_terms(terms, teachers=2, batch_size=2)
-    few = {name: terms[name] for name in ("voxel_kl", "region_affinity", "region_graph")}
-    assert check_terms(few, teachers=3, batch_size=1) == []
+def test_displacement_needs_two_samples():
     with pytest.raises(KDError, match=r"at least two; this batch size is 1.*--batch-size 4"):
-        check_terms({"displacement": terms["displacement"]}, teachers=1, batch_size=1)
-    assert check_terms({"displacement": terms["displacement"]}, teachers=1, batch_size=4) == []
+        Displacement().check_batch(1)
+    assert "single pair of samples" in Displacement().check_batch(2)[0]
+    assert Displacement().check_batch(4) == []
+
+
+def test_several_teachers_teach_logits_and_cosines_alone():
+    few = read_methods({name: {} for name in ("voxel_kl", "region_affinity", "region_graph")})
+    ensemble = EnsembleTeacher([], [1], CombineOptions(), Labels(3, False, None))
+    with pytest.raises(KDError, match=r"importance_map, .*fitnet.* compares features, which several teachers"):
+        ensemble.attach(network(), read_methods(ALL_TERMS))
+    assert ensemble.attach(network(), few) == []
 
 
 def test_a_tapped_stage_that_the_teacher_lacks(here):

@@ -139,9 +139,11 @@ def test_no_two_models_share_a_folder(grid_of):
     alone, region, emkd = (
         f"{trainer}__nnUNetPlans_half_s1{method}__3d_fullres"
         for trainer, method in (
-            ("nnUNetTrainerKDBaseline", ""), ("nnUNetTrainerRegionKD", ""), ("nnUNetTrainerRegionKD", "_emkd"),
+            ("nnUNetTrainerKDBaseline", ""),
+            ("nnUNetTrainerRegionKD", ""),
+            ("nnUNetTrainerRegionKD", "_emkd"),
         )
-    )  # fmt: skip
+    )
     assert {(DATASET, alone), (DATASET, region), (DATASET, emkd)} <= set(grid.students)
     options = yaml.safe_load(grid.students[DATASET, emkd].options)
     assert options["terms"] == yaml.safe_load((ROOT / "configs" / "emkd.yaml").read_text())["terms"]

@@ -1,0 +1,227 @@
+"""What trained models cost on this device, against the largest of them: parameters, FLOPs, memory, time per case."""
+
+import glob
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+
+from nnunetv2_kd.benchmark.cost import ModelCost, size_of
+from nnunetv2_kd.benchmark.timing import Timed, peak_in_own_process, take_turns
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.inference.device import check_device, device_name
+from nnunetv2_kd.inference.images import cases_in
+from nnunetv2_kd.networks import cpu_mode
+from nnunetv2_kd.nnunet.datasets import trained_dataset, training_images
+from nnunetv2_kd.nnunet.model_folder import parse_model_name
+from nnunetv2_kd.nnunet.splits import read_splits
+from nnunetv2_kd.nnunet.trained_models import TrainedModel, find_models, read_model
+from nnunetv2_kd.teachers.check import channels
+
+Say = Callable[[str], None]
+IMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "number of channels": lambda dataset_json: len(channels(dataset_json)),
+    "file_ending": lambda dataset_json: dataset_json["file_ending"],
+}
+EXPECTED = "TRAINER__PLANS__CONFIGURATION with plans.json, dataset.json and fold_0/checkpoint_final.pth"
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
+    """The flags of ``nnUNetv2_kd benchmark``."""
+
+    device: torch.device
+    folders: Sequence[Path] = ()
+    dataset: str | None = None
+    configurations: list[str] | None = None
+    plans: list[str] | None = None
+    trainers: list[str] | None = None
+    fold: str | None = None
+    images: Path | None = None
+    cases: int = 5
+    repeats: int = 3
+    cpu_speeds: Sequence[cpu_mode.CpuSpeed] = (cpu_mode.STOCK,)
+
+
+@dataclass
+class Row:
+    """One model, computing in one way."""
+
+    name: str
+    run: Timed
+    cost: ModelCost
+    peak_mib: float | None = None
+
+
+@dataclass
+class Benchmark:
+    """What was found. The first row that was timed is what the others are compared with.
+
+    Attributes:
+        cases: by name.
+        images: where they are from, in words.
+        on_cpu: whether a row's way to compute counts; a GPU has its own.
+        empty_mib: memory on a CPU of a process before it loads a model.
+    """
+
+    rows: list[Row]
+    device: str
+    cases: list[str]
+    images: str
+    repeats: int
+    on_cpu: bool = True
+    empty_mib: float | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def reference(self) -> Row:
+        """What the others are compared with."""
+        return next((row for row in self.rows if row.run.ms()), self.rows[0])
+
+    def times_faster(self, row: Row, mirroring: bool = True) -> float | None:
+        """How many times as fast as the first row that was timed."""
+        ms, of_first = row.run.ms(mirroring), self.reference.run.ms(mirroring)
+        return of_first / ms if ms and of_first else None
+
+
+def benchmark(request: BenchmarkRequest, say: Say) -> Benchmark:
+    """Time the models that the request names.
+
+    Raises:
+        KDError: where the device, a model or the images are not there, or no model can be timed.
+    """
+    check_request(request)
+    models = _models(request)
+    cases, where = _cases(models, request)
+    chosen = sorted(cases)[: request.cases]
+    names = [model.name for model in models]
+    rows = [
+        Row(
+            model.name if names.count(model.name) == 1 else str(model.folder),
+            Timed(model, cpu_speed, mirroring=(True, False)),
+            size_of(model),
+        )
+        for model in models
+        for cpu_speed in request.cpu_speeds
+    ]
+    found = Benchmark(rows, device_name(request.device), chosen, where, request.repeats, request.device.type == "cpu")
+    say(f"timing {len(rows)} rows, {len(chosen)} cases, {request.repeats} repeats, on {found.device}")
+    take_turns([row.run for row in rows], [cases[case] for case in chosen], request.device, request.repeats)
+    for row in rows:
+        row.peak_mib = row.run.peak_mib
+        if request.device.type == "cpu" and not row.run.problem:
+            _peak_on_cpu(row, found, cases[chosen[0]])
+        found.problems += [f"{row.name}: {problem}" for problem in (row.cost.problem, row.run.problem) if problem]
+    if all(row.run.problem for row in rows):
+        raise KDError(listing("No model could be timed:", found.problems))
+    return found
+
+
+def check_request(request: BenchmarkRequest) -> None:
+    """The flags fit each other and this machine.
+
+    Raises:
+        KDError: where they do not; with what to type.
+    """
+    check_device(request.device)
+    if request.device.type != "cpu" and tuple(request.cpu_speeds) != (cpu_mode.STOCK,):
+        raise KDError(f"--cpu_speed is for -device cpu, found -device {request.device.type}. Leave one of them out.")
+    for cpu_speed in request.cpu_speeds:
+        cpu_mode.check_here(cpu_speed)
+    if bool(request.folders) == (request.dataset is not None):
+        raise KDError("Name the models either by -m FOLDER FOLDER ..., teacher first, or by -d DATASET.")
+    given = {"-c": request.configurations, "-p": request.plans, "-tr": request.trainers}
+    narrowing = [flag for flag, values in given.items() if values]
+    if request.folders and narrowing:
+        raise KDError(f"-m names the models in full; {' and '.join(narrowing)} are for -d DATASET.")
+    for flag, number in (("--cases", request.cases), ("--repeats", request.repeats)):
+        if number < 1:
+            raise KDError(f"{flag} must be at least 1, found {number}.")
+
+
+def _models(request: BenchmarkRequest) -> list[TrainedModel]:
+    """As named, or those of a dataset, the largest first."""
+    folds = [request.fold] if request.fold is not None else None
+    if request.folders:
+        models = [_of_folder(folder, folds) for folder in request.folders]
+    else:
+        dataset = trained_dataset(str(request.dataset))
+        found, _ = find_models(dataset, request.configurations, folds)
+        models = [
+            model
+            for model in found
+            if model.predicting_folds
+            and (request.plans is None or model.plans_name in request.plans)
+            and (request.trainers is None or model.trainer in request.trainers)
+        ]
+        if not models:
+            title = f"No trained model of {dataset} has the -p and -tr asked for. Trained:"
+            raise KDError(listing(title, [model.name for model in found if model.predicting_folds]))
+        models.sort(key=lambda model: -(size_of(model).params or 0))
+    for model in models:
+        for key, of in IMAGES.items():
+            ours, first = of(model.dataset_json), of(models[0].dataset_json)
+            if ours != first:
+                raise KDError(
+                    f"The models cannot predict the same images: {key} of {model.folder}: {ours}, of "
+                    f"{models[0].folder}: {first}. Benchmark them one after the other."
+                )
+    return models
+
+
+def _of_folder(folder: Path, folds: list[str] | None) -> TrainedModel:
+    folder = folder.expanduser().absolute()
+    if parse_model_name(folder.name) is None:
+        raise KDError(f"-m {folder} is no model folder. Expected: {EXPECTED}.")
+    try:
+        model = read_model(folder, folds)
+    except KDError as error:
+        raise KDError(f"-m {folder} is no model: {error}. Expected: {EXPECTED}.") from error
+    if not model.predicting_folds:
+        every = read_model(folder)
+        trained = [fold.name for fold in every.trained_folds]
+        asked = f"fold {folds[0]}" if folds else "fold"
+        hint = f"Trained are: -f {' or '.join(trained)}" if trained else "Train one, or finish its training with --c."
+        raise KDError(f"-m {folder} has no trained {asked} (no checkpoint_final.pth). {hint}")
+    return model
+
+
+def _cases(models: list[TrainedModel], request: BenchmarkRequest) -> tuple[dict[str, list[str]], str]:
+    """The files of the channels of each case, and where they are from in words."""
+    first = models[0]
+    ending = first.dataset_json["file_ending"]
+    if request.images is not None:
+        names = cases_in(request.images, ending)
+        channels = f"_[0-9][0-9][0-9][0-9]{ending}"
+        files = {name: sorted(map(str, request.images.glob(glob.escape(name) + channels))) for name in names}
+        return files, f"of {request.images}"
+    fold = first.predicting_folds[0].name
+    dataset = first.dataset
+    splits = read_splits(Path(nnUNet_preprocessed) / dataset) if nnUNet_preprocessed.is_set() else []
+    if not fold.isdigit() or int(fold) >= len(splits):
+        raise KDError(
+            f"The validation cases of fold {fold} of {dataset} are not known: no splits_final.json with that fold "
+            f"under nnUNet_preprocessed ({nnUNet_preprocessed if nnUNet_preprocessed.is_set() else 'not set'}). "
+            "Name images: -i IMAGES"
+        )
+    found = {case: training_images(first.dataset, case, ending) for case in splits[int(fold)]["val"]}
+    files = {case: channels for case, channels in found.items() if channels}
+    if not files:
+        raise KDError(
+            f"No image of the validation cases of fold {fold} of {dataset} is under nnUNet_raw "
+            f"({nnUNet_raw if nnUNet_raw.is_set() else 'not set'}). Name images: -i IMAGES"
+        )
+    return files, f"of the validation cases of fold {fold} of {dataset}"
+
+
+def _peak_on_cpu(row: Row, found: Benchmark, files: list[str]) -> None:
+    try:
+        memory = peak_in_own_process(row.run, files)
+    except Exception as error:  # the process may have been killed for its memory
+        found.problems.append(f"{row.name}: peak memory not known: {type(error).__name__}: {error}")
+        return
+    if memory is not None:
+        row.peak_mib, found.empty_mib = memory

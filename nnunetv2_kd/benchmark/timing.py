@@ -1,0 +1,147 @@
+"""Milliseconds and memory of trained models on real cases, from image to segmentation, through nnU-Net's predictor."""
+
+import contextlib
+import io
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+
+from nnunetv2_kd.inference.device import process_memory
+from nnunetv2_kd.inference.predict import speed_up
+from nnunetv2_kd.inference.predictor import predictor_of, reader_of
+from nnunetv2_kd.networks import cpu_mode
+from nnunetv2_kd.nnunet.trained_models import TrainedModel
+
+
+@dataclass
+class Timed:
+    """One model to be timed, and what came out.
+
+    Attributes:
+        model: only its first fold is run.
+        cpu_speed: how it is to compute on a CPU.
+        mirroring: predict with nnU-Net's mirroring, without, or both.
+        way: how it computed on a CPU.
+        took: with and without mirroring, the milliseconds of all repeats, per case.
+        peak_mib: on CUDA, peak memory allocated in MiB.
+        problem: why it was not timed; "" where it was.
+    """
+
+    model: TrainedModel
+    cpu_speed: cpu_mode.CpuSpeed = cpu_mode.STOCK
+    mirroring: tuple[bool, ...] = (True,)
+    way: cpu_mode.CpuMode = cpu_mode.STOCK
+    took: dict[bool, list[list[float]]] = field(default_factory=dict)
+    peak_mib: float | None = None
+    problem: str = ""
+
+    def ms(self, mirroring: bool = True) -> float | None:
+        """Median over the cases of each one's fastest repeat."""
+        took = self.took.get(mirroring)
+        return median(min(times) for times in took) if took and not self.problem else None
+
+
+def take_turns(runs: Sequence[Timed], cases: list[list[str]], device: torch.device, repeats: int = 1) -> None:
+    """Time models. They take turns on every case, so that what else the machine does weighs on all alike.
+
+    Args:
+        runs: filled in; cascades get a problem.
+        cases: the files of the channels of each case; at least one.
+        device: to predict on.
+        repeats: how often each case is predicted.
+    """
+    predictors: dict[int, Any] = {}
+
+    def failed(number: int, error: Exception) -> None:  # nnU-Net's, of any kind; the other models go on
+        runs[number].problem = f"not timed: {type(error).__name__}: {error}"
+        runs[number].peak_mib = None
+        predictors.pop(number, None)
+
+    for number, run in enumerate(runs):
+        run.took = {mirroring: [[] for _ in cases] for mirroring in run.mirroring}
+        try:
+            predictors[number] = one_fold(run.model, device)
+            chosen = speed_up(predictors[number], run.cpu_speed)
+            run.way = cpu_mode.STOCK if chosen is None else chosen.way
+        except Exception as error:
+            failed(number, error)
+    turns: list[tuple[int | None, list[str]]] = [(None, cases[0])]  # for warming up
+    turns += [(index, files) for index, files in enumerate(cases) for _ in range(repeats)]
+    for index, files in turns:
+        for number, predictor in list(predictors.items()):
+            try:
+                _one_turn(runs[number], predictor, files, index, device)
+            except Exception as error:
+                failed(number, error)
+
+
+def _one_turn(run: Timed, predictor: Any, files: list[str], index: int | None, device: torch.device) -> None:
+    image, properties = _image(predictor, files)
+    predictor.network.to(device)
+    for mirroring in run.mirroring:
+        predictor.use_mirroring = mirroring
+        milliseconds, peak = _time(predictor, image, properties, device)
+        if index is not None:
+            run.took[mirroring][index].append(milliseconds)
+        if peak is not None:
+            run.peak_mib = max(peak, run.peak_mib or 0.0)
+    predictor.network.to("cpu")  # so that it does not count for the model whose turn is next
+
+
+def one_fold(model: TrainedModel, device: torch.device) -> Any:
+    """nnU-Net's predictor with the first fold of a model."""
+    if model.configuration.endswith("cascade_fullres"):
+        raise ValueError("a cascade needs its previous stage")
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor = predictor_of(model, device)
+    del predictor.list_of_parameters[1:]
+    return predictor
+
+
+def _image(predictor: Any, files: list[str]) -> tuple[Any, dict]:
+    return reader_of(predictor.dataset_json)().read_images(files)
+
+
+def _time(predictor: Any, image: Any, properties: dict, device: torch.device) -> tuple[float, float | None]:
+    """Milliseconds of one case, and on CUDA its peak memory in MiB."""
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    _predict(predictor, image, properties)
+    if is_cuda:
+        torch.cuda.synchronize(device)
+    milliseconds = 1000 * (time.perf_counter() - started)
+    return milliseconds, torch.cuda.max_memory_allocated(device) / 2**20 if is_cuda else None
+
+
+def _predict(predictor: Any, image: Any, properties: dict) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor.predict_single_npy_array(image, properties)
+
+
+def peak_in_own_process(run: Timed, files: list[str]) -> tuple[float, float] | None:
+    """Peak memory on a CPU in MiB of a process that predicts one case, and what it held before it loaded the model:
+    Python, torch and nnU-Net. A process's peak never falls, so every model needs one of its own. None where the system
+    does not tell."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_of_one_case, run.model, run.way, files, torch.get_num_threads()).result()
+
+
+def _peak_of_one_case(
+    model: TrainedModel, way: cpu_mode.CpuMode, files: list[str], threads: int
+) -> tuple[float, float] | None:
+    torch.set_num_threads(threads)
+    before = process_memory("VmRSS")
+    predictor = one_fold(model, torch.device("cpu"))
+    cpu_mode.set_mode(predictor.network, way)
+    _predict(predictor, *_image(predictor, files))
+    peak = process_memory("VmHWM")
+    return (peak, before) if peak is not None and before is not None else None

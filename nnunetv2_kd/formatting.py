@@ -1,0 +1,23 @@
+"""Numbers and tables as text, the same everywhere."""
+
+from collections.abc import Sequence
+
+NOTHING = "–"
+
+
+def format_count(count: float) -> str:
+    """``1402835`` to ``1.40 M``, and so on."""
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(count) >= factor:
+            return f"{count / factor:.2f}{unit}"
+    return f"{count:.0f}"
+
+
+def markdown_line(values: Sequence[str]) -> str:
+    return f"| {' | '.join(values)} |"
+
+
+def markdown_escaped(text: str) -> str:
+    for character in "\\`*_[]|~":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")

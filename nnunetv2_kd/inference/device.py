@@ -1,0 +1,53 @@
+"""The device that something runs on: whether it is there, and its name."""
+
+import platform
+from pathlib import Path
+
+import torch
+from nnunetv2.configuration import default_num_processes
+
+from nnunetv2_kd.errors import KDError
+
+
+def check_device(device: torch.device) -> None:
+    """The device is there.
+
+    Raises:
+        KDError: where it is not; with what to type.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not there[device.type]:
+        raise KDError(f"There is no device {device.type} here. Add: -device cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """``NVIDIA H200``, or the processor with the threads that nnU-Net's predictor takes of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    threads = prediction_threads()
+    return f"{_processor()} ({threads} thread{'' if threads == 1 else 's'})"
+
+
+def prediction_threads() -> int:
+    """nnU-Net's predictor takes no more than ``nnUNet_def_n_proc``."""
+    return min(default_num_processes, torch.get_num_threads())
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def process_memory(key: str) -> float | None:
+    """MiB of this process on a CPU: ``VmRSS`` now, ``VmHWM`` at its peak. None where the system does not tell."""
+    try:  # not getrusage: on Linux its peak is inherited from the process that started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(key)), None)

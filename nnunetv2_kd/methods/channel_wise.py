@@ -1,0 +1,42 @@
+"""Channel-wise distillation (CWD), arXiv 2011.13256, on logits."""
+
+from torch import Tensor
+
+from nnunetv2_kd.methods.method import Method, Needs, Temperature
+from nnunetv2_kd.methods.step import Step
+from nnunetv2_kd.tensors.shapes import require_equal, valid_voxels
+
+
+def channel_wise(student: Tensor, teacher: Tensor, valid: Tensor | None = None, temperature: float = 4.0) -> Tensor:
+    """Where in the image each channel fires: KL between softmaxes over voxels, as the paper and its code define it.
+
+    ``T^2 mean_{b,k} sum_v p_t (log p_t - log p_s)`` with ``p = softmax_v(z / T)`` per channel and sample. Over the
+    valid voxels only (ours); sigmoid heads need no other form, as no channel sees another.
+
+    Args:
+        student, teacher: logits ``(B, K, *S)``.
+        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None where every voxel counts.
+        temperature: ``T > 0``; the paper uses 4.
+
+    Returns:
+        Scalar, at least 0. A sample without a valid voxel contributes 0.
+    """
+    require_equal(student, teacher, "logits")
+    ignored = ~valid_voxels(valid, student).flatten(2)
+    # finite, so that the logarithms of a sample without a valid voxel are no NaN
+    z_s = (student.float().flatten(2) / temperature).masked_fill(ignored, -1e30)
+    z_t = (teacher.detach().float().flatten(2) / temperature).masked_fill(ignored, -1e30)
+    log_s, log_t = z_s.log_softmax(dim=2), z_t.log_softmax(dim=2)
+    return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(dim=2).mean()
+
+
+class ChannelWise(Method):
+    """KL divergence of every channel's distribution over the voxels (CWD on logits), on every supervised head."""
+
+    name = "channel_wise"
+    needs = Needs(logits=True)
+
+    temperature: Temperature = 4.0
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.over_heads(lambda z_s, z_t, y: channel_wise(z_s, z_t, step.valid(y), self.temperature))

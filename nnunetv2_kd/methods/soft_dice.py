@@ -1,0 +1,49 @@
+"""Soft Dice between two networks' predictions."""
+
+from torch import Tensor
+
+from nnunetv2_kd.methods.method import Method, Needs
+from nnunetv2_kd.methods.step import Step
+from nnunetv2_kd.tensors.shapes import require_equal, valid_voxels
+
+
+def soft_dice(student: Tensor, teacher: Tensor, valid: Tensor | None = None, sigmoid: bool = False) -> Tensor:
+    """One minus the Dice of student's and teacher's probabilities, mean over the foreground classes.
+
+    ``1 - 2 sum_v p_s p_t / (sum_v p_s^2 + sum_v p_t^2)`` per class, voxels pooled over the batch. The squares (V-Net,
+    arXiv 1606.04797) make it 0 when both agree, which sums of ``p`` do not. Its use between two soft predictions for
+    distillation is ours.
+
+    Args:
+        student, teacher: logits ``(B, K, *S)``.
+        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None where every voxel counts.
+        sigmoid: whether the heads are overlapping regions; then every head counts, and otherwise all but class 0.
+
+    Returns:
+        Scalar in [0, 1]. A class whose mass in the teacher's prediction is below one voxel counts by its mass only, and
+        so does the whole term where all classes together have less than one voxel.
+    """
+    require_equal(student, teacher, "logits")
+    mask = valid_voxels(valid, student)
+    p_s, p_t = _foreground(student, sigmoid) * mask, _foreground(teacher.detach(), sigmoid) * mask
+    dims = (0, *range(2, p_s.ndim))
+    # 0 over 0 where neither network has a trace of a class
+    squares = (p_s.square() + p_t.square()).sum(dim=dims).clamp(min=1e-20)
+    dice = 2 * (p_s * p_t).sum(dim=dims) / squares
+    weights = p_t.sum(dim=dims).clamp(max=1)
+    return (weights * (1 - dice)).sum() / weights.sum().clamp(min=1)
+
+
+def _foreground(logits: Tensor, sigmoid: bool) -> Tensor:
+    z = logits.float()
+    return z.sigmoid() if sigmoid else z.softmax(dim=1)[:, 1:]
+
+
+class SoftDice(Method):
+    """Soft Dice between the two networks' probabilities, on every supervised head."""
+
+    name = "soft_dice"
+    needs = Needs(logits=True)
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.over_heads(lambda z_s, z_t, y: soft_dice(z_s, z_t, step.valid(y), step.sigmoid))

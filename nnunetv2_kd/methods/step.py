@@ -1,0 +1,95 @@
+"""Everything that a method may look at in one training step."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_kd.regions import Labels, Regions, region_graph
+
+
+@dataclass
+class Step:
+    """One training step. Logits and targets are lists over the heads that both networks have and nnU-Net's loss
+    weights, finest first.
+
+    Attributes:
+        labels: how the targets are to be read.
+        logits_s: the student's logits, ``(B, K, *S)`` per head.
+        logits_t: the teacher's; empty where no method asks for them. Then the other lists are over all of the student's
+            heads that nnU-Net's loss weights.
+        targets: nnU-Net's, ``(B, 1, *S)``, or with overlapping regions a channel per region; per head.
+        head_weights: nnU-Net's weight of every head.
+        features_s: the student's features ``(B, C, *S)`` by stage.
+        features_t: the teacher's by the student's names of the stages; empty where there are several teachers, or where
+            the teacher is stored.
+        edges_t: cosines between all regions of the batch ``(B*K, B*K)`` by stage, of several teachers or a stored one;
+            empty where one teacher runs.
+        trained_parts: what methods train beside the student, by the method's name.
+    """
+
+    labels: Labels
+    logits_s: list[Tensor]
+    logits_t: list[Tensor]
+    targets: list[Tensor]
+    head_weights: list[float]
+    features_s: Mapping[str, Tensor]
+    features_t: Mapping[str, Tensor] = field(default_factory=dict)
+    edges_t: Mapping[str, Tensor] = field(default_factory=dict)
+    trained_parts: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    _regions: Regions | None = field(default=None, init=False)
+
+    @property
+    def sigmoid(self) -> bool:
+        """Whether the heads are overlapping regions (sigmoid) and not exclusive classes (softmax)."""
+        return self.labels.has_regions
+
+    def valid(self, target: Tensor) -> Tensor | None:
+        """``(B, 1, *S)`` bool, False at voxels with the ignore label; None where the dataset has none.
+
+        For methods that average over voxels, whatever these are labelled as.
+        """
+        return self.labels.valid(target)
+
+    def regions(self, target: Tensor | None = None) -> Regions:
+        """Which region every voxel of a target (default: the finest) belongs to, at any grid; ignored voxels to none.
+
+        For methods that compare regions, or weigh a small one as much as a large one.
+        """
+        if target is not None:
+            return self.labels.regions(target)
+        if self._regions is None:  # not a cached_property: before Python 3.12 it has a lock, which is not compiled
+            self._regions = self.labels.regions(self.targets[0])
+        return self._regions
+
+    def over_heads(self, term: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """Sum over heads of the head's weight times ``term(student's logits, teacher's logits, target)``."""
+        heads = zip(self.head_weights, self.logits_s, self.logits_t, self.targets, strict=True)
+        return torch.stack([weight * term(z_s, z_t, target) for weight, z_s, z_t, target in heads]).sum()
+
+    def over_stages(self, stages: Sequence[str], term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Sum over stages of ``term(student's features, teacher's features)``."""
+        return torch.stack([term(self.features_s[stage], self.features_t[stage]) for stage in stages]).sum()
+
+    def region_graphs(self, stage: str) -> tuple[Tensor, Tensor, Tensor]:
+        """How alike all regions of the batch look to the two networks, see `nnunetv2_kd.regions.region_graph`.
+
+        Returns:
+            Student's and teacher's cosines ``(B*K, B*K)``, and which regions are present ``(B*K,)``.
+        """
+        edges_s, present = region_graph(self.features_s[stage], self.regions())
+        if stage in self.edges_t:
+            return edges_s, self.edges_t[stage], present
+        return edges_s, region_graph(self.features_t[stage].detach(), self.regions())[0], present
+
+    def trained_part(self, name: str) -> nn.Module:
+        """What the method of that name trains beside the student, see `Method.trained_part`."""
+        return self.trained_parts[name]
+
+    def stage_features(self, stages: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Student's and teacher's features of these stages, the teacher's without gradient."""
+        return (
+            {stage: self.features_s[stage] for stage in stages},
+            {stage: self.features_t[stage].detach() for stage in stages},
+        )

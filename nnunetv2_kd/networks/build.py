@@ -1,0 +1,68 @@
+"""Networks as nnU-Net builds them, and out of what wraps them."""
+
+import inspect
+from copy import deepcopy
+from typing import Any
+
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from nnunetv2_kd.errors import KDError
+
+
+def build_network(
+    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer_name: str, deep_supervision: bool
+) -> nn.Module:
+    """The network that nnU-Net would build to predict with this model, with its deep supervision heads if wanted."""
+    try:
+        trainer_class = recursive_find_trainer_class_by_name(trainer_name)
+    except RuntimeError as error:
+        raise KDError(
+            f"The teacher was trained by {trainer_name}, which nnU-Net cannot find here. Add its folder to the "
+            "environment variable nnUNet_extTrainer."
+        ) from error
+    manager = PlansManager(deepcopy(plans))
+    config = manager.get_configuration(configuration)
+    described: tuple[Any, ...] = (manager, config)
+    if "plans_manager" not in inspect.signature(trainer_class.build_network_architecture).parameters:
+        # the older signature, which nnU-Net 2.8 supports too
+        described = (
+            config.network_arch_class_name,
+            config.network_arch_init_kwargs,
+            config.network_arch_init_kwargs_req_import,
+        )
+    return trainer_class.build_network_architecture(
+        *described,
+        determine_num_input_channels(manager, config, dataset_json),
+        manager.get_label_manager(dataset_json).num_segmentation_heads,
+        deep_supervision,
+    )
+
+
+def build_on_meta(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> nn.Module:
+    """The network of a configuration without any memory behind it, as nnU-Net would build it for inference."""
+    manager = PlansManager(deepcopy(plans))
+    config = manager.get_configuration(configuration)
+    with torch.device("meta"):
+        return get_network_from_plans(
+            config.network_arch_class_name,
+            config.network_arch_init_kwargs,
+            config.network_arch_init_kwargs_req_import,
+            determine_num_input_channels(manager, config, dataset_json),
+            manager.get_label_manager(dataset_json).num_segmentation_heads,
+            allow_init=False,
+            deep_supervision=False,
+        )
+
+
+def plain_network(network: nn.Module) -> nn.Module:
+    """The network inside DDP and torch.compile."""
+    if isinstance(network, nn.parallel.DistributedDataParallel):
+        network = network.module
+    if isinstance(network, torch._dynamo.OptimizedModule):
+        network = network._orig_mod
+    return network

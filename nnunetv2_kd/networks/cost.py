@@ -1,0 +1,48 @@
+"""What a network of a plans file costs: parameters, FLOPs, activation memory. Nothing is computed: the network is built
+on torch's meta device, which knows shapes only."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnunetv2_kd.networks.build import build_on_meta
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size of one network.
+
+    Attributes:
+        params: number of parameters.
+        flops: floating-point operations of one forward pass of one patch, a multiply-add counted as two.
+        activation_bytes: memory of all convolutions' outputs for one patch in float32, as nnU-Net's planner counts it.
+    """
+
+    params: int
+    flops: int
+    activation_bytes: int
+
+
+def count_params(network: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def network_cost(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> Cost:
+    """Cost of the network that a configuration of the plans describes, for one patch of its patch size."""
+    manager = PlansManager(deepcopy(plans))
+    config = manager.get_configuration(configuration)
+    network = build_on_meta(plans, configuration, dataset_json)
+    patch = torch.empty(
+        (1, determine_num_input_channels(manager, config, dataset_json), *config.patch_size), device="meta"
+    )
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(patch)
+    feature_map_size = int(network.compute_conv_feature_map_size(tuple(config.patch_size)))
+    return Cost(count_params(network), int(counter.get_total_flops()), 4 * feature_map_size)

@@ -1,0 +1,168 @@
+"""How a network computes on the CPU: in float32 or bfloat16, with the channels first or last in memory.
+
+nnU-Net computes in float32 with channels first, because bfloat16 is slow on processors without instructions for it.
+Where they are, it about halves the time. Channels last help some networks and slow others down, so what is fastest is
+measured, per network.
+"""
+
+import copy
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_kd.config import CpuMode, CpuSpeed
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.networks.build import plain_network
+
+CPU_MODES: tuple[CpuMode, ...] = get_args(CpuMode)
+STOCK: CpuMode = "float32"
+
+ROUNDS = 4
+SECONDS = 30.0  # a large network is measured fewer times; what it saves shows at once
+WORTH_IT = 0.95  # of the time of float32; a smaller gain is noise, and float32 is more exact
+
+
+@dataclass(frozen=True)
+class ChosenMode:
+    """How a network computes from now on, and in words why."""
+
+    way: CpuMode
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.way} ({self.reason})" if self.reason else self.way
+
+
+@dataclass(frozen=True)
+class MeasuredModes:
+    """The fastest way for a network, and the milliseconds of one pass in every way."""
+
+    way: CpuMode
+    ms: dict[CpuMode, float]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{way} {ms:.1f}" for way, ms in self.ms.items()) + " ms"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16; without them it is slower than float32."""
+    return any(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile"))
+
+
+def modes_here() -> tuple[CpuMode, ...]:
+    """The ways that are worth trying on this processor."""
+    return tuple(way for way in CPU_MODES if cpu_has_bfloat16() or not is_bfloat16(way))
+
+
+def is_bfloat16(way: str) -> bool:
+    return way.startswith("bfloat16")
+
+
+def check_here(wanted: CpuSpeed) -> None:
+    """The processor can compute in the way that was asked for.
+
+    Raises:
+        KDError: where it has no instructions for it.
+    """
+    if is_bfloat16(wanted) and not cpu_has_bfloat16():
+        raise KDError(
+            f"{wanted} needs a processor with bfloat16 instructions (AVX512-BF16 or AMX), which this one lacks: it "
+            f"would be slower than float32. Choose another: {', '.join(('measure', *modes_here()))}."
+        )
+
+
+def set_mode(network: nn.Module, way: CpuMode, in_training_only: bool = False) -> None:
+    """Let a network compute in this way on the CPU from now on. Its weights stay float32, its outputs are float32.
+
+    Args:
+        network: may be compiled or wrapped in DDP. Call it once.
+        way: ``float32`` leaves the network as it is.
+        in_training_only: in eval mode compute in float32, so that a validation is what stock nnU-Net predicts.
+    """
+    if way == STOCK:
+        return
+    network = plain_network(network)
+    memory_format = torch.contiguous_format
+    if way.endswith("channels_last"):
+        convolution = next((m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), None)
+        memory_format = torch.channels_last_3d if isinstance(convolution, nn.Conv3d) else torch.channels_last
+        network.to(memory_format=memory_format)
+    plain_forward = network.forward
+
+    @functools.wraps(plain_forward)
+    def forward(data: Tensor) -> Tensor | list[Tensor]:
+        if in_training_only and not network.training:
+            return plain_forward(data)
+        # autocast is a state of the thread, so it is entered here and not around the caller
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bfloat16(way)):
+            output = plain_forward(data.contiguous(memory_format=memory_format))
+        return [head.float() for head in output] if isinstance(output, (list, tuple)) else output.float()
+
+    network.forward = forward
+
+
+def measure(network: nn.Module, shape: Sequence[int], trained: bool = False) -> MeasuredModes:
+    """Time a network in every way that this processor is good for. The network is left as it was, and so are the
+    random numbers.
+
+    Args:
+        network: on the CPU; copies of it are run.
+        shape: of its input, ``(B, C, *S)``.
+        trained: whether to time forward and backward of a training step, or a forward pass alone.
+    """
+    took: dict[CpuMode, list[float]] = {way: [] for way in modes_here()}
+    with torch.random.fork_rng(devices=[]):
+        data = torch.randn(tuple(shape))
+        copies = {way: copy.deepcopy(plain_network(network)).train(trained) for way in took}
+        for way, copied in copies.items():
+            set_mode(copied, way)
+        started = time.perf_counter()
+        # in turns, so that what else the machine does weighs on all alike
+        for _ in range(ROUNDS):
+            for way, copied in copies.items():
+                took[way].append(_milliseconds(copied, data, trained))
+            if time.perf_counter() - started > SECONDS:
+                break
+    # the first round warms up; of a network so slow that there is no other, it has to do
+    ms = {way: min(times[1:] or times) for way, times in took.items()}
+    fastest = min(ms, key=lambda way: ms[way])
+    return MeasuredModes(fastest if ms[fastest] < WORTH_IT * ms[STOCK] else STOCK, ms)
+
+
+def choose_mode(network: nn.Module, wanted: CpuSpeed, shape: Sequence[int], trained: bool = False) -> ChosenMode:
+    """Let a network compute in the way that the user wants, or in the fastest one.
+
+    Args:
+        network: on the CPU.
+        wanted: a way, or ``measure``.
+        shape: of its input, ``(B, C, *S)``, to measure with.
+        trained: whether it is trained; then in eval mode it still computes as stock nnU-Net does, see `set_mode`.
+
+    Raises:
+        KDError: where this processor lacks the instructions for the way that is wanted.
+    """
+    check_here(wanted)
+    if wanted != "measure":
+        set_mode(network, wanted, in_training_only=trained)
+        return ChosenMode(wanted)
+    measured = measure(network, shape, trained)
+    set_mode(network, measured.way, in_training_only=trained)
+    what = "forward and backward" if trained else "forward"
+    missing = "" if cpu_has_bfloat16() else "; no bfloat16 instructions here"
+    return ChosenMode(measured.way, f"measured, {what}: {measured}{missing}")
+
+
+def _milliseconds(network: nn.Module, data: Tensor, trained: bool) -> float:
+    network.zero_grad(set_to_none=True)
+    started = time.perf_counter()
+    with torch.inference_mode(not trained):
+        output = network(data)
+        if trained:
+            heads = output if isinstance(output, (list, tuple)) else [output]
+            torch.stack([head.square().mean() for head in heads]).sum().backward()
+    return 1000 * (time.perf_counter() - started)

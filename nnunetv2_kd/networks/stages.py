@@ -1,0 +1,97 @@
+"""The stages of a U-Net: their names, strides and widths, and which of a teacher's belongs to which of a student's."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from nnunetv2_kd.errors import KDError
+
+STAGE = re.compile(r"(encoder|decoder)\.(-?\d+|(-?\d+)?:(-?\d+)?)")
+Stride = tuple[int, ...]
+
+
+def stage_modules(network: nn.Module) -> dict[str, tuple[nn.Module, Stride]]:
+    """Every stage of a U-Net, counted from full resolution, with its stride relative to the input.
+
+    Args:
+        network: with ``encoder.stages``, ``encoder.strides`` and ``decoder.stages``, as all U-Nets of
+            dynamic_network_architectures have.
+
+    Raises:
+        KDError: where the network is built otherwise.
+    """
+    encoder: Any = getattr(network, "encoder", None)
+    decoder: Any = getattr(network, "decoder", None)
+    if not (hasattr(encoder, "stages") and hasattr(encoder, "strides") and hasattr(decoder, "stages")):
+        raise KDError(
+            f"Terms on features need a U-Net with encoder and decoder stages; {type(network).__name__} has none. "
+            "Use terms on logits only (voxel_kl, region_kl)."
+        )
+    strides = [tuple(int(s) for s in stride) for stride in np.cumprod(np.vstack(encoder.strides), axis=0)]
+    stages = {f"encoder.{level}": (stage, strides[level]) for level, stage in enumerate(encoder.stages)}
+    decoder_stages = list(decoder.stages)[::-1]  # computed from the deepest up, counted from full resolution down
+    return stages | {f"decoder.{level}": (stage, strides[level]) for level, stage in enumerate(decoder_stages)}
+
+
+def resolve_stages(name: str, available: Iterable[str]) -> list[str]:
+    """``encoder.-1`` to the name of the deepest encoder stage, ``encoder.:-1`` to those of all but the deepest.
+
+    Raises:
+        KDError: where the network has no such stage.
+    """
+    available = list(available)
+    match = STAGE.fullmatch(name)
+    if match is not None:
+        part, levels = match[1], match[2]
+        of_part = [stage for stage in available if stage.startswith(part)]
+        if ":" in levels:
+            start, stop = (int(bound) if bound else None for bound in levels.split(":"))
+            found = of_part[start:stop]
+        else:
+            level = int(levels)
+            found = [of_part[level]] if -len(of_part) <= level < len(of_part) else []
+        if found:
+            return found
+    raise KDError(f"The student has no stage {name!r}. Its stages are {', '.join(available)}.")
+
+
+def match_stages(names: Iterable[str], student: nn.Module, teacher: nn.Module) -> dict[str, str]:
+    """For each stage of the student the teacher's stage of the same part and the same stride.
+
+    Returns:
+        The student's stage name, as `resolve_stages` spells it, to the teacher's.
+
+    Raises:
+        KDError: where the teacher has no stage of that stride.
+    """
+    of_student, of_teacher = (
+        {name: stride for name, (_, stride) in stage_modules(network).items()} for network in (student, teacher)
+    )
+    return match_strides(names, of_student, of_teacher)
+
+
+def match_strides(
+    names: Iterable[str], of_student: Mapping[str, Stride], of_teacher: Mapping[str, Stride]
+) -> dict[str, str]:
+    """As `match_stages`, of networks whose stages and strides are known."""
+    matched = {}
+    for stage in (stage for name in names for stage in resolve_stages(name, of_student)):
+        part, stride = stage.split(".")[0], of_student[stage]
+        same = [other for other, s in of_teacher.items() if s == stride and other.startswith(part)]
+        if not same:
+            offered = ", ".join(f"{other} {s}" for other, s in of_teacher.items())
+            raise KDError(
+                f"The teacher has no {part} stage of stride {stride}, which the student's {stage} has. "
+                f"The teacher's stages and strides: {offered}."
+            )
+        matched[stage] = same[-1]
+    return matched
+
+
+def stage_channels(network: nn.Module) -> dict[str, int]:
+    """Feature channels of every stage: a decoder stage has as many as the encoder stage that it is joined with."""
+    encoder: Any = network.encoder
+    return {name: int(encoder.output_channels[int(name.split(".")[1])]) for name in stage_modules(network)}

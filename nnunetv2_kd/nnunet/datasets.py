@@ -1,0 +1,85 @@
+"""nnU-Net's datasets: their names, and where their data, ground truth and images are on this machine."""
+
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+from nnunetv2_kd.errors import KDError
+
+DATASETS = "Dataset[0-9][0-9][0-9]_*"
+
+
+def dataset_id(dataset_name: str) -> str:
+    """``Dataset004_Hippocampus`` to ``4``, as users type it."""
+    return str(int(dataset_name[len("Dataset") :].split("_")[0]))
+
+
+def preprocessed_folder(dataset: str) -> Path:
+    """Folder of a dataset under ``nnUNet_preprocessed``.
+
+    Args:
+        dataset: ``4`` or ``Dataset004_Hippocampus``.
+
+    Raises:
+        KDError: where the variable is not set or the dataset is not there.
+    """
+    name = _dataset_name(dataset, nnUNet_preprocessed)
+    folder = Path(nnUNet_preprocessed) / name
+    if not folder.is_dir():
+        raise KDError(f"{folder} does not exist. Make it with: nnUNetv2_plan_and_preprocess -d {dataset_id(name)}")
+    return folder
+
+
+def trained_dataset(dataset: str) -> str:
+    """The whole name of a dataset that has a folder under ``nnUNet_results``.
+
+    Args:
+        dataset: ``4`` or ``Dataset004_Hippocampus``.
+
+    Raises:
+        KDError: where the variable is not set or holds no such dataset.
+    """
+    name = _dataset_name(dataset, nnUNet_results)
+    if not (Path(nnUNet_results) / name).is_dir():
+        present = sorted(folder.name for folder in Path(nnUNet_results).glob(DATASETS))
+        found = f"it holds {', '.join(present)}" if present else "it holds no dataset"
+        raise KDError(
+            f"No model of {name} is trained: {nnUNet_results} has no such folder; {found}. Train one: "
+            f"nnUNetv2_train {dataset_id(name)} 3d_fullres 0"
+        )
+    return name
+
+
+def ground_truth_folder(dataset_name: str) -> Path | None:
+    """The ground truth of a dataset's training cases; None where it is not on this machine."""
+    places = []
+    if nnUNet_preprocessed.is_set():
+        places.append(Path(nnUNet_preprocessed) / dataset_name / "gt_segmentations")
+    if nnUNet_raw.is_set():
+        places.append(Path(nnUNet_raw) / dataset_name / "labelsTr")
+    return next((place for place in places if place.is_dir()), None)
+
+
+def training_images(dataset_name: str, case: str, ending: str) -> list[str]:
+    """Files of the channels of a training case; empty where they are not on this machine."""
+    if not nnUNet_raw.is_set():
+        return []
+    folder = Path(nnUNet_raw) / dataset_name / "imagesTr"
+    length = len(case) + 5 + len(ending)
+    return sorted(str(f) for f in folder.glob("*" + ending) if len(f.name) == length and f.name.startswith(f"{case}_"))
+
+
+def _dataset_name(dataset: str, variable: object) -> str:
+    """The whole name.
+
+    Args:
+        variable: nnU-Net's path that is going to be looked into.
+    """
+    name = variable.env_var_name  # type: ignore[attr-defined]
+    if not variable.is_set():  # type: ignore[attr-defined]
+        raise KDError(f"The environment variable {name} is not set. Set it: export {name}=/path/to/{name}")
+    try:
+        return str(maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset))
+    except (RuntimeError, ValueError) as error:
+        raise KDError(f"There is no dataset {dataset}: {error}") from error

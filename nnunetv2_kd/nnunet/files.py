@@ -1,0 +1,180 @@
+"""Files that are read with a clear refusal, written whole or not at all, and told from others; a lock on a folder."""
+
+import errno
+import hashlib
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_kd.errors import KDError
+
+Fingerprint = dict[str, Any]
+LOCK = "lock"
+UNFINISHED = ".unfinished"
+
+
+def fingerprint(file: Path) -> Fingerprint:
+    """Size, time of the last change and SHA-256 of a file, in plain values."""
+    state = file.stat()
+    return {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": sha256(file)}
+
+
+def is_same(file: Path, known: Fingerprint) -> bool:
+    """Whether a file is there with the content that a fingerprint was taken of. It is read only where the time of its
+    last change is another one, as after a copy."""
+    try:
+        state = file.stat()
+    except OSError:
+        return False
+    if state.st_size != known["size"]:
+        return False
+    return state.st_mtime_ns == known["mtime_ns"] or sha256(file) == known["sha256"]
+
+
+def read_json(file: Path, name: str = "", mend: str = "") -> Any:
+    """The content of a JSON file.
+
+    Args:
+        name: what to call it in a refusal; default: its whole path.
+        mend: what to do about a file that is no JSON.
+
+    Raises:
+        KDError: where it cannot be read or is no JSON.
+    """
+    name = name or str(file)
+    try:
+        return json.loads(file.read_text())
+    except OSError as error:
+        raise KDError(f"{name} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise KDError(f"{name} is not valid JSON ({error}).{mend and ' ' + mend}") from error
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file under another name and move it to its place once it is on the disk.
+
+    Raises:
+        OSError: where that is not possible; nothing is left behind then.
+    """
+    unfinished = file.with_name(file.name + UNFINISHED)
+    try:
+        with unfinished.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(unfinished, file)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def write_text(file: Path, text: str) -> None:
+    """As `write_whole`, a text in UTF-8.
+
+    Raises:
+        KDError: where the folder cannot be written to.
+    """
+    try:
+        write_whole(file, text.encode())
+    except OSError as error:
+        raise KDError(f"{file} cannot be written: {error.strerror or error}.") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[str]:
+    """Nobody else works in the folder inside.
+
+    The lock is the operating system's, on the file ``lock``, so it ends with its process. Where a file system has
+    none, the process that the file names decides.
+
+    Yields:
+        What is to be told of a process that left the folder without finishing, or "".
+
+    Raises:
+        KDError: where another process is at work; names it.
+    """
+    file = folder / LOCK
+    with file.open("a+") as stream:
+        stream.seek(0)
+        before = stream.read().split()
+        if not _lock(stream, before):
+            raise KDError(
+                f"Another process works in {folder}: {' on '.join(before[:2]) or 'unknown'} (process id on host). "
+                f"Wait until it has ended, or end it. What it has finished is kept. If it has ended: rm {file}"
+            )
+        stream.truncate(0)
+        stream.write(f"{os.getpid()} {socket.gethostname()}\n")
+        stream.flush()
+        try:
+            yield f"Process {' on '.join(before)} left {folder} unfinished: going on from there." if before else ""
+        except KDError:  # refused, and nothing is unfinished
+            stream.truncate(0)
+            raise
+        stream.truncate(0)
+
+
+def _lock(stream: Any, before: list[str]) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        return not before or (before[1:] == [socket.gethostname()] and not _lives(int(before[0])))
+    return True
+
+
+def _lives(process: int) -> bool:
+    if process == os.getpid():
+        return False
+    if os.name == "nt":  # where a signal of 0 is not a question
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+
+
+def _sha256(stream: Any) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    for block in iter(lambda: stream.read(1 << 20), b""):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def why_not_writable(folder: Path) -> str:
+    """What keeps files from being written into a folder, which is made where it is missing; "" for nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def check_writable(folder: Path, flag: str = "-o") -> None:
+    """Make an output folder.
+
+    Raises:
+        KDError: where it cannot be made or written to.
+    """
+    problem = why_not_writable(folder)
+    if problem:
+        raise KDError(
+            f"{flag} {folder} cannot be written to: {problem}. Choose another folder, or: chmod u+w '{folder}'"
+        )

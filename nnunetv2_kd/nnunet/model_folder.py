@@ -1,0 +1,58 @@
+"""nnU-Net's model folders: ``<nnUNet_results>/<dataset>/<trainer>__<plans>__<configuration>/fold_<fold>``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from nnunetv2.paths import nnUNet_results
+
+FINAL = "checkpoint_final.pth"
+OPTIONS_FILE = "kd_options.yaml"
+RECORD_FILE = "kd_record.json"
+ALL = "all"  # nnU-Net's fold of all cases
+
+Fold = int | str
+
+
+class ModelName(NamedTuple):
+    """What a model folder's name says."""
+
+    trainer: str
+    plans: str
+    configuration: str
+
+    def __str__(self) -> str:
+        return "__".join(self)
+
+
+def parse_model_name(name: str) -> ModelName | None:
+    """The parts of a model folder's name; None where it is not named as nnU-Net names them."""
+    trainer, *plans, configuration = name.split("__") if name.count("__") >= 2 else ("", "")
+    return ModelName(trainer, "__".join(plans), configuration) if plans else None
+
+
+def fold_name(folder: Path) -> str:
+    """``fold_0`` to ``0``."""
+    return folder.name.removeprefix("fold_")
+
+
+@dataclass(frozen=True)
+class CheckpointPath:
+    """One checkpoint of a trained model: the model's folder (with plans.json and dataset.json), a fold, a file name."""
+
+    folder: Path
+    fold: Fold
+    checkpoint_name: str
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / f"fold_{self.fold}" / self.checkpoint_name
+
+
+def checkpoints_of(dataset_name: str) -> list[CheckpointPath]:
+    """Every checkpoint of a dataset's models under ``nnUNet_results``, sorted."""
+    root = Path(nnUNet_results) / dataset_name
+    return [
+        CheckpointPath(file.parents[1], fold_name(file.parent), file.name)
+        for file in sorted(root.glob("*__*__*/fold_*/checkpoint_*.pth"))
+    ]

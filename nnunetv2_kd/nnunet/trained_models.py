@@ -1,0 +1,205 @@
+"""The trained models of a dataset, fold by fold, and what is wrong with those that cannot be compared."""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_results
+
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.files import read_json
+from nnunetv2_kd.nnunet.model_folder import ALL, FINAL, RECORD_FILE, ModelName, fold_name, parse_model_name
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """One fold of a model.
+
+    Attributes:
+        name: ``0`` or ``all``, as in the folder's name.
+        folder: with checkpoints and ``validation``.
+        is_trained: whether the training came to its end.
+        record: what the checkpoint records of how it was made (key ``kd``); empty for stock nnU-Net.
+        epoch: epochs trained; None where not known.
+        problem: why it cannot be compared on its validation cases; empty where it can.
+    """
+
+    name: str
+    folder: Path
+    is_trained: bool
+    record: dict[str, Any]
+    epoch: int | None
+    problem: str
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / FINAL
+
+    @property
+    def summary(self) -> Path:
+        return self.folder / "validation" / "summary.json"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """One trained model: ``trainer__plans__configuration`` of a dataset, with the folds that exist."""
+
+    dataset: str
+    folder: Path
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    folds: tuple[TrainedFold, ...]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def trainer(self) -> str:
+        return self._parts.trainer
+
+    @property
+    def plans_name(self) -> str:
+        return self._parts.plans
+
+    @property
+    def configuration(self) -> str:
+        return self._parts.configuration
+
+    @property
+    def _parts(self) -> ModelName:
+        parts = parse_model_name(self.name)
+        if parts is None:
+            raise KDError(f"{self.folder} is no model folder: expected TRAINER__PLANS__CONFIGURATION.")
+        return parts
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Of the first fold that has one: all folds of a model are trained by the same trainer and plans."""
+        return next((fold.record for fold in self.folds if fold.record), {})
+
+    @property
+    def trained_folds(self) -> tuple[TrainedFold, ...]:
+        return tuple(fold for fold in self.folds if fold.is_trained)
+
+    @property
+    def validated_folds(self) -> tuple[TrainedFold, ...]:
+        return tuple(fold for fold in self.folds if not fold.problem)
+
+    @property
+    def predicting_folds(self) -> tuple[TrainedFold, ...]:
+        """The folds that predict new images together: the trained ones of the cross-validation, else ``all``."""
+        return tuple(fold for fold in self.trained_folds if fold.name != ALL) or self.trained_folds
+
+
+def find_models(
+    dataset: str, configurations: list[str] | None = None, folds: list[str] | None = None
+) -> tuple[list[TrainedModel], list[str]]:
+    """Every model of a dataset under ``nnUNet_results``, sorted by name.
+
+    Args:
+        dataset: as in a folder's name, ``Dataset004_Hippocampus``.
+        configurations: only these; None: all.
+        folds: only these; None: all.
+
+    Returns:
+        The models with at least one fold of those asked for, and one line per folder that could not be read.
+
+    Raises:
+        KDError: where there is none, or none has come to its end; lists what there is.
+    """
+    models, problems = [], []
+    for folder in sorted((Path(nnUNet_results) / dataset).glob("*__*__*")):
+        name = parse_model_name(folder.name)
+        if name is None or not folder.is_dir() or (configurations and name.configuration not in configurations):
+            continue
+        if not _fold_folders(folder, folds):
+            continue
+        try:
+            models.append(read_model(folder, folds))
+        except KDError as error:
+            problems.append(f"{folder.name}: {error}")
+    if not any(model.trained_folds for model in models):
+        raise KDError(_nothing(dataset, models, problems, configurations, folds))
+    return models, problems
+
+
+def read_model(folder: Path, folds: list[str] | None = None) -> TrainedModel:
+    """The model of one folder, ``DATASET/TRAINER__PLANS__CONFIGURATION``, with those of its folds that are wanted.
+
+    Raises:
+        KDError: where plans.json or dataset.json cannot be read.
+    """
+    plans, dataset_json = (read_json(folder / name, name) for name in ("plans.json", "dataset.json"))
+    found = tuple(_read_fold(fold_folder) for fold_folder in _fold_folders(folder, folds))
+    return TrainedModel(folder.parent.name, folder, plans, dataset_json, found)
+
+
+def pick(models: list[TrainedModel], name: str, flag: str) -> TrainedModel:
+    """The model that a user names: in full, or by a part that only one model has.
+
+    Raises:
+        KDError: where none or several fit; lists the names.
+    """
+    exact = [model for model in models if model.name == name]
+    fitting = exact or [model for model in models if name in model.name]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = "fits none" if not fitting else f"fits {len(fitting)}"
+    title = f"{flag} {name} {found} of the models of {models[0].dataset}; name one of:"
+    raise KDError(listing(title, [model.name for model in fitting or models]))
+
+
+def _fold_folders(folder: Path, folds: list[str] | None) -> list[Path]:
+    return [f for f in sorted(folder.glob("fold_*")) if folds is None or fold_name(f) in folds]
+
+
+def _read_fold(folder: Path) -> TrainedFold:
+    name = fold_name(folder)
+    if not (folder / FINAL).is_file():
+        begun = sorted(file.name for file in folder.glob("checkpoint_*.pth"))
+        problem = f"training not finished: no {FINAL}, {', '.join(begun) or 'no checkpoint'} (go on: add --c)"
+        return TrainedFold(name, folder, False, {}, None, problem)
+    try:
+        checkpoint = read_checkpoint(folder / FINAL)
+    except KDError as error:
+        if not zipfile.is_zipfile(folder / FINAL):  # torch's format; cut short it is none
+            return TrainedFold(name, folder, False, {}, None, str(error))
+        # whole, but with objects of another trainer in it that are not loaded here: its validation is as good as any
+        checkpoint = {"kd": _record_beside(folder)}
+    problem = ""
+    if name == ALL:
+        problem = "fold 'all' is trained on its validation cases: left out; compare on other images with -i -gt"
+    elif not (folder / "validation" / "summary.json").is_file():
+        problem = "trained, but not validated: no validation/summary.json (repeat the training command with --val)"
+    return TrainedFold(name, folder, True, checkpoint.get("kd") or {}, checkpoint.get("current_epoch"), problem)
+
+
+def _record_beside(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / RECORD_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _nothing(
+    dataset: str,
+    models: list[TrainedModel],
+    problems: list[str],
+    configurations: list[str] | None,
+    folds: list[str] | None,
+) -> str:
+    asked = f" with configuration {' or '.join(configurations)}" if configurations else ""
+    asked += f" with fold {' or '.join(folds)}" if folds else ""
+    found = problems + [f"{m.name}, fold {fold.name}: {fold.problem}" for m in models for fold in m.folds]
+    root = Path(nnUNet_results) / dataset
+    others = sorted(f"{folder.parent.name}, fold {fold_name(folder)}" for folder in root.glob("*__*__*/fold_*"))
+    lines = [f"No trained model of {dataset}{asked} under {nnUNet_results}."]
+    if found or others:
+        lines.append(listing("Found:", found or others))
+    lines.append(f"Train one: nnUNetv2_train {dataset_id(dataset)} 3d_fullres 0")
+    return "\n".join(lines)

@@ -1,0 +1,118 @@
+"""Sums over regions on an accelerator: `DenseSums` where the memberships are small enough to be spelt out, else
+`ScatteredSums`, which add every voxel to its region."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from nnunetv2_kd.tensors.blockwise import few_channels, over_voxels
+
+MOST_SHARES = 2**24  # of a batch, 64 MiB
+
+
+def fits(codes: Tensor, count: int, size: tuple[int, ...]) -> bool:
+    """Whether the memberships of a grid take at most 64 MiB; arguments as for `DenseSums`."""
+    return len(codes) * count * math.prod(size) <= MOST_SHARES
+
+
+class DenseSums:
+    """See `nnunetv2_kd.regions.grid_sums.GridSums`; arguments as for `grid_sums`.
+
+    A few calls for a whole batch and nothing that the host must wait for: a small training step on a GPU takes as long
+    as it takes to launch it.
+    """
+
+    def __init__(self, codes: Tensor, count: int, size: tuple[int, ...]) -> None:
+        self.batch = len(codes)
+        self.count = count
+        self.size = size
+        held = by_cell(codes, size)
+        # (B, U, cells): which share of each cell's voxels has each code
+        self._shares = torch.zeros((self.batch, count, held.shape[2]), device=codes.device)
+        share = self._shares.new_full((1, 1, 1), 1 / held.shape[1])
+        self._shares.scatter_add_(1, held.long(), share.expand(held.shape))
+
+    def mass(self) -> Tensor:
+        return self._shares.sum(dim=2)
+
+    def sums(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
+        shares = self._shares if weights is None else self._shares * weights.flatten(1).unsqueeze(1)
+        sums = shares.new_empty((self.batch, self.count, features.shape[1]))
+        for samples, channels in few_channels(features):
+            sums[samples, :, channels] = over_voxels(shares[samples], features[samples, channels].flatten(2).float())
+        return sums
+
+    def spread(self, values: Tensor) -> Tensor:
+        return (values.mT @ self._shares).unflatten(2, self.size)
+
+    def project(self, values: Tensor, features: Tensor) -> Tensor:
+        of_codes = torch.zeros_like(self._shares)
+        for samples, channels in few_channels(features):
+            of_codes[samples].baddbmm_(values[samples, :, channels], features[samples, channels].flatten(2).float())
+        return of_codes.mul_(self._shares).sum(dim=1).unflatten(1, self.size)
+
+
+# as many sums of every region are kept side by side, as a power of two, where there are more cells than sums: voxels
+# that are added to the same one wait for each other, and their digits get lost in the end
+MOST_SIDE_BY_SIDE = 9
+
+
+class ScatteredSums:
+    """See `nnunetv2_kd.regions.grid_sums.GridSums`; arguments as for `grid_sums`."""
+
+    def __init__(self, codes: Tensor, count: int, size: tuple[int, ...]) -> None:
+        self.batch = len(codes)
+        self.count = count
+        self.size = size
+        held = by_cell(codes, size)
+        self.voxels = held.shape[1]
+        self._bits = min(MOST_SIDE_BY_SIDE, max(1, held.shape[2] // count).bit_length() - 1)
+        side = torch.arange(held.shape[2], device=codes.device) % (1 << self._bits)
+        # (B, f, cells): to which sum each voxel is added
+        self._slots = (held.long() << self._bits) + side
+
+    def mass(self) -> Tensor:
+        return self.sums(torch.ones((self.batch, 1, *self.size), device=self._slots.device))[..., 0]
+
+    def sums(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
+        sums = features.new_zeros((*features.shape[:2], self.count << self._bits), dtype=torch.float32)
+        for samples, channels in few_channels(features):
+            values = features[samples, channels].flatten(2).float()
+            if weights is not None:
+                values = values * weights[samples].flatten(1).unsqueeze(1)
+            for slots in self._slots[samples].unbind(dim=1):
+                sums[samples, channels].scatter_add_(2, slots.unsqueeze(1).expand(values.shape), values)
+        return self._added_up(sums)
+
+    def spread(self, values: Tensor) -> Tensor:
+        first, *others = self._slots.unbind(dim=1)
+        maps = self._looked_up(values.mT, first)
+        for slots in others:
+            maps += self._looked_up(values.mT, slots)
+        return maps.mul_(1 / self.voxels).unflatten(2, self.size)
+
+    def project(self, values: Tensor, features: Tensor) -> Tensor:
+        maps = values.new_zeros((self.batch, math.prod(self.size)))
+        for samples, channels in few_channels(features):
+            part, of_codes = features[samples, channels].flatten(2), values[samples, :, channels].mT
+            for slots in self._slots[samples].unbind(dim=1):
+                maps[samples] += self._looked_up(of_codes, slots).mul_(part).sum(dim=1)
+        return maps.mul_(1 / self.voxels).unflatten(1, self.size)
+
+    def _added_up(self, sums: Tensor) -> Tensor:
+        """``(B, C, all sums)`` as ``(B, U, C)``, of cells and not of voxels."""
+        return sums.unflatten(2, (self.count, -1)).sum(dim=3).mT * (1 / self.voxels)
+
+    def _looked_up(self, values: Tensor, slots: Tensor) -> Tensor:
+        """``(B, C, U)`` and ``(B, cells)`` as ``(B, C, cells)``."""
+        codes = (slots >> self._bits).unsqueeze(1)
+        return values.gather(2, codes.expand(-1, values.shape[1], -1))
+
+
+def by_cell(codes: Tensor, size: tuple[int, ...]) -> Tensor:
+    """``(B, *S)`` as ``(B, voxels of a cell, cells)``."""
+    pairs = [n for fine, coarse in zip(codes.shape[1:], size, strict=True) for n in (coarse, fine // coarse)]
+    # the cells last: the other way round the copy takes ten times as long
+    order = [0, *range(2, len(pairs) + 1, 2), *range(1, len(pairs) + 1, 2)]
+    return codes.reshape(len(codes), *pairs).permute(order).reshape(len(codes), -1, math.prod(size))

@@ -1,0 +1,146 @@
+"""Sums over the voxels of every region, for any number of regions, in one to three readings of the features."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from nnunetv2_kd.regions.accelerator_sums import DenseSums, ScatteredSums, fits
+from nnunetv2_kd.tensors.blockwise import in_float32
+
+
+class GridSums(Protocol):
+    """The cells of one grid ``(*S')``, each made of ``f`` voxels, and which codes they hold.
+
+    ``w_u(v)`` is the share of cell ``v`` that has code ``u``. Nothing here is differentiated, and no shape checked.
+
+    Attributes:
+        batch: ``B``.
+        count: number of codes ``U``.
+        size: ``(*S')``.
+    """
+
+    batch: int
+    count: int
+    size: tuple[int, ...]
+
+    def mass(self) -> Tensor:
+        """How many cells have each code: ``sum_v w_u(v)``, ``(B, U)`` float32."""
+
+    def sums(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
+        """``sum_v w_u(v) weights(v) F(v)``: of ``(B, C, *S')``, any floating dtype, and ``(B, *S')`` float32 (default:
+        1 everywhere), ``(B, U, C)`` float32."""
+
+    def spread(self, values: Tensor) -> Tensor:
+        """``sum_u w_u(v) values_u``: of ``(B, U, C)`` float32, ``(B, C, *S')`` float32."""
+
+    def project(self, values: Tensor, features: Tensor) -> Tensor:
+        """``sum_u w_u(v) <values_u, F(v)>``: of ``(B, U, C)`` float32 and ``(B, C, *S')``, ``(B, *S')`` float32."""
+
+
+def grid_sums(codes: Tensor, count: int, size: tuple[int, ...]) -> GridSums:
+    """The cells of a grid, in the way that is fast on this device.
+
+    Args:
+        codes: ``(B, *S)`` int32, in ``[0, count)``.
+        count: number of codes ``U``.
+        size: the grid ``(*S')``; ``S`` must be a multiple of it.
+
+    Raises:
+        ValueError: where the grid does not divide the codes' own.
+    """
+    own = tuple(codes.shape[1:])
+    if len(own) != len(size) or any(fine % coarse for fine, coarse in zip(own, size, strict=True)):
+        raise ValueError(f"expected a grid that divides that of the regions, {own}, got {size}")
+    if codes.device.type != "cpu":
+        return DenseSums(codes, count, size) if fits(codes, count, size) else ScatteredSums(codes, count, size)
+    # compiled code is loaded with it, a second's work that no other device needs
+    from nnunetv2_kd.regions.cpu_sums import RunLengthSums
+
+    return RunLengthSums(codes, count, size)
+
+
+def region_sums(features: Tensor, cells: GridSums) -> Tensor:
+    """`GridSums.sums`, with its gradient.
+
+    Raises: ValueError for features of another batch or grid.
+    """
+    _require_features(features, cells)
+    return _Sums.apply(features, cells)
+
+
+def spread(values: Tensor, cells: GridSums) -> Tensor:
+    """`GridSums.spread`, the adjoint of `region_sums`, with its gradient.
+
+    Raises: ValueError for values of another batch or number of codes.
+    """
+    _require_values(values, cells)
+    return _Spread.apply(values, cells)
+
+
+def project(values: Tensor, features: Tensor, cells: GridSums) -> Tensor:
+    """`GridSums.project`: `spread` times the features, summed over channels, without a map of as many channels; with
+    its gradients.
+
+    Raises: ValueError for values and features that do not fit the cells or each other.
+    """
+    _require_features(features, cells)
+    _require_values(values, cells)
+    if values.shape[2] != features.shape[1]:
+        raise ValueError(f"expected values of {features.shape[1]} channels as the features have, got {values.shape[2]}")
+    return _Project.apply(values, features, cells)
+
+
+def _require_features(features: Tensor, cells: GridSums) -> None:
+    if (len(features), *features.shape[2:]) != (cells.batch, *cells.size):
+        raise ValueError(
+            f"expected features (B, C, *S) of B {cells.batch}, S {cells.size}, got {tuple(features.shape)}"
+        )
+
+
+def _require_values(values: Tensor, cells: GridSums) -> None:
+    if tuple(values.shape[:2]) != (cells.batch, cells.count):
+        raise ValueError(f"expected values (B, U, C) of B {cells.batch}, U {cells.count}, got {tuple(values.shape)}")
+
+
+class _Sums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, cells: GridSums) -> Tensor:
+        ctx.cells, ctx.dtype = cells, features.dtype
+        return cells.sums(features)
+
+    @staticmethod
+    @in_float32
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.cells.spread(gradient).to(ctx.dtype), None
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, cells: GridSums) -> Tensor:
+        ctx.cells = cells
+        return cells.spread(values)
+
+    @staticmethod
+    @in_float32
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.cells.sums(gradient), None
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, features: Tensor, cells: GridSums) -> Tensor:
+        ctx.save_for_backward(values, features)
+        ctx.cells = cells
+        return cells.project(values, features)
+
+    @staticmethod
+    @in_float32
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        values, features = ctx.saved_tensors
+        of_values, of_features = None, None
+        if ctx.needs_input_grad[0]:
+            of_values = ctx.cells.sums(features, weights=gradient)
+        if ctx.needs_input_grad[1]:
+            of_features = ctx.cells.spread(values).mul_(gradient.unsqueeze(1)).to(features.dtype)
+        return of_values, of_features, None

@@ -1,0 +1,100 @@
+"""Find, check and load the model that teaches."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_kd.config import TeacherOptions
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.networks.build import build_network
+from nnunetv2_kd.networks.cost import count_params
+from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+from nnunetv2_kd.nnunet.files import read_json, sha256
+from nnunetv2_kd.nnunet.model_folder import CheckpointPath
+from nnunetv2_kd.teachers.check import check_same_task, seen_validation_cases
+from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
+from nnunetv2_kd.teachers.running import RunningTeacher
+from nnunetv2_kd.teachers.teacher import TeacherRecord
+
+
+def load_teacher(
+    options: TeacherOptions,
+    student: StudentIdentity,
+    student_plans: dict[str, Any],
+    student_dataset_json: dict[str, Any],
+    splits: list[dict[str, list[str]]],
+    validation: list[str],
+    deep_supervision: bool,
+    device: torch.device | None = None,
+) -> RunningTeacher:
+    """Find, check and load the teacher.
+
+    Args:
+        options: which teacher.
+        student: for which student.
+        student_plans, student_dataset_json: what the teacher is compared with.
+        splits, validation: ``splits_final.json`` and the student's validation cases, to tell whether the teacher has
+            seen some.
+        deep_supervision: whether the student is trained with it; the teacher's heads are built accordingly.
+        device: to run on; None: the CPU.
+
+    Raises:
+        KDError: where there is no such teacher, it does not fit the student, or its weights do not fit its plans.
+    """
+    path = find_teacher(options, student)
+    plans, dataset_json = read_json(path.folder / "plans.json"), read_json(path.folder / "dataset.json")
+    checkpoint = read_checkpoint(path.checkpoint, options.trust_pickle)
+    configuration = checkpoint["init_args"]["configuration"]
+    check_same_task((plans, dataset_json), (student_plans, student_dataset_json), configuration, student.configuration)
+    network = build_network(plans, configuration, dataset_json, checkpoint["trainer_name"], deep_supervision)
+    load_strictly(network, checkpoint["network_weights"], path)
+    record = TeacherRecord(
+        folder=str(path.folder),
+        fold=str(path.fold),
+        checkpoint=path.checkpoint_name,
+        sha256=sha256(path.checkpoint),
+        trainer=str(checkpoint["trainer_name"]),
+        epoch=int(checkpoint["current_epoch"]),
+        params=count_params(network),
+        seen_validation_cases=seen_validation_cases(splits, path.fold, student.fold, validation),
+    )
+    return RunningTeacher(network, record, trained_heads(network, checkpoint.get("optimizer_state")), device)
+
+
+def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: CheckpointPath) -> None:
+    """Load weights where every name and shape fits.
+
+    Raises:
+        KDError: names what differs.
+    """
+    weights = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
+    expected = network.state_dict()
+    problems = [f"{key}: missing in the checkpoint" for key in expected if key not in weights]
+    problems += [f"{key}: in the checkpoint only" for key in weights if key not in expected]
+    problems += [
+        f"{key}: {tuple(weights[key].shape)} in the checkpoint, {tuple(expected[key].shape)} in the network"
+        for key in expected
+        if key in weights and weights[key].shape != expected[key].shape
+    ]
+    if problems:
+        shown = problems[:5] + ([f"and {len(problems) - 5} more"] if len(problems) > 5 else [])
+        raise KDError(listing(f"The weights in {path.checkpoint} do not fit the network of its plans.json:", shown))
+    network.load_state_dict(weights)
+
+
+def trained_heads(network: nn.Module, optimizer_state: dict[str, Any] | None) -> list[bool]:
+    """Which segmentation heads, finest first, ever received a gradient.
+
+    nnU-Net builds all heads always, also where a trainer switches deep supervision off. An optimizer keeps a state for
+    a parameter only once it had a gradient, so a head without one still has its random weights and teaches nothing.
+    The finest head counts as trained; so do all where the checkpoint holds no optimizer.
+    """
+    heads = list(getattr(getattr(network, "decoder", None), "seg_layers", []))[::-1]
+    if not heads:
+        return [True]
+    states = (optimizer_state or {}).get("state")
+    if not states:
+        return [True] * len(heads)
+    index_of = {id(parameter): index for index, parameter in enumerate(network.parameters())}
+    return [True] + [index_of[id(head.weight)] in states for head in heads[1:]]

@@ -1,0 +1,53 @@
+"""Pseudo Dice of a network on patches, as nnU-Net shows it during training, and in words."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from nnunetv2_kd.regions import Labels
+
+POOR_DICE = 0.5
+
+
+def pseudo_dice(pairs: Iterable[tuple[Tensor, Tensor]], labels: Labels) -> list[float]:
+    """Dice per class or region, counted over all patches together, background left out.
+
+    Args:
+        pairs: ``(B, K, *S)`` and nnU-Net's target of the same size.
+        labels: how to read the target. Ignored voxels do not count.
+
+    Returns:
+        One value in [0, 1] per foreground class or region; nan where neither prediction nor label has it.
+    """
+    tp = fp = fn = torch.zeros(())
+    for logits, target in pairs:
+        truth = labels.regions(target).dense()[:, 1:].bool()
+        if labels.has_regions:
+            predicted = logits > 0
+        else:
+            predicted = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(1, keepdim=True), True)[
+                :, 1:
+            ]
+        valid = labels.valid(target)
+        if valid is not None:
+            predicted = predicted & valid
+        dims = (0, *range(2, logits.ndim))
+        tp = tp + (predicted & truth).sum(dims).cpu()
+        fp = fp + (predicted & ~truth).sum(dims).cpu()
+        fn = fn + (~predicted & truth).sum(dims).cpu()
+    return (2 * tp / (2 * tp + fp + fn)).tolist()
+
+
+def describe_dice(heading: str, dice: list[float]) -> list[str]:
+    """A teacher's Dice per class or region as a line for the log, and a warning where it is poor."""
+    lines = [f"{heading}: {[round(d, 4) for d in dice]}"]
+    present = [d for d in dice if not math.isnan(d)]
+    mean = sum(present) / len(present) if present else math.nan
+    if mean < POOR_DICE:
+        lines.append(
+            f"WARNING: that is poor (mean {mean:.2f}). A student cannot learn much from it. Is it the right "
+            "checkpoint, and was it trained on these labels?"
+        )
+    return lines

@@ -1,0 +1,168 @@
+"""What a store consists of, and whether it is the one that a training needs.
+
+``<nnUNet_preprocessed>/<dataset>/<data_identifier>_teacher_<name>/`` holds
+
+* ``store.json``: the teachers, the data, the settings (`Store.header`);
+* ``<case>.b2nd``: class probabilities as bytes, see `codes`;
+* ``<case>.npz``: every teacher's region vectors, see `vectors`;
+* ``<case>.json``: written last, so that a case with one is whole: fingerprints of its two files and of the preprocessed
+  ones, the largest error of the bytes, and the Dice against the labels.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.nnunet.files import is_same
+
+SCHEMA = 1
+HEADER = "store.json"
+SHOWN = 5
+
+
+def store_folder(dataset: Path, data_identifier: str, name: str) -> Path:
+    """Where the store of that name is.
+
+    Args:
+        dataset: the dataset's folder under nnUNet_preprocessed.
+        data_identifier: of the preprocessed data, see nnU-Net's plans.
+        name: as given to ``nnUNetv2_kd store -o``, or a folder's path.
+    """
+    return Path(name) if len(Path(name).parts) > 1 else dataset / f"{data_identifier}_teacher_{name}"
+
+
+def data_files(folder: Path, case: str) -> list[Path]:
+    """The preprocessed image and segmentation of a case."""
+    return [file for end in (".b2nd", "_seg.b2nd", ".npz") if (file := folder / f"{case}{end}").is_file()]
+
+
+class Store:
+    """A store that is there, to be read.
+
+    Args:
+        folder: with a ``store.json``.
+
+    Raises:
+        KDError: where there is none, or it is of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.header: dict[str, Any] = json.loads((folder / HEADER).read_text())
+        except FileNotFoundError:
+            raise KDError(_no_store(folder)) from None
+        except (OSError, ValueError) as error:
+            raise KDError(f"{folder / HEADER} cannot be read: {error}. Delete the folder and store again.") from error
+        if self.header.get("schema") != SCHEMA:
+            raise KDError(
+                f"{folder} was written by another version of nnunetv2_kd (schema {self.header.get('schema')}, expected "
+                f"{SCHEMA}). Delete the folder and store again: {self.header.get('command', 'nnUNetv2_kd store')}"
+            )
+
+    @property
+    def command(self) -> str:
+        """The line that made it, and goes on with it."""
+        return str(self.header["command"])
+
+    @cached_property
+    def cases(self) -> dict[str, dict[str, Any]]:
+        """The finished cases, with what is written in their ``<case>.json``."""
+        return {case: record for case in self.header["cases"] if (record := self.record(case)) is not None}
+
+    def record(self, case: str) -> dict[str, Any] | None:
+        """What is written of a case; None where it is not finished."""
+        try:
+            record: dict[str, Any] = json.loads((self.folder / f"{case}.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return record
+
+    def vectors(self, case: str) -> dict[str, np.ndarray]:
+        """Region vectors ``(K, C)`` by ``<number of the teacher>/<its stage>``."""
+        with np.load(self.folder / f"{case}.npz") as arrays:
+            return dict(arrays)
+
+    def problem(self, case: str, data: Path) -> str:
+        """What keeps a case from being used; "" for nothing.
+
+        Args:
+            case: its identifier.
+            data: folder of the preprocessed data.
+        """
+        record = self.cases.get(case)
+        if record is None:
+            return f"{case}: not stored" if case in self.header["cases"] else f"{case}: not in the store"
+        for name, known in record["files"].items():
+            file = self.folder / name
+            if not is_same(file, known):
+                return f"{file}: {_found(file)}, expected {known['size']} bytes with SHA-256 {known['sha256'][:12]}"
+        found = {file.name for file in data_files(data, case)}
+        for name in sorted(found | set(record["data"])):
+            if name not in record["data"] or not is_same(data / name, record["data"][name]):
+                return f"{data / name}: not the file that the teacher saw ({_found(data / name)})"
+        return ""
+
+    def check(self, data: Path, heads: tuple[int, bool], dataset_json: Mapping[str, Any], cases: Sequence[str]) -> None:
+        """Whether a training can use it.
+
+        Args:
+            data: folder of the training's preprocessed data.
+            heads: number of segmentation heads, and whether they are overlapping regions.
+            dataset_json: the training's, for its labels and regions.
+            cases: the training's.
+
+        Raises:
+            KDError: says what was expected and found, and which command mends it.
+        """
+        expected = {"dataset": data.parent.name, "data_identifier": data.name, "heads": list(heads)}
+        expected |= label_definition(dataset_json)
+        differing = [
+            f"{key}: {self.header.get(key)} in the store, {value} in this training"
+            for key, value in expected.items()
+            if self.header.get(key) != value
+        ]
+        if differing:
+            raise KDError(listing(f"The store {self.folder} is not of this training's data:", differing))
+        for teacher in self.header["teachers"]:
+            checkpoint = Path(teacher["folder"]) / f"fold_{teacher['fold']}" / teacher["checkpoint"]
+            if checkpoint.is_file() and not is_same(checkpoint, teacher["fingerprint"]):
+                raise KDError(
+                    f"The teacher {checkpoint} is not the one any more that {self.folder} was made with (SHA-256 "
+                    f"{teacher['sha256']}). Store it anew: {self.command} --overwrite"
+                )
+        problems = [problem for case in cases if (problem := self.problem(case, data))]
+        if problems:
+            more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+            title = f"{len(problems)} of {len(cases)} training cases cannot be used from the store {self.folder}:"
+            raise KDError(
+                listing(title, problems[:SHOWN] + more) + f"\nThis makes what is missing, and only that: {self.command}"
+            )
+
+
+def label_definition(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Labels and regions as pairs, because heads go by their order, and nnU-Net's order of regions."""
+    pairs = [
+        [name, list(value) if isinstance(value, (list, tuple)) else value]
+        for name, value in dataset_json["labels"].items()
+    ]
+    return {"labels": pairs, "regions_class_order": dataset_json.get("regions_class_order")}
+
+
+def _found(file: Path) -> str:
+    return f"found {file.stat().st_size} bytes" if file.is_file() else "missing"
+
+
+def _no_store(folder: Path) -> str:
+    identifier = folder.name.split("_teacher_")[0]
+    there = sorted(f.parent.name for f in folder.parent.glob(f"*_teacher_*/{HEADER}"))
+    names = [name.removeprefix(f"{identifier}_teacher_") if name.startswith(identifier) else name for name in there]
+    return (
+        f"There is no stored teacher in {folder}. Stores beside it: {', '.join(names) or 'none'}. Make one: "
+        "nnUNetv2_kd store -d DATASET -c CONFIGURATION -f FOLD -o NAME"
+    )

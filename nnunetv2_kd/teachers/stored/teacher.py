@@ -1,0 +1,179 @@
+"""A stored teacher: what it says about a batch comes in with the batch."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.methods import Methods, on_features, tapped_stages
+from nnunetv2_kd.networks.stages import match_strides, stage_modules
+from nnunetv2_kd.nnunet.model_folder import Fold
+from nnunetv2_kd.nnunet.splits import Split
+from nnunetv2_kd.regions import Labels, at_grid, unit_vectors
+from nnunetv2_kd.teachers.check import seen_validation_cases
+from nnunetv2_kd.teachers.combine import as_logits
+from nnunetv2_kd.teachers.pseudo_dice import describe_dice
+from nnunetv2_kd.teachers.stored import quantization
+from nnunetv2_kd.teachers.stored.loading import StoredDataset, StoredTransforms
+from nnunetv2_kd.teachers.stored.store import Store
+from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput, TeacherRecord, methods_on_region_cosines
+
+
+class StoredTeacher(Teacher):
+    """Gives from a store what a teacher, or several combined, would say about the image.
+
+    Args:
+        store: checked, see `Store.check`.
+        records: of the models that were stored, see `stored_records`.
+        cases: the training cases.
+        labels: how to read targets.
+        image_channels: the network's; what a batch has beyond them is stored probabilities.
+        device: of the output.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        records: list[TeacherRecord],
+        cases: list[str],
+        labels: Labels,
+        image_channels: int,
+        device: torch.device,
+    ) -> None:
+        self.store = store
+        self.labels = labels
+        self.image_channels = image_channels
+        self.device = device
+        # which stage's vectors of each teacher stand beside a stage of the student
+        self.stages: dict[str, list[str]] = {}
+        self._records = records
+        self._cases = cases
+        self._vectors: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def channels(self) -> int:
+        """How many channels of a batch are stored probabilities."""
+        return self.labels.num_heads - (not self.labels.has_regions)
+
+    def records(self) -> list[TeacherRecord]:
+        return self._records
+
+    def facts(self) -> dict[str, Any]:
+        """What the store is, and how good on the training cases."""
+        records = [self.store.cases[case] for case in self._cases]
+        dice = [
+            [value for value in of_class if value is not None]
+            for of_class in zip(*(record["dice"] for record in records), strict=True)
+        ]
+        return {
+            "stored": {
+                "folder": str(self.store.folder),
+                "command": self.store.command,
+                "mirroring": self.store.header["teachers"][0]["mirroring"],
+                "largest_error": max(record["error"] for record in records),
+                "training_dice": [sum(values) / len(values) if values else math.nan for values in dice],
+            }
+        }
+
+    def describe(self) -> list[str]:
+        stored, count = self.facts()["stored"], len(self._records)
+        return [
+            f"Stored teacher: {stored['folder']}, {count} model{'s' if count > 1 else ''}, "
+            f"{'mirrored' if stored['mirroring'] else 'not mirrored'}; "
+            f"largest error of a stored probability {stored['largest_error']:.4f}",
+            *(f"  {record}" for record in self._records),
+            *describe_dice("The stored teacher's Dice on the training cases", stored["training_dice"]),
+        ]
+
+    def attach(self, student: nn.Module, methods: Methods) -> list[str]:
+        raw = on_features(methods)
+        if raw:
+            raise KDError(
+                f"{', '.join(raw)} compares features, which are not stored. From a store work all terms on logits, "
+                f"{methods_on_region_cosines()}. Set the weight to 0, or remove stored_teacher from the options to "
+                "let the teacher run during the training."
+            )
+        self.stages = self._match(tapped_stages(methods), student)
+        return list(self.stages)
+
+    def _match(self, stages: list[str], student: nn.Module) -> dict[str, list[str]]:
+        """The vectors that are compared with the student's stages, one per stored model."""
+        if not stages:
+            return {}
+        of_student = {name: stride for name, (_, stride) in stage_modules(student).items()}
+        found: dict[str, list[str]] = {}
+        for number, teacher in enumerate(self.store.header["teachers"]):
+            if not teacher["stages"]:
+                raise KDError(
+                    f"The store {self.store.folder} has no region vectors: its teacher is no U-Net with stages."
+                )
+            of_teacher = {name: tuple(stride) for name, stride in teacher["stages"].items()}
+            for mine, others in match_strides(stages, of_student, of_teacher).items():
+                found.setdefault(mine, []).append(f"{number}/{others}")
+        return found
+
+    def training_dataset(self, dataset: Any) -> Any:
+        return StoredDataset(dataset, self.store.folder)
+
+    def training_transforms(self, transforms: Any) -> Any:
+        return StoredTransforms(transforms, self.channels)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> TeacherOutput:
+        """Take the stored probabilities off the batch's ``data`` and make logits of them.
+
+        Heads below full resolution get area averages (ours).
+
+        Raises:
+            KDError: where the batch has none.
+        """
+        finest = quantization.all_probabilities(self._take(batch).float(), self.labels.has_regions)
+        targets = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
+        logits = [as_logits(at_grid(finest, target.shape[2:]), self.labels.has_regions) for target in targets]
+        return TeacherOutput(logits, {}, {stage: self._edges(stage, batch["keys"]) for stage in self.stages})
+
+    def skip(self, batch: Batch) -> None:
+        self._take(batch)
+
+    def _take(self, batch: Batch) -> Tensor:
+        """The stored probabilities ``(B, R, *S)``, which are then no longer in the batch."""
+        data: Tensor = batch["data"].to(self.device, non_blocking=True)
+        if data.shape[1] != self.image_channels + self.channels:
+            raise KDError(
+                f"Expected batches of {self.image_channels} image and {self.channels} stored channels, found "
+                f"{data.shape[1]}. This trainer loads its data in a way of its own: train with the teacher itself."
+            )
+        batch["data"] = data[:, : self.image_channels].contiguous()
+        return data[:, self.image_channels :]
+
+    def _edges(self, stage: str, cases: Any) -> Tensor:
+        """Cosines between the regions of these cases, mean over the teachers, see `region_graph`.
+
+        A region that a case has and its patch has not is left out by the terms, which go by the patch's labels.
+        """
+        edges = []
+        for name in self.stages[stage]:
+            unit = unit_vectors(torch.cat([self._of(str(case))[name] for case in cases]), dim=1)
+            edges.append(unit @ unit.T)
+        return torch.stack(edges).mean(dim=0)
+
+    def _of(self, case: str) -> dict[str, Tensor]:
+        if case not in self._vectors:
+            wanted = {name for names in self.stages.values() for name in names}
+            arrays = self.store.vectors(case)
+            self._vectors[case] = {name: torch.from_numpy(arrays[name]).to(self.device) for name in wanted}
+        return self._vectors[case]
+
+
+def stored_records(store: Store, splits: list[Split], fold: Fold, validation: list[str]) -> list[TeacherRecord]:
+    """The models that were stored, as if they taught themselves; see `load_teacher` for the arguments."""
+    names = TeacherRecord.__dataclass_fields__.keys() - {"seen_validation_cases"}
+    return [
+        TeacherRecord(
+            **{name: teacher[name] for name in names},
+            seen_validation_cases=seen_validation_cases(splits, teacher["fold"], fold, validation),
+        )
+        for teacher in store.header["teachers"]
+    ]

@@ -1,0 +1,231 @@
+"""Run teachers once over the preprocessed cases and store what they answer."""
+
+import errno
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, infer_dataset_class
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
+from tqdm import tqdm
+
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.nnunet.files import LOCK, UNFINISHED, fingerprint, locked, write_whole
+from nnunetv2_kd.regions import Labels
+from nnunetv2_kd.teachers.combine import as_logits
+from nnunetv2_kd.teachers.stored import quantization
+from nnunetv2_kd.teachers.stored.case_vectors import case_region_vectors, target_of
+from nnunetv2_kd.teachers.stored.predictor import CasePredictor
+from nnunetv2_kd.teachers.stored.store import HEADER, SCHEMA, Store, data_files, label_definition
+
+SLAB = 32  # planes whose class probabilities are held in float32 at a time
+
+
+@dataclass
+class Task:
+    """What is to be stored.
+
+    Attributes:
+        folder: of the store.
+        data: of the preprocessed cases.
+        manager: of the plans that the student is trained on.
+        configuration: of those plans.
+        command: the line that the user typed.
+    """
+
+    folder: Path
+    data: Path
+    manager: PlansManager
+    configuration: str
+    dataset_json: dict[str, Any]
+    command: str
+
+    @property
+    def label_manager(self) -> LabelManager:
+        return self.manager.get_label_manager(self.dataset_json)
+
+    @property
+    def labels(self) -> Labels:
+        manager = self.label_manager
+        return Labels(manager.num_segmentation_heads, manager.has_regions, manager.ignore_label)
+
+
+def make(task: Task, models: Sequence[CasePredictor], overwrite: bool, say: Callable[[str], None]) -> Store:
+    """Store every preprocessed case that is not in the store yet.
+
+    Args:
+        task: what and where.
+        models: the teachers; several are averaged.
+        overwrite: replace a store that other teachers or settings have made.
+        say: where to tell the user something.
+
+    Raises:
+        KDError: where another process is at it, the store is of other teachers, or the disk is full.
+    """
+    dataset = infer_dataset_class(str(task.data))(str(task.data))
+    _check_folder(task.folder)
+    try:
+        task.folder.mkdir(parents=True, exist_ok=True)
+        with locked(task.folder) as news:
+            if news:
+                say(news)
+            header = _header(task, models, sorted(dataset.identifiers))
+            _prepare(task, header, overwrite)
+            store = Store(task.folder)
+            todo = [case for case in header["cases"] if store.problem(case, task.data)]
+            if len(todo) < len(header["cases"]):
+                say(f"{len(header['cases']) - len(todo)} of {len(header['cases'])} cases are stored already.")
+            for case in tqdm(todo, unit="case", disable=None):
+                _store_case(task, models, dataset, case)
+    except OSError as error:
+        raise KDError(_cannot_write(task, error)) from error
+    return Store(task.folder)
+
+
+def _check_folder(folder: Path) -> None:
+    """A store writes into a folder of its own only.
+
+    Raises:
+        KDError: where the folder holds something else.
+    """
+    if not folder.is_dir() or (folder / HEADER).is_file():
+        return
+    others = sorted(file.name for file in folder.iterdir() if file.name != LOCK and file.suffix != UNFINISHED)
+    if others:
+        raise KDError(
+            f"{folder} is no stored teacher: it has no {HEADER}, but holds {', '.join(others[:3])}"
+            f"{' and more' if len(others) > 3 else ''}. Nothing was changed. Name another, or a new folder, with -o."
+        )
+
+
+def _header(task: Task, models: Sequence[CasePredictor], cases: list[str]) -> dict[str, Any]:
+    """All that is equal for all cases."""
+    labels = task.labels
+    return {
+        "schema": SCHEMA,
+        "dataset": task.data.parent.name,
+        "data_identifier": task.data.name,
+        "heads": [labels.num_heads, labels.has_regions],
+        **label_definition(task.dataset_json),
+        "teachers": [model.as_dict() for model in models],
+        "probabilities": f"bytes, round(255 * 2/pi * asin(sqrt(p))), error at most {quantization.MAX_ERROR:.5f}",
+        "cases": cases,
+        "command": task.command,
+    }
+
+
+def _prepare(task: Task, header: dict[str, Any], overwrite: bool) -> None:
+    """Write the header where none is there yet, or the same but for the list of cases.
+
+    Raises:
+        KDError: where the store is of other teachers, data or settings.
+    """
+    if (task.folder / HEADER).is_file() and not overwrite:
+        before = Store(task.folder).header
+        fixed = header.keys() - {"cases", "command"}
+        if any(_kept(before, key) != _kept(header, key) for key in fixed):
+            raise KDError(
+                f"The store {task.folder} was made with other teachers or settings, by: {before['command']}. It was "
+                "kept as it is. Choose another name with -o, or add --overwrite to replace it."
+            )
+    elif overwrite:
+        for case in header["cases"]:
+            (task.folder / f"{case}.json").unlink(missing_ok=True)
+    write_whole(task.folder / HEADER, (json.dumps(header, indent=1) + "\n").encode())
+
+
+def _kept(header: dict[str, Any], key: str) -> Any:
+    """What must not change while a store grows: of the teachers not where they lie."""
+    value = json.loads(json.dumps(header.get(key)))
+    if key == "teachers":
+        return [{k: v for k, v in teacher.items() if k not in ("folder", "fingerprint")} for teacher in value]
+    return value
+
+
+def _store_case(task: Task, models: Sequence[CasePredictor], dataset: Any, case: str) -> None:
+    """The record is written last: a case that has one is whole."""
+    before = {file.name: fingerprint(file) for file in data_files(task.data, case)}
+    data, segmentation, _, _ = dataset.load_case(case)
+    image = torch.from_numpy(np.array(data[:], dtype=np.float32))
+    target = target_of(np.asarray(segmentation[:]), task.label_manager)
+    probabilities = np.zeros((task.labels.num_heads - (not task.labels.has_regions), *image.shape[1:]), np.float32)
+    vectors: dict[str, np.ndarray] = {}
+    for number, model in enumerate(models):
+        _add(probabilities, model.logits(image), task.labels.has_regions, len(models))
+        if model.taps is not None:
+            own = case_region_vectors(model.predictor, model.taps, image, target, task.labels)
+            vectors |= {f"{number}/{stage}": array for stage, array in own.items()}
+    stored, error = _as_bytes(probabilities)
+    (task.folder / f"{case}.json").unlink(missing_ok=True)
+    patch = task.manager.get_configuration(task.configuration).patch_size
+    write_whole(task.folder / f"{case}.b2nd", compressed(stored, patch))
+    with BytesIO() as buffer:
+        np.savez(buffer, **vectors)  # type: ignore[arg-type]
+        write_whole(task.folder / f"{case}.npz", buffer.getvalue())
+    record = {
+        "data": before,
+        "files": {name: fingerprint(task.folder / name) for name in (f"{case}.b2nd", f"{case}.npz")},
+        "error": error,
+        "dice": _dice(stored, target, task.labels),
+    }
+    write_whole(task.folder / f"{case}.json", json.dumps(record).encode())
+
+
+def _slabs(planes: int) -> Iterator[slice]:
+    """A few planes at a time: all classes of a case in float32 are large."""
+    return (slice(start, start + SLAB) for start in range(0, planes, SLAB))
+
+
+def _add(probabilities: np.ndarray, logits: Tensor, sigmoid: bool, models: int) -> None:
+    """Add one of several teachers' share."""
+    for slab in _slabs(logits.shape[1]):
+        probabilities[:, slab] += quantization.stored_channels(logits[:, slab], sigmoid).numpy() / models
+
+
+def _as_bytes(probabilities: np.ndarray) -> tuple[np.ndarray, float]:
+    """The bytes, and the largest error that they make."""
+    stored = np.empty(probabilities.shape, np.uint8)
+    error = 0.0
+    for slab in _slabs(probabilities.shape[1]):
+        stored[:, slab] = quantization.encode(probabilities[:, slab])
+        error = max(error, float(np.abs(quantization.decode(stored[:, slab]) - probabilities[:, slab]).max()))
+    return stored, error
+
+
+def compressed(stored: np.ndarray, patch_size: Sequence[int]) -> bytes:
+    """A blosc2 file's content, in chunks that suit patches of that size, as nnU-Net picks them for its data."""
+    blocks, chunks = comp_blosc2_params(stored.shape, patch_size, bytes_per_pixel=1)
+    parameters = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
+    array = blosc2.asarray(np.ascontiguousarray(stored), chunks=chunks, blocks=blocks, cparams=parameters)
+    return bytes(array.to_cframe())
+
+
+def _dice(stored: np.ndarray, target: Tensor, labels: Labels) -> list[float | None]:
+    """Of what is stored against the labels, per foreground class or region; None where neither has it."""
+    from nnunetv2_kd.teachers.pseudo_dice import pseudo_dice  # trainers read stores
+
+    def slabs() -> Iterator[tuple[Tensor, Tensor]]:
+        for slab in _slabs(stored.shape[1]):
+            decoded = torch.from_numpy(quantization.decode(stored[:, slab]))[None]
+            probabilities = quantization.all_probabilities(decoded, labels.has_regions)
+            yield as_logits(probabilities, labels.has_regions), target[None, :, slab]
+
+    return [None if np.isnan(dice) else dice for dice in pseudo_dice(slabs(), labels)]
+
+
+def _cannot_write(task: Task, error: OSError) -> str:
+    kept = sum(file.name != HEADER for file in task.folder.glob("*.json"))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"The disk is full: {task.folder} holds {kept} finished cases, which are kept. Make room and go on with: "
+            f"{task.command}"
+        )
+    return f"The store {task.folder} cannot be completed: {error}. Once that is mended, go on with: {task.command}"

@@ -1,0 +1,90 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+from nnunetv2_kd.nnunet.files import sha256
+
+
+def checkpoint(**more):
+    return {
+        "network_weights": {"w": torch.ones(2)},
+        "init_args": {"configuration": "3d_fullres", "device": torch.device("cpu")},
+        "trainer_name": "nnUNetTrainer",
+        "current_epoch": 3,
+        **more,
+    }
+
+
+class RunsACommand:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.file}",)
+
+
+def test_what_nnunet_logs_can_be_read(tmp_path):
+    """Its lists hold NumPy numbers; its arguments a device."""
+    file = tmp_path / "c.pth"
+    logging = {"dice": [np.float32(0.5), np.float64(0.25)], "epochs": [np.int64(3)], "flag": np.bool_(True)}
+    torch.save(checkpoint(logging=logging), file)
+    assert read_checkpoint(file)["logging"] == logging
+
+
+def test_code_is_refused_and_does_not_run(tmp_path):
+    file, sign = tmp_path / "c.pth", tmp_path / "ran"
+    torch.save(checkpoint(extra=RunsACommand(sign)), file)
+    with pytest.raises(KDError, match=r"carries more than plain data \((posix|os|nt)\.system\).*trust_pickle"):
+        read_checkpoint(file)
+    assert not sign.exists()
+
+
+def test_code_runs_only_when_asked_for(tmp_path):
+    file, sign = tmp_path / "c.pth", tmp_path / "ran"
+    torch.save(checkpoint(extra=RunsACommand(sign)), file)
+    read_checkpoint(file, trust_pickle=True)
+    assert sign.exists()
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "halved", "text", "image", "raw pickle"])
+@pytest.mark.parametrize("trust", [False, True])
+def test_files_that_are_no_checkpoint(tmp_path, kind, trust):
+    file = tmp_path / "c.pth"
+    torch.save(checkpoint(network_weights={"w": torch.zeros(10000)}), file)
+    content = {
+        "empty": b"",
+        "truncated": file.read_bytes()[:2000],
+        "halved": file.read_bytes()[: file.stat().st_size // 2],  # torch seeks before its start: an OSError
+        "text": b"this is not a checkpoint\n" * 10,
+        "image": b"\x89PNG\r\n\x1a\n" + bytes(200),
+        "raw pickle": pickle.dumps({"a": 1}),
+    }[kind]
+    file.write_bytes(content)
+    with pytest.raises(KDError, match=r"c\.pth"):
+        read_checkpoint(file, trust)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(KDError, match="cannot be read"):
+        read_checkpoint(tmp_path / "none.pth")
+
+
+def test_weights_alone_are_no_checkpoint(tmp_path):
+    file = tmp_path / "c.pth"
+    torch.save({"network_weights": {}}, file)
+    with pytest.raises(KDError, match="it lacks init_args, trainer_name, current_epoch"):
+        read_checkpoint(file)
+    torch.save([1, 2], file)
+    with pytest.raises(KDError, match="it holds a list"):
+        read_checkpoint(file)
+
+
+def test_sha256(tmp_path):
+    file = tmp_path / "f"
+    file.write_bytes(b"abc")
+    assert sha256(file) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

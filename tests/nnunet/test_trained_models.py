@@ -1,0 +1,126 @@
+import json
+
+import pytest
+import torch
+
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.leaderboard.origin import alone_of, budget, kind, made, seen_cases, teachers_of
+from nnunetv2_kd.nnunet.datasets import trained_dataset
+from nnunetv2_kd.nnunet.trained_models import find_models, pick
+from tests.scored_models import DATASET, record, shifted
+
+
+def test_finds_models_and_folds(family):
+    family.add("nnUNetTrainer", shifted(0), plans_name="two__parts", folds=(0, 1, "all"))
+    models, problems = find_models(DATASET)
+    assert not problems
+    model = next(model for model in models if model.plans_name == "two__parts")
+    assert (model.trainer, model.configuration) == ("nnUNetTrainer", "3d_fullres")
+    assert [fold.name for fold in model.validated_folds] == ["0", "1"]
+    assert [fold.name for fold in model.predicting_folds] == ["0", "1"]
+    assert "fold 'all' is trained on its validation cases: left out" in model.folds[2].problem
+    assert len(find_models(DATASET, ["3d_fullres"], ["1"])[0]) == 1
+
+
+def test_half_finished_trainings_are_told(family):
+    folder = family.models / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    for fold, rename in ((1, "checkpoint_latest.pth"), (2, "checkpoint_final.pth")):
+        (folder / f"fold_{fold}").mkdir()
+        source = folder / "fold_0" / "checkpoint_final.pth"
+        (folder / f"fold_{fold}" / rename).write_bytes(source.read_bytes())
+    (folder / "fold_3").mkdir()
+    (folder / "fold_3" / "checkpoint_final.pth").write_bytes(source.read_bytes()[:300])
+    (folder / "fold_4").mkdir()
+    told = {fold.name: fold.problem for fold in find_models(DATASET)[0][-1].folds}
+    assert told["0"] == ""
+    assert told["1"] == ("training not finished: no checkpoint_final.pth, checkpoint_latest.pth (go on: add --c)")
+    assert told["2"].startswith("trained, but not validated: no validation/summary.json")
+    assert "cut short" in told["3"]
+    assert "no checkpoint (go on" in told["4"]
+
+
+def test_a_checkpoint_with_more_than_plain_data_is_compared_but_not_loaded(results):
+    folder = results.add("nnUNetTrainer", shifted(0))
+    (folder / "fold_0" / "kd_record.json").write_text(json.dumps(record("nnUNetTrainerKD")))
+    torch.save({"object": pytest.raises}, folder / "fold_0" / "checkpoint_final.pth")
+    fold = find_models(DATASET)[0][0].folds[0]
+    assert fold.problem == ""
+    assert fold.record["trainer"] == "nnUNetTrainerKD"
+
+
+def test_no_model(results, monkeypatch):
+    with pytest.raises(
+        KDError, match=r"No trained model of Dataset007_Boxes under .*\nTrain one: nnUNetv2_train 7 3d_f"
+    ):
+        find_models(DATASET)
+    results.add("nnUNetTrainer", shifted(0))
+    with pytest.raises(
+        KDError, match=r"with configuration 2d with fold 3 under (.|\n)*nnUNetPlans__3d_fullres, fold 0"
+    ):
+        find_models(DATASET, ["2d"], ["3"])
+    (results.models / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "plans.json").write_text("{")
+    with pytest.raises(KDError, match=r"nnUNetTrainer__nnUNetPlans__3d_fullres: plans.json is not valid JSON"):
+        find_models(DATASET)
+    with pytest.raises(KDError, match="There is no dataset 9"):
+        trained_dataset("9")
+    (results.root / "raw" / "Dataset009_Other").mkdir()
+    with pytest.raises(KDError, match=r"No model of Dataset009_Other is trained: .* it holds Dataset007_Boxes"):
+        trained_dataset("9")
+    monkeypatch.delenv("nnUNet_results")
+    with pytest.raises(KDError, match="export nnUNet_results="):
+        trained_dataset("7")
+
+
+def test_unreadable_plans_do_not_hide_the_others(family):
+    (family.models / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "plans.json").unlink()
+    models, problems = find_models(DATASET)
+    assert len(models) == 3
+    assert "plans.json cannot be read" in problems[0]
+
+
+def test_pick(family):
+    models, _ = find_models(DATASET)
+    assert pick(models, "nnUNetTrainerKD__nnUNetPlansSmall__3d_fullres", "--reference").trainer == "nnUNetTrainerKD"
+    assert pick(models, "Region", "--reference").trainer == "nnUNetTrainerRegionKD"
+    with pytest.raises(KDError, match=r"--reference Small fits 3 of the models of Dataset007_Boxes(.|\n)*KDBaseline"):
+        pick(models, "Small", "--reference")
+    with pytest.raises(KDError, match=r"--teacher nobody fits none"):
+        pick(models, "nobody", "--teacher")
+
+
+def test_origins(family):
+    models = {model.trainer: model for model in find_models(DATASET)[0]}
+    every = list(models.values())
+    teachers = teachers_of(every)
+    teacher = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    # told by the SHA-256, though the recorded folder does not exist
+    assert teachers == {models[name].name: teacher for name in ("nnUNetTrainerKD", "nnUNetTrainerRegionKD")}
+    kinds = {name: kind(model, list(teachers.values())) for name, model in models.items()}
+    assert kinds == {
+        "nnUNetTrainer": "teacher",
+        "nnUNetTrainerKDBaseline": "student alone",
+        "nnUNetTrainerKD": "student distilled",
+        "nnUNetTrainerRegionKD": "student distilled",
+    }
+    assert kind(models["nnUNetTrainer"], []) == "nnU-Net"
+    assert alone_of(models["nnUNetTrainerKD"], every) is models["nnUNetTrainerKDBaseline"]
+    assert seen_cases(models["nnUNetTrainerKD"]) == "fold 0: 5"
+    assert seen_cases(models["nnUNetTrainerRegionKD"]) == ""
+    assert budget(models["nnUNetTrainerKD"]) == 100
+    assert budget(models["nnUNetTrainer"]) is None
+    facts = dict(made(models["nnUNetTrainerRegionKD"]))
+    assert facts["command"] == "nnUNetv2_train 7 3d_fullres 0 -tr nnUNetTrainerRegionKD"
+    assert "SHA-256" in facts["teacher of fold 0"]
+    assert facts["options"] == '{"iterations_per_epoch": 10}'
+
+
+def test_alone_has_the_same_plans_network_and_epochs(family):
+    family.add(
+        "nnUNetTrainerRegionKD_5epochs", shifted(0), plans_name="nnUNetPlansSmall", kd=record("x", {"sha256": ""})
+    )
+    family.add("nnUNetTrainerRegionKD", shifted(0), plans_name="nnUNetPlansWide", features=(8, 8))
+    family.add("nnUNetTrainerKDBaseline", shifted(0), plans_name="nnUNetPlansWide", features=(4, 4))
+    models = find_models(DATASET)[0]
+    for model in models:
+        if model.trainer.endswith("5epochs") or (model.plans_name, model.trainer[-2:]) == ("nnUNetPlansWide", "KD"):
+            assert alone_of(model, models) is None

@@ -1,0 +1,118 @@
+import csv
+import math
+
+import pytest
+import torch
+
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.regions.labels import Labels
+from nnunetv2_kd.teachers.pseudo_dice import pseudo_dice
+from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, judge
+
+
+def values(**terms):
+    return {"segmentation": torch.tensor(-0.5), **{name: torch.tensor(float(v)) for name, v in terms.items()}}
+
+
+def add(history, factor, gradients=None, **terms):
+    """One iteration."""
+    given = values(**terms)
+    weighted = {name: factor * weight * given[name] for name, weight in history.weights.items()}
+    history.add(given, weighted, factor, {}, gradients or {})
+
+
+def seen_in(iterations):
+    guard = TermGuard(iterations=len(iterations))
+    complete = [guard.add(values(**terms)) for terms in iterations]
+    assert complete == [False] * (len(iterations) - 1) + [True]
+    assert guard.add(values(rad=1)) is False
+    return guard.seen
+
+
+def test_guard_stops_a_term_that_stays_zero():
+    seen = seen_in([{"rad": 0, "kl": 1}] * 3)
+    assert seen == {"rad": [0, 0, 0], "kl": [1, 1, 1]}
+    with pytest.raises(KDError, match="rad was exactly 0 in the first 3 iterations"):
+        judge([seen])
+
+
+def test_guard_lets_a_late_term_pass():
+    judge([seen_in([{"rad": 0}, {"rad": 0}, {"rad": 0.1}])])
+
+
+def test_guard_asks_all_workers():
+    """Under DDP the first workers may be given random patches only, without any foreground."""
+    judge([seen_in([{"rad": 0}] * 2), seen_in([{"rad": 0.1}] * 2)])
+
+
+def test_guard_stops_a_term_that_is_never_finite():
+    with pytest.raises(KDError, match="kl was not finite in any of the first 2 iterations"):
+        judge([seen_in([{"kl": math.nan}, {"kl": math.inf}])])
+    judge([seen_in([{"kl": math.nan}, {"kl": 1}])])
+
+
+def test_history_means_and_shares(tmp_path):
+    """Half of the epoch at full weight, half at none: the share is that of the epoch and not of its end."""
+    history = TermHistory(str(tmp_path), {"kl": 2.0})
+    add(history, 1.0, kl=1)
+    add(history, 0.0, kl=3)
+    row = history.close_epoch(0, history.means())
+    assert row["kl"] == 2
+    assert row["factor"] == 0.5
+    assert row["kl_share"] == pytest.approx(1 / 1.5)
+    with (tmp_path / "kd_progress.csv").open() as stream:
+        assert [float(r["kl"]) for r in csv.DictReader(stream)] == [2]
+
+
+def test_plot_can_be_read_after_nnunet_has_set_its_fonts(tmp_path):
+    import matplotlib.image
+    import matplotlib.pyplot as plt
+
+    history = TermHistory(str(tmp_path), {"kl": 2.0})
+    add(history, 1.0, kl=1)
+    history.close_epoch(0, history.means())
+    before = matplotlib.image.imread(history.png_file)
+    with plt.rc_context({"font.size": 40, "axes.labelsize": 40}):
+        history._plot_epochs()
+    assert (matplotlib.image.imread(history.png_file) == before).all()
+
+
+def test_history_of_an_interrupted_epoch_is_dropped(tmp_path):
+    history = TermHistory(str(tmp_path), {"kl": 1.0})
+    for epoch in range(3):
+        add(history, 1.0, kl=epoch + 1)
+        history.close_epoch(epoch, history.means())
+    resumed = TermHistory(str(tmp_path), {"kl": 1.0})
+    resumed.resume(2)
+    add(resumed, 1.0, kl=9)
+    resumed.close_epoch(2, resumed.means())
+    assert [row["kl"] for row in resumed.rows] == [1, 2, 9]
+    fresh = TermHistory(str(tmp_path), {"kl": 1.0})
+    fresh.resume(0)
+    assert fresh.rows == []
+
+
+def test_history_leaves_out_a_skipped_step_and_stops_where_nothing_is_finite(tmp_path):
+    history = TermHistory(str(tmp_path), {"kl": 1.0})
+    for value in (math.nan, 2, 4):
+        add(history, 1.0, kl=value)
+    assert history.close_epoch(0, history.means())["kl"] == 3
+    add(history, 1.0, kl=math.nan)
+    with pytest.raises(KDError, match="In epoch 1 kl was never finite"):
+        history.close_epoch(1, history.means())
+
+
+def test_pseudo_dice_closed_form():
+    """Class 1: one voxel right, one missed (2/3). Class 2: an ignored voxel would be wrong, none is left (nan)."""
+    target = torch.tensor([1, 1, 0, 9]).view(1, 1, 2, 2)
+    predicted = torch.tensor([1, 0, 0, 2]).view(1, 2, 2)
+    logits = torch.nn.functional.one_hot(predicted, 3).movedim(-1, 1).float()
+    dice = pseudo_dice([(logits, target)], Labels(3, False, 9))
+    assert dice[0] == pytest.approx(2 / 3)
+    assert math.isnan(dice[1])
+
+
+def test_pseudo_dice_of_regions():
+    target = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]).view(1, 3, 2, 2).bool()
+    logits = torch.tensor([[5.0, 5, -5, 5], [-5, -5, -5, -5]]).view(1, 2, 2, 2)
+    assert pseudo_dice([(logits, target)], Labels(2, True, 9)) == [1.0, 0.0]
