@@ -34,9 +34,10 @@ from torch import Tensor, nn
 from nnunetv2_kd.distillation import Distillation
 from nnunetv2_kd.methods.registry import read_methods
 from nnunetv2_kd.networks.cpu_mode import set_mode
+from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.regions import Labels
 from nnunetv2_kd.teachers.running import RunningTeacher
-from nnunetv2_kd.teachers.teacher import TeacherOutput, TeacherRecord
+from nnunetv2_kd.teachers.teacher import TeacherOutput
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 UNET = "dynamic_network_architectures.architectures.unet."

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from nnunetv2_kd.leaderboard.equal_arms import unequal
+from nnunetv2_kd.record import TrainingRecord
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -149,7 +150,7 @@ def equality(runs: Runs, reference: Runs) -> str:
         for run in runs
         for other in reference
         if other["dataset"] == run["dataset"]
-        for difference in unequal(run["training"], other["training"])
+        for difference in unequal(TrainingRecord(**run["training"]), TrainingRecord(**other["training"]))
     }
     if found:
         return "Not equal to the student alone: " + "; ".join(sorted(found)) + "."

@@ -1,16 +1,16 @@
 """What each model costs: parameters, FLOPs, file size, and on this machine milliseconds and memory per case."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from nnunetv2_kd.benchmark.timing import Timed, peak_in_own_process, take_turns
+from nnunetv2_kd.benchmark.timing import TimedModel, peak_in_own_process, time_in_turns
 from nnunetv2_kd.networks.cost import network_cost
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelCost:
     """Of one model, whatever is known.
 
@@ -33,39 +33,38 @@ class ModelCost:
 
 def size_of(model: TrainedModel) -> ModelCost:
     """What can be told without running anything."""
-    found = ModelCost()
     sizes = [fold.checkpoint.stat().st_size for fold in model.trained_folds]
-    if sizes:
-        found.file_mib = max(sizes) / 2**20
+    file_mib = max(sizes) / 2**20 if sizes else None
     try:
         cost = network_cost(model.plans, model.configuration, model.dataset_json)
     except Exception as error:  # an architecture that the plans name may be missing here, or refuse torch's meta device
-        found.problem = f"parameters and FLOPs not known: {type(error).__name__}: {error}"
-        return found
-    found.params, found.gflops = cost.params, cost.flops / 1e9
-    return found
+        problem = f"parameters and FLOPs not known: {type(error).__name__}: {error}"
+        return ModelCost(file_mib=file_mib, problem=problem)
+    return ModelCost(params=cost.params, gflops=cost.flops / 1e9, file_mib=file_mib)
 
 
-def measure(
-    models: Sequence[TrainedModel], costs: dict[str, ModelCost], cases: list[list[str]], device: torch.device
-) -> None:
-    """Fill in `ModelCost.ms` and `ModelCost.peak_mib`; see `timing.take_turns`.
+def measured(
+    models: Sequence[TrainedModel], costs: Mapping[str, ModelCost], cases: list[list[str]], device: torch.device
+) -> dict[str, ModelCost]:
+    """The costs with `ModelCost.ms` and `ModelCost.peak_mib` of these models; see `timing.time_in_turns`.
 
     Args:
         models: to be timed; cascades are left out.
-        costs: by the models' names; filled in.
+        costs: by the models' names, of at least these.
         cases: the files of the channels of each case; at least one.
         device: to predict on.
     """
-    runs = [Timed(model) for model in models]
-    take_turns(runs, cases, device)
-    for run in runs:
-        cost = costs[run.model.name]
-        cost.ms, cost.peak_mib, cost.problem = run.ms(), run.peak_mib, run.problem or cost.problem
-        if device.type == "cpu" and not run.problem:
-            try:
-                found = peak_in_own_process(run, cases[0])
-            except Exception as error:  # the process may have been killed for its memory
-                cost.problem = f"peak memory not known: {type(error).__name__}: {error}"
-            else:
-                cost.peak_mib = found[0] if found else None
+    timed = [TimedModel(model) for model in models]
+    time_in_turns(timed, cases, device)
+    return {**costs, **{t.model.name: _with_time(costs[t.model.name], t, cases[0], device) for t in timed}}
+
+
+def _with_time(cost: ModelCost, timed: TimedModel, files: list[str], device: torch.device) -> ModelCost:
+    cost = replace(cost, ms=timed.ms(), peak_mib=timed.peak_mib, problem=timed.problem or cost.problem)
+    if device.type != "cpu" or timed.problem:
+        return cost
+    try:
+        memory = peak_in_own_process(timed, files)
+    except Exception as error:  # the process may have been killed for its memory
+        return replace(cost, problem=f"peak memory not known: {type(error).__name__}: {error}")
+    return replace(cost, peak_mib=memory[0] if memory else None)

@@ -10,7 +10,7 @@ import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
 from nnunetv2_kd.benchmark.cost import ModelCost, size_of
-from nnunetv2_kd.benchmark.timing import Timed, peak_in_own_process, take_turns
+from nnunetv2_kd.benchmark.timing import TimedModel, peak_in_own_process, time_in_turns
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import check_device, device_name
 from nnunetv2_kd.inference.images import cases_in
@@ -22,7 +22,7 @@ from nnunetv2_kd.nnunet.trained_models import TrainedModel, find_models, read_mo
 from nnunetv2_kd.teachers.check import channels
 
 Say = Callable[[str], None]
-IMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+SAME_IMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "number of channels": lambda dataset_json: len(channels(dataset_json)),
     "file_ending": lambda dataset_json: dataset_json["file_ending"],
 }
@@ -47,11 +47,11 @@ class BenchmarkRequest:
 
 
 @dataclass
-class Row:
+class BenchmarkRow:
     """One model, computing in one way."""
 
     name: str
-    run: Timed
+    timed: TimedModel
     cost: ModelCost
     peak_mib: float | None = None
 
@@ -67,7 +67,7 @@ class Benchmark:
         empty_mib: memory on a CPU of a process before it loads a model.
     """
 
-    rows: list[Row]
+    rows: list[BenchmarkRow]
     device: str
     cases: list[str]
     images: str
@@ -77,13 +77,13 @@ class Benchmark:
     problems: list[str] = field(default_factory=list)
 
     @property
-    def reference(self) -> Row:
+    def reference(self) -> BenchmarkRow:
         """What the others are compared with."""
-        return next((row for row in self.rows if row.run.ms()), self.rows[0])
+        return next((row for row in self.rows if row.timed.ms()), self.rows[0])
 
-    def times_faster(self, row: Row, mirroring: bool = True) -> float | None:
+    def times_faster(self, row: BenchmarkRow, mirroring: bool = True) -> float | None:
         """How many times as fast as the first row that was timed."""
-        ms, of_first = row.run.ms(mirroring), self.reference.run.ms(mirroring)
+        ms, of_first = row.timed.ms(mirroring), self.reference.timed.ms(mirroring)
         return of_first / ms if ms and of_first else None
 
 
@@ -99,9 +99,9 @@ def benchmark(request: BenchmarkRequest, say: Say) -> Benchmark:
     chosen = sorted(cases)[: request.cases]
     names = [model.name for model in models]
     rows = [
-        Row(
+        BenchmarkRow(
             model.name if names.count(model.name) == 1 else str(model.folder),
-            Timed(model, cpu_speed, mirroring=(True, False)),
+            TimedModel(model, cpu_speed, mirroring=(True, False)),
             size_of(model),
         )
         for model in models
@@ -109,13 +109,13 @@ def benchmark(request: BenchmarkRequest, say: Say) -> Benchmark:
     ]
     found = Benchmark(rows, device_name(request.device), chosen, where, request.repeats, request.device.type == "cpu")
     say(f"timing {len(rows)} rows, {len(chosen)} cases, {request.repeats} repeats, on {found.device}")
-    take_turns([row.run for row in rows], [cases[case] for case in chosen], request.device, request.repeats)
+    time_in_turns([row.timed for row in rows], [cases[case] for case in chosen], request.device, request.repeats)
     for row in rows:
-        row.peak_mib = row.run.peak_mib
-        if request.device.type == "cpu" and not row.run.problem:
+        row.peak_mib = row.timed.peak_mib
+        if request.device.type == "cpu" and not row.timed.problem:
             _peak_on_cpu(row, found, cases[chosen[0]])
-        found.problems += [f"{row.name}: {problem}" for problem in (row.cost.problem, row.run.problem) if problem]
-    if all(row.run.problem for row in rows):
+        found.problems += [f"{row.name}: {problem}" for problem in (row.cost.problem, row.timed.problem) if problem]
+    if all(row.timed.problem for row in rows):
         raise KDError(listing("No model could be timed:", found.problems))
     return found
 
@@ -162,7 +162,7 @@ def _models(request: BenchmarkRequest) -> list[TrainedModel]:
             raise KDError(listing(title, [model.name for model in found if model.predicting_folds]))
         models.sort(key=lambda model: -(size_of(model).params or 0))
     for model in models:
-        for key, of in IMAGES.items():
+        for key, of in SAME_IMAGES.items():
             ours, first = of(model.dataset_json), of(models[0].dataset_json)
             if ours != first:
                 raise KDError(
@@ -217,9 +217,9 @@ def _cases(models: list[TrainedModel], request: BenchmarkRequest) -> tuple[dict[
     return files, f"of the validation cases of fold {fold} of {dataset}"
 
 
-def _peak_on_cpu(row: Row, found: Benchmark, files: list[str]) -> None:
+def _peak_on_cpu(row: BenchmarkRow, found: Benchmark, files: list[str]) -> None:
     try:
-        memory = peak_in_own_process(row.run, files)
+        memory = peak_in_own_process(row.timed, files)
     except Exception as error:  # the process may have been killed for its memory
         found.problems.append(f"{row.name}: peak memory not known: {type(error).__name__}: {error}")
         return

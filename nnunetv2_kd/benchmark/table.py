@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunetv2_kd import __version__
-from nnunetv2_kd.benchmark.run import Benchmark, Row
+from nnunetv2_kd.benchmark.run import Benchmark, BenchmarkRow
 from nnunetv2_kd.formatting import NOTHING, format_count, markdown_escaped, markdown_line
 from nnunetv2_kd.networks import cpu_mode
 
@@ -26,15 +26,15 @@ HEADINGS = (
 )
 
 
-def cells(found: Benchmark) -> list[list[str]]:
+def table_rows(benchmark: Benchmark) -> list[list[str]]:
     """Headings, then one line per row; the way to compute only where it is not everywhere nnU-Net's own."""
-    lines = [list(HEADINGS), *(_cells(found, row) for row in found.rows)]
-    if all(row.run.way == cpu_mode.STOCK for row in found.rows):
+    lines = [list(HEADINGS), *(_cells(benchmark, row) for row in benchmark.rows)]
+    if all(row.timed.mode == cpu_mode.STOCK for row in benchmark.rows):
         lines = [line[:1] + line[2:] for line in lines]
     return lines
 
 
-def _cells(found: Benchmark, row: Row) -> list[str]:
+def _cells(benchmark: Benchmark, row: BenchmarkRow) -> list[str]:
     cost = row.cost
     values = [
         format_count(cost.params) if cost.params is not None else NOTHING,
@@ -42,78 +42,78 @@ def _cells(found: Benchmark, row: Row) -> list[str]:
         _number(row.peak_mib, 0),
     ]
     for mirroring in (True, False):
-        values += [_number(row.run.ms(mirroring), 0), _number(found.times_faster(row, mirroring), 1)]
-    return [row.name, row.run.way.replace("_", " "), *values]
+        values += [_number(row.timed.ms(mirroring), 0), _number(benchmark.times_faster(row, mirroring), 1)]
+    return [row.name, row.timed.mode.replace("_", " "), *values]
 
 
-def notes(found: Benchmark) -> list[str]:
+def footnotes(benchmark: Benchmark) -> list[str]:
     """How it was measured."""
     memory = "CUDA memory allocated."
-    if found.empty_mib is not None:
+    if benchmark.empty_mib is not None:
         memory = (
-            f"a process that predicts one case, {found.empty_mib:.0f} MiB of it Python, torch and nnU-Net before any "
-            "model."
+            f"a process that predicts one case, {benchmark.empty_mib:.0f} MiB of it Python, torch and nnU-Net before "
+            "any model."
         )
-    cases = "1 case" if len(found.cases) == 1 else f"median of {len(found.cases)} cases"
+    cases = "1 case" if len(benchmark.cases) == 1 else f"median of {len(benchmark.cases)} cases"
     return [
-        f"On {found.device}. ms per case: from image to segmentation through nnU-Net's predictor with one fold; "
-        f"{cases} {found.images}, each the fastest of {found.repeats}, models taking turns.",
-        f"times faster: than {found.reference.name}, the first line with a time. Peak: {memory}",
+        f"On {benchmark.device}. ms per case: from image to segmentation through nnU-Net's predictor with one fold; "
+        f"{cases} {benchmark.images}, each the fastest of {benchmark.repeats}, models taking turns.",
+        f"times faster: than {benchmark.reference.name}, the first line with a time. Peak: {memory}",
     ]
 
 
-def print_benchmark(found: Benchmark, console: Console) -> None:
-    headings, *lines = cells(found)
-    table = Table(title=Text(f"On {found.device}"))
+def print_benchmark(benchmark: Benchmark, console: Console) -> None:
+    headings, *lines = table_rows(benchmark)
+    table = Table(title=Text(f"On {benchmark.device}"))
     for heading in headings:
         table.add_column(heading, justify="left" if heading in HEADINGS[:2] else "right", overflow="fold")
     for line in lines:
         table.add_row(*map(Text, line))
     console.print(table)
-    for note in notes(found):
+    for note in footnotes(benchmark):
         console.print(Text(note, style="dim"))
-    for problem in found.problems:
+    for problem in benchmark.problems:
         console.print(Text(f"Missing: {problem}", style="yellow"))
 
 
-def to_markdown(found: Benchmark) -> str:
-    headings, *lines = cells(found)
+def to_markdown(benchmark: Benchmark) -> str:
+    headings, *lines = table_rows(benchmark)
     parts = [markdown_line(headings), markdown_line(["---" if h in HEADINGS[:2] else "---:" for h in headings])]
     parts += [markdown_line([markdown_escaped(cell) for cell in line]) for line in lines]
-    parts += ["", *(markdown_escaped(note) for note in [*notes(found), *found.problems])]
+    parts += ["", *(markdown_escaped(note) for note in [*footnotes(benchmark), *benchmark.problems])]
     return "\n".join(parts) + "\n"
 
 
-def to_json(found: Benchmark) -> str:
+def to_json(benchmark: Benchmark) -> str:
     return json.dumps(
         {
             "nnunetv2_kd": __version__,
             "torch": torch.__version__,
-            "device": found.device,
-            "cases": found.cases,
-            "repeats": found.repeats,
-            "process_without_model_mib": found.empty_mib,
-            "models": [_as_dict(found, row) for row in found.rows],
-            "problems": found.problems,
+            "device": benchmark.device,
+            "cases": benchmark.cases,
+            "repeats": benchmark.repeats,
+            "process_without_model_mib": benchmark.empty_mib,
+            "models": [_as_dict(benchmark, row) for row in benchmark.rows],
+            "problems": benchmark.problems,
         },
         indent=1,
         allow_nan=False,
     )
 
 
-def _as_dict(found: Benchmark, row: Row) -> dict[str, Any]:
+def _as_dict(benchmark: Benchmark, row: BenchmarkRow) -> dict[str, Any]:
     return {
         "model": row.name,
-        "folder": str(row.run.model.folder),
-        "fold": row.run.model.predicting_folds[0].name,
-        "cpu_speed": row.run.way if found.on_cpu else None,
+        "folder": str(row.timed.model.folder),
+        "fold": row.timed.model.predicting_folds[0].name,
+        "cpu_speed": row.timed.mode if benchmark.on_cpu else None,
         "params": row.cost.params,
         "gflops_per_patch": row.cost.gflops,
         "peak_mib": row.peak_mib,
-        "ms_per_case": row.run.ms(),
-        "times_faster": found.times_faster(row),
-        "ms_per_case_without_mirroring": row.run.ms(False),
-        "times_faster_without_mirroring": found.times_faster(row, False),
+        "ms_per_case": row.timed.ms(),
+        "times_faster": benchmark.times_faster(row),
+        "ms_per_case_without_mirroring": row.timed.ms(False),
+        "times_faster_without_mirroring": benchmark.times_faster(row, False),
     }
 
 

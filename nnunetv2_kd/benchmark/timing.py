@@ -20,15 +20,15 @@ from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
 
 @dataclass
-class Timed:
+class TimedModel:
     """One model to be timed, and what came out.
 
     Attributes:
-        model: only its first fold is run.
+        model: only its first fold is timed.
         cpu_speed: how it is to compute on a CPU.
         mirroring: predict with nnU-Net's mirroring, without, or both.
-        way: how it computed on a CPU.
-        took: with and without mirroring, the milliseconds of all repeats, per case.
+        mode: how it computed on a CPU.
+        milliseconds: with and without mirroring, the milliseconds of all repeats, per case.
         peak_mib: on CUDA, peak memory allocated in MiB.
         problem: why it was not timed; "" where it was.
     """
@@ -36,22 +36,22 @@ class Timed:
     model: TrainedModel
     cpu_speed: cpu_mode.CpuSpeed = cpu_mode.STOCK
     mirroring: tuple[bool, ...] = (True,)
-    way: cpu_mode.CpuMode = cpu_mode.STOCK
-    took: dict[bool, list[list[float]]] = field(default_factory=dict)
+    mode: cpu_mode.CpuMode = cpu_mode.STOCK
+    milliseconds: dict[bool, list[list[float]]] = field(default_factory=dict)
     peak_mib: float | None = None
     problem: str = ""
 
     def ms(self, mirroring: bool = True) -> float | None:
         """Median over the cases of each one's fastest repeat."""
-        took = self.took.get(mirroring)
-        return median(min(times) for times in took) if took and not self.problem else None
+        repeats = self.milliseconds.get(mirroring)
+        return median(min(times) for times in repeats) if repeats and not self.problem else None
 
 
-def take_turns(runs: Sequence[Timed], cases: list[list[str]], device: torch.device, repeats: int = 1) -> None:
+def time_in_turns(models: Sequence[TimedModel], cases: list[list[str]], device: torch.device, repeats: int = 1) -> None:
     """Time models. They take turns on every case, so that what else the machine does weighs on all alike.
 
     Args:
-        runs: filled in; cascades get a problem.
+        models: filled in; cascades get a problem.
         cases: the files of the channels of each case; at least one.
         device: to predict on.
         repeats: how often each case is predicted.
@@ -59,16 +59,16 @@ def take_turns(runs: Sequence[Timed], cases: list[list[str]], device: torch.devi
     predictors: dict[int, Any] = {}
 
     def failed(number: int, error: Exception) -> None:  # nnU-Net's, of any kind; the other models go on
-        runs[number].problem = f"not timed: {type(error).__name__}: {error}"
-        runs[number].peak_mib = None
+        models[number].problem = f"not timed: {type(error).__name__}: {error}"
+        models[number].peak_mib = None
         predictors.pop(number, None)
 
-    for number, run in enumerate(runs):
-        run.took = {mirroring: [[] for _ in cases] for mirroring in run.mirroring}
+    for number, timed in enumerate(models):
+        timed.milliseconds = {mirroring: [[] for _ in cases] for mirroring in timed.mirroring}
         try:
-            predictors[number] = one_fold(run.model, device)
-            chosen = speed_up(predictors[number], run.cpu_speed)
-            run.way = cpu_mode.STOCK if chosen is None else chosen.way
+            predictors[number] = one_fold(timed.model, device)
+            chosen = speed_up(predictors[number], timed.cpu_speed)
+            timed.mode = cpu_mode.STOCK if chosen is None else chosen.way
         except Exception as error:
             failed(number, error)
     turns: list[tuple[int | None, list[str]]] = [(None, cases[0])]  # for warming up
@@ -76,21 +76,21 @@ def take_turns(runs: Sequence[Timed], cases: list[list[str]], device: torch.devi
     for index, files in turns:
         for number, predictor in list(predictors.items()):
             try:
-                _one_turn(runs[number], predictor, files, index, device)
+                _one_turn(models[number], predictor, files, index, device)
             except Exception as error:
                 failed(number, error)
 
 
-def _one_turn(run: Timed, predictor: Any, files: list[str], index: int | None, device: torch.device) -> None:
+def _one_turn(timed: TimedModel, predictor: Any, files: list[str], index: int | None, device: torch.device) -> None:
     image, properties = _image(predictor, files)
     predictor.network.to(device)
-    for mirroring in run.mirroring:
+    for mirroring in timed.mirroring:
         predictor.use_mirroring = mirroring
         milliseconds, peak = _time(predictor, image, properties, device)
         if index is not None:
-            run.took[mirroring][index].append(milliseconds)
+            timed.milliseconds[mirroring][index].append(milliseconds)
         if peak is not None:
-            run.peak_mib = max(peak, run.peak_mib or 0.0)
+            timed.peak_mib = max(peak, timed.peak_mib or 0.0)
     predictor.network.to("cpu")  # so that it does not count for the model whose turn is next
 
 
@@ -127,21 +127,21 @@ def _predict(predictor: Any, image: Any, properties: dict) -> None:
         predictor.predict_single_npy_array(image, properties)
 
 
-def peak_in_own_process(run: Timed, files: list[str]) -> tuple[float, float] | None:
+def peak_in_own_process(timed: TimedModel, files: list[str]) -> tuple[float, float] | None:
     """Peak memory on a CPU in MiB of a process that predicts one case, and what it held before it loaded the model:
     Python, torch and nnU-Net. A process's peak never falls, so every model needs one of its own. None where the system
     does not tell."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_of_one_case, run.model, run.way, files, torch.get_num_threads()).result()
+        return pool.submit(_peak_of_one_case, timed.model, timed.mode, files, torch.get_num_threads()).result()
 
 
 def _peak_of_one_case(
-    model: TrainedModel, way: cpu_mode.CpuMode, files: list[str], threads: int
+    model: TrainedModel, mode: cpu_mode.CpuMode, files: list[str], threads: int
 ) -> tuple[float, float] | None:
     torch.set_num_threads(threads)
     before = process_memory("VmRSS")
     predictor = one_fold(model, torch.device("cpu"))
-    cpu_mode.set_mode(predictor.network, way)
+    cpu_mode.set_mode(predictor.network, mode)
     _predict(predictor, *_image(predictor, files))
     peak = process_memory("VmHWM")
     return (peak, before) if peak is not None and before is not None else None

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from rich.console import Console
 from rich.table import Table
@@ -38,16 +38,6 @@ class Finding:
     what: str
     found: str
     mend: str = ""
-
-
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "doctor",
-        help="check this installation",
-        description="Show versions, trainer discovery, nnU-Net's paths, the device and the teachers of every dataset. "
-        "Exits with 1 where something would stop a training, and prints the line that mends it.",
-    )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,8 +103,6 @@ def paths() -> list[Finding]:
 
 
 def device() -> list[Finding]:
-    import torch
-
     if torch.cuda.is_available():
         return [Finding("device", f"cuda: {torch.cuda.get_device_name(0)}")]
     faster = ", bfloat16 instructions: train with cpu_speed: measure" if cpu_has_bfloat16() else ""

@@ -1,43 +1,33 @@
 """``nnUNetv2_kd <sub-command>``."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-from nnunetv2_kd import __version__
-from nnunetv2_kd.cli import benchmark, demo, doctor, leaderboard, plan, predict, split_teachers, store
+from nnunetv2_kd.cli.arguments import build_parser
 from nnunetv2_kd.errors import KDError
-
-COMMANDS = (plan, split_teachers, store, predict, benchmark, leaderboard, doctor, demo)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_kd",
-        description="Knowledge distillation for nnU-Net v2. A student is trained with nnU-Net's own command: "
-        "nnUNetv2_train DATASET CONFIGURATION FOLD -tr nnUNetTrainerRegionKD. The sub-commands here help around it.",
-    )
-    parser.add_argument("--version", action="version", version=f"nnunetv2_kd {__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_parser(subparsers)
-    return parser
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Arguments that a command does not know are an error, unless it hands them over to nnU-Net."""
+    """Arguments that a command does not know are an error, unless it hands them over to nnU-Net. Without a command the
+    help is shown."""
     parser = build_parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown and not hasattr(args, "for_nnunet"):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
     args.for_nnunet = unknown
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
+    command = importlib.import_module(f"nnunetv2_kd.cli.{args.command.replace('-', '_')}")  # seconds, which help spares
     try:
-        return int(args.run(args))
+        return int(command.run(args))
     except KDError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

@@ -19,29 +19,6 @@ from nnunetv2_kd.students.shrink import shrink_plans
 from nnunetv2_kd.students.size import width_for
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "plan",
-        help="write a student's plans file",
-        description="Write a shrunken plans file beside the teacher's. It reads the same preprocessed data. Train "
-        "with it: nnUNetv2_train DATASET CONFIGURATION FOLD -p STUDENT_PLANS -tr nnUNetTrainerRegionKD",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
-    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="the teacher's plans")
-    parser.add_argument(
-        "-o", default=None, metavar="STUDENT_PLANS", help="the student's plans; default: PLANS + Student"
-    )
-    parser.add_argument("-c", nargs="+", default=None, metavar="CONFIGURATION", help="default: every configuration")
-    parser.add_argument("--width", type=float, help="factor on the channels; default: 0.5")
-    parser.add_argument("--params", help="at most so many parameters: 0.5M, 120k, or a fraction of the teacher's: 0.1")
-    parser.add_argument("--flops", help="at most so many FLOPs per patch: 20G, or a fraction of the teacher's: 0.1")
-    parser.add_argument("--convs-per-stage", type=int, help="at most so many convolutions (or blocks) per stage")
-    parser.add_argument("--batch-size", type=int, help="another batch size; default: the teacher's")
-    parser.add_argument("--overwrite", action="store_true", help="replace a plans file that is already there")
-    parser.set_defaults(run=run)
-
-
 def run(args: argparse.Namespace) -> int:
     folder = preprocessed_folder(args.d)
     plans, dataset_json = read_plans(folder, args.p), read_json(folder / "dataset.json")

@@ -4,7 +4,6 @@ import argparse
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -15,33 +14,6 @@ from nnunetv2_kd.nnunet.datasets import dataset_id, preprocessed_folder
 from nnunetv2_kd.nnunet.files import write_text
 from nnunetv2_kd.nnunet.splits import SPLITS, make_splits, read_splits
 from nnunetv2_kd.teachers.case_shares import shares, shares_by_group, with_teachers
-
-
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "split-teachers",
-        help="write folds for several teachers",
-        description="Give each of several teachers its own share of the training cases of one fold, as further folds "
-        "of splits_final.json. The folds that are there stay as they are, and so do the validation cases. Prints the "
-        "lines that train the teachers and the student.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
-    parser.add_argument("-n", type=int, default=None, metavar="TEACHERS", help="how many; default: 3, or one per group")
-    parser.add_argument("-f", type=int, default=0, metavar="FOLD", help="whose training cases are shared out")
-    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="the teachers' plans, for the lines printed")
-    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="for the lines printed")
-    parser.add_argument("--cases", type=int, default=None, help="at most so many cases per teacher; default: all")
-    parser.add_argument(
-        "--groups",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="CSV file with the columns case and group (site, scanner); a group stays with one teacher",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffling")
-    parser.add_argument("-o", type=Path, default=Path("teachers.yaml"), help="options file for the student's training")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,74 +5,28 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 
+from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.inference.device import check_device
+from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
+from nnunetv2_kd.nnunet.datasets import preprocessed_folder
+from nnunetv2_kd.nnunet.files import read_json
+from nnunetv2_kd.nnunet.plans import check_configuration, read_plans
 from nnunetv2_kd.teachers.ensemble import check_different
 from nnunetv2_kd.teachers.find import StudentIdentity
-
-if TYPE_CHECKING:
-    from nnunetv2_kd.teachers.stored.store import Store
-
-EPILOG = """Interrupted, or data added since: the same line again, without --overwrite, goes on. What differs from a
-teacher that runs during the training: docs/stored_teacher.md."""
-
-
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "store",
-        help="store a teacher's answers, so that no training has to run it",
-        description="Run a trained model, or several as an ensemble, over every preprocessed case with nnU-Net's own "
-        "sliding window, and store the class probabilities beside the preprocessed data. A training with the option "
-        "stored_teacher reads them instead of running the teacher.",
-        epilog=EPILOG,
-    )
-    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
-    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
-    parser.add_argument(
-        "-p",
-        default="nnUNetPlans",
-        metavar="PLANS",
-        help="the teacher's, and whose preprocessed data are stored for; students made from them share these data; "
-        "default: nnUNetPlans",
-    )
-    parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="the teacher's; default: nnUNetTrainer")
-    parser.add_argument(
-        "-f", nargs="+", default=["0"], metavar="FOLD", help="the teacher's; several: an ensemble; default: 0"
-    )
-    parser.add_argument(
-        "--teacher_folder",
-        type=Path,
-        action="append",
-        metavar="FOLDER",
-        help="a model folder instead of -tr and -p's; several times: an ensemble, of these folds of each",
-    )
-    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
-    parser.add_argument("-o", metavar="NAME", help="the store's name; default: fold_ and the folds")
-    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
-    parser.add_argument("--overwrite", action="store_true", help="replace a store that other teachers have made")
-    parser.add_argument(
-        "--trust_pickle", action="store_true", help="load checkpoints with more than plain data in them"
-    )
-    parser.add_argument("--bfloat16", action="store_true", help="on a CPU that has the instructions: faster")
-    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: cuda")
-    parser.set_defaults(run=run)
+from nnunetv2_kd.teachers.stored.predictor import CasePredictor
+from nnunetv2_kd.teachers.stored.store import Store, store_folder
+from nnunetv2_kd.teachers.stored.write import Task, make
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch  # what follows needs torch, which `--help` does not
-    from nnunetv2.paths import nnUNet_results
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from nnunetv2_kd.inference.device import check_device
-    from nnunetv2_kd.nnunet.datasets import preprocessed_folder
-    from nnunetv2_kd.nnunet.files import read_json
-    from nnunetv2_kd.nnunet.plans import check_configuration, read_plans
-    from nnunetv2_kd.teachers.stored.store import store_folder
-    from nnunetv2_kd.teachers.stored.write import Task, make
-
     check_device(torch.device(args.device))
     if not (args.teacher_folder or nnUNet_results.is_set()):
         raise KDError(
@@ -113,13 +67,9 @@ def command() -> str:
 
 
 def load_models(
-    args: argparse.Namespace, dataset: str, plans: dict[str, Any], dataset_json: dict[str, Any], device: Any
-) -> list[Any]:
+    args: argparse.Namespace, dataset: str, plans: dict[str, Any], dataset_json: dict[str, Any], device: torch.device
+) -> list[CasePredictor]:
     """Every fold of every model folder."""
-    from nnunetv2_kd.config import TeacherOptions
-    from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
-    from nnunetv2_kd.teachers.stored.predictor import CasePredictor
-
     if args.bfloat16 and (args.device != "cpu" or not cpu_has_bfloat16()):
         raise KDError("--bfloat16 is for -device cpu with bfloat16 instructions, which this is not. Leave it out.")
     student = StudentIdentity(dataset, args.p, args.c, "all")
@@ -143,7 +93,7 @@ def load_models(
     return models
 
 
-def summary(store: "Store", data: Path, name: str) -> list[str]:
+def summary(store: Store, data: Path, name: str) -> list[str]:
     """What is stored now, how good and how large it is, and how to train from it."""
     records = [store.record(case) or {} for case in store.header["cases"]]
     size = sum(known["size"] for record in records for known in record["files"].values())

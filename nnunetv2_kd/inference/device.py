@@ -1,12 +1,12 @@
 """The device that something runs on: whether it is there, and its name."""
 
-import platform
 from pathlib import Path
 
 import torch
 from nnunetv2.configuration import default_num_processes
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.networks.cpu_mode import processor_name
 
 
 def check_device(device: torch.device) -> None:
@@ -27,21 +27,12 @@ def device_name(device: torch.device) -> str:
     if device.type != "cpu":
         return device.type
     threads = prediction_threads()
-    return f"{_processor()} ({threads} thread{'' if threads == 1 else 's'})"
+    return f"{processor_name()} ({threads} thread{'' if threads == 1 else 's'})"
 
 
 def prediction_threads() -> int:
     """nnU-Net's predictor takes no more than ``nnUNet_def_n_proc``."""
     return min(default_num_processes, torch.get_num_threads())
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def process_memory(key: str) -> float | None:

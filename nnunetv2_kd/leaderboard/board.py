@@ -1,298 +1,254 @@
-"""Everything that the tables and the page show of one dataset, put together."""
+"""A dataset's models, ranked and compared: everything that the tables and the page show."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from nnunetv2_kd.benchmark.cost import ModelCost
-from nnunetv2_kd.leaderboard import origin, statistics
-from nnunetv2_kd.leaderboard.notes import about_labels, about_reference, conventions, labels, tell_rows
-from nnunetv2_kd.leaderboard.scores import BOTH_EMPTY, FAILED, FALSE_ALARM, MISSED, SCORED
-from nnunetv2_kd.leaderboard.statistics import Gap
+from nnunetv2_kd.leaderboard.compare import (
+    Comparison,
+    ModelScores,
+    SharedCases,
+    case_means,
+    compare,
+    model_scores,
+    shared_cases,
+)
+from nnunetv2_kd.leaderboard.evaluate import Evaluation, evaluate
+from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, Origin, iterations, origins_of, seen_cases
+from nnunetv2_kd.leaderboard.request import LeaderboardRequest, Say, check_request
+from nnunetv2_kd.leaderboard.scores import FAILED
+from nnunetv2_kd.leaderboard.short_names import explain_short_names, short_names
+from nnunetv2_kd.leaderboard.statistics import pareto
+from nnunetv2_kd.nnunet.datasets import trained_dataset
 from nnunetv2_kd.nnunet.model_folder import ALL
 from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel, pick
 
-ROW = ("model", "fold", "case", "structure", "state", "dice", "nsd", "hd95_mm", "note")
-COUNTED = {"missed": MISSED, "false_alarms": FALSE_ALARM, "both_empty": BOTH_EMPTY, "failed": FAILED}
+SAW_VALIDATION_CASES = "teacher saw validation cases"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Entry:
-    """One model's line. Dice, NSD and shares in [0, 1]; nan where not known.
+    """One model's line.
 
     Attributes:
+        short_name: no other model of the board has it.
+        kind: see `origin.Origin`.
+        folds: those that its scores are of, or that predicted the images together.
         rank: by mean Dice; None where nothing was scored.
-        label: a short name that no other model of the board has.
         teacher, alone: names of its teacher and of the same student without one, where they are on the board.
-        marks: what a reader must know, in words.
-        cases: how many were scored, on which `dice` and `mean_dice` stand.
-        low, high: 95 % bootstrap interval of the mean Dice.
-        measured: values that `nsd` and `hd95_mm` stand on.
-        difference: of the mean Dice to the reference's, on shared cases; `p` and `p_holm` of the signed-rank test.
-        rank_shares: of the resamples, per rank, best first; empty where not compared.
+        warnings: what a reader must know, in words.
     """
 
     model: TrainedModel
+    short_name: str
     kind: str
+    folds: tuple[TrainedFold, ...]
     cost: ModelCost
-    rank: int | None = None
-    label: str = ""
-    teacher: str | None = None
-    alone: str | None = None
-    marks: list[str] = field(default_factory=list)
-    folds: str = ""
-    cases: int = 0
-    mean_dice: float = float("nan")
-    low: float = float("nan")
-    high: float = float("nan")
-    dice: dict[str, float] = field(default_factory=dict)
-    nsd: float = float("nan")
-    hd95_mm: float = float("nan")
-    measured: tuple[int, int] = (0, 0)
-    counts: dict[str, int] = field(default_factory=dict)
-    difference: float = float("nan")
-    p: float = float("nan")
-    p_holm: float = float("nan")
-    gap: Gap | None = None
-    rank_shares: list[float] = field(default_factory=list)
+    scores: ModelScores
+    comparison: Comparison
+    rank: int | None
+    teacher: str | None
+    alone: str | None
+    warnings: list[str]
 
     @property
     def name(self) -> str:
         return self.model.name
 
 
-@dataclass
+@dataclass(frozen=True)
 class Board:
     """One dataset.
 
     Attributes:
+        evaluation: the scores, and where they come from.
         entries: best first, those without any score last.
-        rows: every model, fold, case and structure; see `scores`.
-        structures: names, in nnU-Net's order.
+        reference: name of the model that the others are tested against; empty where no model has a score.
         shared: the cases that all models with scores have.
-        per_case: mean Dice per case, ``(models, cases)`` with names; every case of every model.
-        source: where the numbers come from, in words.
-        problems: what is missing or went wrong, one line each.
-        conventions: how the numbers are made, one line each.
+        case_means: mean Dice per case, ``(models, cases)`` with names; every case of every model.
         notes: how the models were compared here, one line each.
-        timed: how the models were timed; empty where they were not.
-        truths, predictions, images: where the files are: a folder, by model and case, by case (one file per channel).
+        problems: what is missing or went wrong, one line each.
     """
 
-    dataset: str
+    evaluation: Evaluation
     entries: list[Entry]
-    rows: pd.DataFrame
-    structures: list[str]
-    shared: list[str]
-    per_case: pd.DataFrame
     reference: str
-    source: str
-    tolerance: float
-    problems: list[str]
-    conventions: list[str]
+    shared: list[str]
+    case_means: pd.DataFrame
     notes: list[str]
-    timed: str = ""
-    truths: Path | None = None
-    predictions: dict[tuple[str, str], Path] = field(default_factory=dict)
-    images: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[str]
 
     @property
-    def compared(self) -> list[Entry]:
+    def dataset(self) -> str:
+        return self.evaluation.dataset
+
+    @property
+    def ranked(self) -> list[Entry]:
+        """The entries with a score."""
         return [entry for entry in self.entries if entry.rank is not None]
 
+    def pareto_front(self, cost: Callable[[Entry], float | None]) -> list[Entry]:
+        """The models that no other beats in both Dice and this cost, cheapest first."""
+        costs = np.array([cost(entry) for entry in self.ranked], dtype=float)  # None becomes nan
+        front = pareto(costs, np.array([entry.scores.mean_dice for entry in self.ranked]))
+        return [self.ranked[i] for i in np.argsort(costs, kind="stable") if front[i]]
 
-def make_board(
-    models: Sequence[TrainedModel],
-    rows: Sequence[dict[str, Any]],
-    costs: dict[str, ModelCost],
-    *,
-    structures: list[str],
-    source: str,
-    tolerance: float,
-    problems: list[str],
-    reference: str | None = None,
-    teacher: str | None = None,
-    on_own_validation: bool = True,
-) -> Board:
-    """Means, intervals, tests, ranks and gaps of the models of one dataset.
+
+def make_boards(request: LeaderboardRequest, say: Say) -> list[Board]:
+    """The boards of all datasets, in the order asked for.
 
     Args:
-        models: all of one dataset, and of one set of structures.
-        rows: from `scores`.
-        costs: by the models' names.
-        structures: names.
-        source: where the numbers come from, in words.
-        tolerance: of the normalised surface Dice in mm.
-        problems: found so far; more are added.
+        request: what to compare.
+        say: told what is being done, one line each.
+
+    Raises:
+        KDError: where there is nothing to compare, or images and ground truth do not fit.
+    """
+    check_request(request)
+    datasets = dict.fromkeys(trained_dataset(dataset) for dataset in request.datasets)
+    return [make_board(evaluate(name, request, say), request.reference, request.teacher) for name in datasets]
+
+
+def make_board(evaluation: Evaluation, reference: str | None = None, teacher: str | None = None) -> Board:
+    """Rank and compare.
+
+    Args:
+        evaluation: of one dataset.
         reference: name of the model that the others are tested against; None: the best student alone, else the best.
         teacher: name of the teacher of all distilled students; None: told by the checkpoints.
-        on_own_validation: whether the cases are the models' own validation cases, which a teacher may have seen.
 
     Raises:
         KDError: where `reference` or `teacher` names no model.
     """
-    models = list(models)
-    table = pd.DataFrame(list(rows), columns=list(ROW))
-    teachers = origin.teachers_of(models)
-    if teacher is not None:
-        chosen = pick(models, teacher, "--teacher").name
-        teachers = {m.name: chosen for m in models if m.name != chosen and m.record.get("teachers")}
-    kinds = {m.name: origin.kind(m, list(teachers.values())) for m in models}
-    used = {m.name: m.validated_folds if on_own_validation else m.predicting_folds for m in models}
-    entries = [_entry(m, kinds[m.name], costs[m.name], table, structures) for m in models]
-    for entry in entries:
-        entry.folds = ", ".join(fold.name for fold in used[entry.name]) or "none"
-    for entry, label in zip(entries, labels(models), strict=True):
-        entry.label = label
-        entry.teacher = teachers.get(entry.name)
-    entries.sort(key=lambda entry: (np.isnan(entry.mean_dice), -np.nan_to_num(entry.mean_dice), entry.name))
-    compared = [entry for entry in entries if not np.isnan(entry.mean_dice)]
-    dice, shared = _on_shared_cases([entry.name for entry in compared], table, structures)
-    notes = about_labels(models)
-    chosen_reference = _reference(compared, models, reference)
-    if compared:
-        entry = next(entry for entry in entries if entry.name == chosen_reference)
-        notes.append(about_reference(entry.label, entry.kind == origin.ALONE, reference is not None))
-        _compare(compared, dice, shared, chosen_reference, models, notes)
-    for entry in entries:
-        _mark(entry, used, on_own_validation, problems)
-    tell_rows(table, problems)
+    models = evaluation.models
+    names, origins = short_names(models), origins_of(models, teacher)
+    folds = {m.name: m.validated_folds if evaluation.is_validation else m.predicting_folds for m in models}
+    scores = {m.name: model_scores(evaluation.scores, m.name, evaluation.structures) for m in models}
+    ranks = _ranks(scores)
+    base = _reference(list(ranks), origins, models, reference)
+    shared = shared_cases(evaluation.scores, list(ranks), evaluation.structures)
+    distilled = {name: (o.teacher, o.alone_name) for name, o in origins.items() if o.kind == DISTILLED}
+    comparisons = compare(shared, base, distilled)
+    entries = []
+    for model in sorted(models, key=lambda m: (ranks.get(m.name, len(models)), m.name)):
+        origin, comparison = origins[model.name], comparisons.get(model.name, Comparison())
+        has_gap = comparison.gap is not None and {origin.teacher, origin.alone_name} <= {*ranks}
+        warnings = [
+            *_repeated_cases(scores[model.name]),
+            *(_unequal_training(model, origin.alone) if has_gap else ()),
+            *(origin.unequal if origin.alone is None else ()),
+            *(_seen_cases(model) if evaluation.is_validation else ()),
+            *_missing_folds(model, folds),
+            *_failed(scores[model.name]),
+        ]
+        entries.append(
+            Entry(
+                model=model,
+                short_name=names[model.name],
+                kind=origin.kind,
+                folds=folds[model.name],
+                cost=evaluation.costs[model.name],
+                scores=scores[model.name],
+                comparison=comparison,
+                rank=ranks.get(model.name),
+                teacher=origin.teacher,
+                alone=origin.alone_name,
+                warnings=warnings,
+            )
+        )
     return Board(
-        dataset=models[0].dataset,
+        evaluation=evaluation,
         entries=entries,
-        rows=table,
-        structures=structures,
-        shared=shared,
-        per_case=_per_case(table, [entry.name for entry in compared]),
-        reference=chosen_reference,
-        source=source,
-        tolerance=tolerance,
-        problems=problems,
-        conventions=conventions(tolerance),
-        notes=notes,
+        reference=base,
+        shared=shared.cases,
+        case_means=case_means(evaluation.scores, list(ranks)),
+        notes=_notes(evaluation, entries, base, reference is not None, shared),
+        problems=[*evaluation.problems, *_model_problems(entries), *_score_problems(evaluation.scores)],
     )
 
 
-def _entry(model: TrainedModel, kind: str, cost: ModelCost, table: pd.DataFrame, structures: list[str]) -> Entry:
-    mine = table[table.model == model.name]
-    entry = Entry(model, kind, cost)
-    entry.counts = {name: int((mine.state == state).sum()) for name, state in COUNTED.items()}
-    entry.cases = mine[mine.state != FAILED].case.nunique()
-    repeated = mine[mine.duplicated(["case", "structure"])].case.nunique()
-    if repeated:
-        entry.marks.append(f"{repeated} cases are in several folds: every one counts in its means")
-    entry.measured = (int(mine.nsd.notna().sum()), int(mine.hd95_mm.notna().sum()))
-    for column, means in (("dice", entry.dice), ("nsd", {}), ("hd95_mm", {})):
-        for name in structures:  # as nnU-Net averages: over cases, then over structures
-            values = mine[column][mine.structure == name].to_numpy(dtype=float)
-            means[name] = float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
-        present = [value for value in means.values() if not np.isnan(value)]
-        mean = float(np.mean(present)) if present else float("nan")
-        setattr(entry, {"dice": "mean_dice"}.get(column, column), mean)
-    own, cases = _on_shared_cases([model.name], table, structures)
-    if cases:
-        found = statistics.intervals(own)
-        entry.low, entry.high = float(found.low[0]), float(found.high[0])
-    return entry
+def _ranks(scores: Mapping[str, ModelScores]) -> dict[str, int]:
+    """The rank of every model with a score, best first; models that tie are in the order of their names."""
+    scored = [name for name in scores if not np.isnan(scores[name].mean_dice)]
+    scored.sort(key=lambda name: (-scores[name].mean_dice, name))
+    return {name: rank for rank, name in enumerate(scored, start=1)}
 
 
-def _on_shared_cases(names: list[str], table: pd.DataFrame, structures: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Dice ``(models, cases, structures)`` of the cases that all the models have, and these cases. A structure of a
-    case that one model has no Dice for (both empty) is left out for all. A case that a model predicts with several
-    folds counts once, with their mean."""
-    good = table[table.model.isin(names) & (table.state != FAILED)]
-    cases = good.groupby("case").model.nunique()
-    failed = set(table[table.model.isin(names) & (table.state == FAILED)].case) if len(names) > 1 else set()
-    shared = sorted(case for case in cases.index[cases == len(names)] if case not in failed)
-    if not names or not shared:
-        return np.empty((len(names), 0, len(structures))), []
-    means = good.groupby(["model", "case", "structure"]).dice.mean()
-    index = pd.MultiIndex.from_product([names, shared, structures])
-    dice = means.reindex(index).to_numpy(dtype=float).reshape(len(names), len(shared), len(structures))
-    return np.where(np.isnan(dice).any(axis=0, keepdims=True), np.nan, dice), shared
-
-
-def _reference(compared: list[Entry], models: list[TrainedModel], reference: str | None) -> str:
+def _reference(
+    ranked: Sequence[str], origins: Mapping[str, Origin], models: list[TrainedModel], reference: str | None
+) -> str:
     if reference is not None:
         return pick(models, reference, "--reference").name
-    alone = [entry for entry in compared if entry.kind == origin.ALONE]
-    return (alone or compared)[0].name if compared else ""
+    alone = [name for name in ranked if origins[name].kind == ALONE]
+    return next(iter([*alone, *ranked]), "")
 
 
-def _compare(
-    compared: list[Entry],
-    dice: np.ndarray,
-    shared: list[str],
-    reference: str,
-    models: list[TrainedModel],
-    notes: list[str],
-) -> None:
-    for rank, entry in enumerate(compared, start=1):
-        entry.rank = rank
-    index = {entry.name: i for i, entry in enumerate(compared)}
+def _notes(
+    evaluation: Evaluation, entries: Sequence[Entry], reference: str, is_chosen: bool, shared: SharedCases
+) -> list[str]:
+    """How the models were compared here."""
+    notes = explain_short_names(evaluation.models)
+    if not shared.models:
+        return notes
+    base = next(entry for entry in entries if entry.name == reference)
+    why = "the best student alone" if base.kind == ALONE else "as there is no student alone, the best model"
+    why = "chosen with --reference" if is_chosen else f"{why}; choose with --reference NAME"
+    notes.append(f"Reference of the differences and tests: {base.short_name} ({why}).")
     notes.append(
-        f"{len(shared)} cases are shared by all {len(compared)} models; differences, tests, rank shares and "
+        f"{len(shared.cases)} cases are shared by all {len(shared.models)} models; differences, tests, rank shares and "
         "gaps stand on these, folds pooled."
     )
-    if len(shared) < 2:
+    if len(shared.cases) < 2:
         notes.append("Fewer than two shared cases: no interval, test or rank share can be given.")
-    elif len(shared) < 6:
-        notes.append(f"With {len(shared)} cases no signed-rank test can reach p < 0.05, whatever the difference.")
-    if not shared:
-        return
-    found = statistics.intervals(dice)
-    shares = statistics.rank_shares(found.resampled)
-    per_case = statistics.per_case(dice)
-    others = [entry for entry in compared if entry.name != reference]
-    for entry in compared:
-        entry.rank_shares = [] if np.isnan(shares).any() else shares[index[entry.name]].tolist()
-    if reference in index:
-        for entry in others:
-            entry.difference = float(found.mean[index[entry.name]] - found.mean[index[reference]])
-            entry.p = statistics.signed_rank(per_case[index[entry.name]], per_case[index[reference]])
-        for entry, p in zip(others, statistics.holm(np.array([entry.p for entry in others])), strict=True):
-            entry.p_holm = float(p)
-    for entry in compared:
-        if entry.kind == origin.DISTILLED:
-            entry.gap = _gap(entry, index, models, found)
+    elif len(shared.cases) < 6:
+        notes.append(f"With {len(shared.cases)} cases no signed-rank test can reach p < 0.05, whatever the difference.")
+    return notes
 
 
-def _gap(entry: Entry, index: dict[str, int], models: list[TrainedModel], found: statistics.Intervals) -> Gap:
-    alone = origin.alone_of(entry.model, models)
-    entry.alone = alone.name if alone is not None else None
-    if entry.teacher not in index:
-        return Gap(None, None, None, "its teacher is not among these models (put its folder beside them, or --teacher)")
-    if alone is None or alone.name not in index:
-        return Gap(None, None, None, "no student alone with the same plans (train it: -tr nnUNetTrainerKDBaseline)")
-    gap = statistics.gap_closed(index[entry.teacher], index[alone.name], index[entry.name], found)
-    budgets = (origin.budget(alone), origin.budget(entry.model))
-    if None not in budgets and budgets[0] != budgets[1]:
-        entry.marks.append(f"its student alone was trained for {budgets[0]} iterations, it itself for {budgets[1]}")
-    return gap
+def _repeated_cases(scores: ModelScores) -> Iterator[str]:
+    if scores.repeated_cases:
+        yield f"{scores.repeated_cases} cases are in several folds: every one counts in its means"
 
 
-def _mark(entry: Entry, used: dict[str, tuple[TrainedFold, ...]], on_own_validation: bool, problems: list[str]) -> None:
-    seen = origin.seen_cases(entry.model)
-    if seen and on_own_validation:
-        entry.marks.append(f"teacher saw validation cases ({seen})")
-    expected = {fold.name for folds in used.values() for fold in folds if fold.name != ALL}
-    expected |= {fold.name for fold in entry.model.folds if fold.name != ALL}
-    missing = sorted(expected - {fold.name for fold in used[entry.name]})
+def _unequal_training(model: TrainedModel, alone: TrainedModel | None) -> Iterator[str]:
+    mine, other = iterations(model), iterations(alone) if alone is not None else None
+    if None not in (mine, other) and mine != other:
+        yield f"its student alone was trained for {other} iterations, it itself for {mine}"
+
+
+def _seen_cases(model: TrainedModel) -> Iterator[str]:
+    if seen := seen_cases(model):
+        yield f"{SAW_VALIDATION_CASES} ({seen})"
+
+
+def _missing_folds(model: TrainedModel, folds: Mapping[str, tuple[TrainedFold, ...]]) -> Iterator[str]:
+    """Of those that any model was scored with, and those that this one has begun."""
+    expected = {fold.name for of_model in (*folds.values(), model.folds) for fold in of_model} - {ALL}
+    missing = sorted(expected - {fold.name for fold in folds[model.name]})
     if missing:
-        entry.marks.append(f"missing folds: {', '.join(missing)}")
-    unused = [fold for fold in entry.model.folds if fold.problem and fold not in used[entry.name]]
-    problems += [f"{entry.name}, fold {fold.name}: {fold.problem}" for fold in unused]
-    if entry.cost.problem:
-        problems.append(f"{entry.name}: {entry.cost.problem}")
-    if entry.counts["failed"]:
-        entry.marks.append(f"{entry.counts['failed']} failed")
+        yield f"missing folds: {', '.join(missing)}"
 
 
-def _per_case(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    good = table[table.state.isin([SCORED, MISSED, FALSE_ALARM])]
-    pivot = good.pivot_table(index="model", columns="case", values="dice", aggfunc="mean")
-    return pivot.reindex(names)
+def _failed(scores: ModelScores) -> Iterator[str]:
+    if scores.counts["failed"]:
+        yield f"{scores.counts['failed']} failed"
+
+
+def _model_problems(entries: Sequence[Entry]) -> Iterator[str]:
+    for entry in entries:
+        unused = [fold for fold in entry.model.folds if fold.problem and fold not in entry.folds]
+        yield from (f"{entry.name}, fold {fold.name}: {fold.problem}" for fold in unused)
+        if entry.cost.problem:
+            yield f"{entry.name}: {entry.cost.problem}"
+
+
+def _score_problems(scores: pd.DataFrame) -> Iterator[str]:
+    """What the scores note, one line per model and note."""
+    for (model, note), group in scores[scores.note != ""].groupby(["model", "note"], sort=False):
+        state = "failed: " if (group.state == FAILED).all() else ""
+        cases = sorted(group.case.unique())
+        shown = ", ".join(cases[:3]) + (f" and {len(cases) - 3} more" if len(cases) > 3 else "")
+        yield f"{model}: {shown}: {state}{note}"

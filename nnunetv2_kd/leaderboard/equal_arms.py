@@ -1,7 +1,10 @@
 """Whether two trainings may be compared: what may have made one of them stronger, beside its teacher."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
+
+from nnunetv2_kd.record import TrainingRecord
 
 IN_WORDS = {
     "optimizer": "optimizer",
@@ -16,28 +19,23 @@ IN_WORDS = {
     "initial_weights": "initial weights",
     "early_stopping": "early stopping",
 }
-NOT_RECORDED = "not recorded"
+SINCE_THE_FIRST = ("epochs", "iterations_per_epoch", "batch_size", "cases")  # all that older records hold
 
 
-def unequal(mine: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
-    """In what two trainings differ, in words, first mine, then the other's; empty where they are equal.
-
-    Args:
-        mine, others: what the records keep under ``training``; empty in records of earlier versions, which are equal
-            to each other in what nobody knows.
-    """
+def unequal(mine: TrainingRecord, others: TrainingRecord) -> list[str]:
+    """In what two trainings differ, in words, first mine, then the other's; empty where they are equal."""
     found = []
     for key, words in IN_WORDS.items():
-        one, other = _value(mine, key), _value(others, key)
+        one, other = _in_words(mine, key), _in_words(others, key)
         if one != other:
-            found.append(f"{words}: {one} against {other}")
+            found.append(f"{words} {one} against {other}")
     return found
 
 
-def _value(training: Mapping[str, Any], key: str) -> str:
-    if key not in training:
-        return NOT_RECORDED
-    value = training[key]
+def _in_words(training: TrainingRecord, key: str) -> str:
+    if training.optimizer is None and key not in SINCE_THE_FIRST:
+        return "not recorded"
+    value: Any = asdict(training)[key]
     if isinstance(value, Mapping):
         return ", ".join(str(part) if name == "name" else f"{name} {part}" for name, part in value.items())
     return "none" if value is None else str(value)

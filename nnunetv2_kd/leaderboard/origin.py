@@ -1,17 +1,65 @@
 """How each model was made, who its teacher is, and the same student without a teacher."""
 
-import contextlib
 import json
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from nnunetv2_kd.leaderboard.equal_arms import unequal
 from nnunetv2_kd.nnunet.files import sha256
-from nnunetv2_kd.nnunet.trained_models import TrainedModel
+from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel, pick
 
 STOCK, TEACHER, ALONE, DISTILLED = "nnU-Net", "teacher", "student alone", "student distilled"
 ALONE_TRAINER = "nnUNetTrainerKDBaseline"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model stands among the others.
+
+    Attributes:
+        kind: `TEACHER` of another, `DISTILLED`, `ALONE` (trained by this package without a teacher) or `STOCK`.
+        teacher: name of its teacher; None where it has none, or it is not among the others.
+        alone: of a distilled student the same one without a teacher, trained under the same conditions; None where
+            there is none.
+        unequal: which students alone it is not compared with, and why, in words.
+    """
+
+    kind: str
+    teacher: str | None
+    alone: TrainedModel | None
+    unequal: tuple[str, ...] = ()
+
+    @property
+    def alone_name(self) -> str | None:
+        return self.alone.name if self.alone is not None else None
+
+
+def origins_of(models: Sequence[TrainedModel], teacher: str | None = None) -> dict[str, Origin]:
+    """By the models' names.
+
+    Args:
+        models: of one dataset.
+        teacher: name of the teacher of all distilled students; None: told by the checkpoints.
+
+    Raises:
+        KDError: where `teacher` names no model.
+    """
+    teachers = teachers_of(models)
+    if teacher is not None:
+        chosen = pick(list(models), teacher, "--teacher").name
+        teachers = {model.name: chosen for model in models if model.name != chosen and model.teachers}
+    kinds = {model.name: kind(model, list(teachers.values())) for model in models}
+    return {
+        model.name: Origin(
+            kind=kinds[model.name],
+            teacher=teachers.get(model.name),
+            alone=alone_of(model, models) if kinds[model.name] == DISTILLED else None,
+            unequal=tuple(_told_unequal(model, models)) if kinds[model.name] == DISTILLED else (),
+        )
+        for model in models
+    }
 
 
 def teachers_of(models: Sequence[TrainedModel]) -> dict[str, str]:
@@ -21,7 +69,7 @@ def teachers_of(models: Sequence[TrainedModel]) -> dict[str, str]:
     Returns:
         Name of the student to name of the teacher.
     """
-    wanted = {teacher["checkpoint"] for model in models for teacher in _teacher_records(model)}
+    wanted = {teacher.checkpoint for model in models for teacher in model.teachers}
     owners = {
         sha256(file): model.name
         for model in models
@@ -31,7 +79,7 @@ def teachers_of(models: Sequence[TrainedModel]) -> dict[str, str]:
     }
     found = {}
     for model in models:
-        names = {owners.get(teacher["sha256"]) for teacher in _teacher_records(model)}
+        names = {owners.get(teacher.sha256) for teacher in model.teachers}
         if len(names) == 1 and (name := names.pop()) is not None:
             found[model.name] = name
     return found
@@ -46,77 +94,91 @@ def kind(model: TrainedModel, teachers: Sequence[str]) -> str:
     """
     if model.name in teachers:
         return TEACHER
-    if not model.record:
+    if model.record is None:
         return STOCK
-    return DISTILLED if _teacher_records(model) else ALONE
+    return DISTILLED if model.teachers else ALONE
 
 
 def alone_of(model: TrainedModel, models: Sequence[TrainedModel]) -> TrainedModel | None:
-    """The same student without a teacher: same configuration, network and epochs suffix, and the same plans file; else
-    plans of another name trained with the same seed and as long. None where there is none."""
-    alone = [
-        other
-        for other in models
-        if other.trainer == ALONE_TRAINER + _suffix(model.trainer)
-        and other.configuration == model.configuration
-        and _network(other) == _network(model)
-        and not _teacher_records(other)
-    ]
+    """The same student without a teacher, trained under the same conditions: same configuration, network and epochs
+    suffix, and the same plans file; else plans of another name trained with the same seed and as long. None where there
+    is none."""
+    alone = [other for other in _same_network_alone(model, models) if not _differences(model, other)]
     same_plans = [other for other in alone if other.plans_name == model.plans_name]
     as_long = [other for other in alone if _training(other) == _training(model)]
     return next(iter(same_plans or as_long), None)
 
 
-def budget(model: TrainedModel) -> int | None:
-    """Iterations that a model was trained for; None where its record does not tell."""
-    options = model.record.get("options", {})
-    epochs = next((fold.epoch for fold in model.folds if fold.epoch is not None), None)
-    if epochs is None or "iterations_per_epoch" not in options:
+def _same_network_alone(model: TrainedModel, models: Sequence[TrainedModel]) -> list[TrainedModel]:
+    return [
+        other
+        for other in models
+        if other.trainer == ALONE_TRAINER + _suffix(model.trainer)
+        and other.configuration == model.configuration
+        and _network(other) == _network(model)
+        and not other.teachers
+    ]
+
+
+def _told_unequal(model: TrainedModel, models: Sequence[TrainedModel]) -> Iterator[str]:
+    for other in _same_network_alone(model, models):
+        if differences := _differences(model, other):
+            yield f"not compared with {other.name}, which was trained otherwise: {'; '.join(differences)}"
+
+
+def _differences(model: TrainedModel, other: TrainedModel) -> list[str]:
+    """What may have made one of them stronger, as far as both records tell."""
+    mine, others = (m.record.training if m.record is not None else None for m in (model, other))
+    return unequal(mine, others) if mine is not None and others is not None else []
+
+
+def iterations(model: TrainedModel) -> int | None:
+    """Iterations that a model was trained for; None where neither its record nor nnU-Net's own notes tell."""
+    fold = next((fold for fold in model.folds if fold.epoch is not None), None)
+    if fold is None or fold.epoch is None:
         return None
-    return epochs * (options["iterations_per_epoch"] or 250)  # nnU-Net's own number where the option is not set
+    recorded = fold.record.iterations_per_epoch if fold.record is not None else None
+    noted = str(fold.debug_information.get("num_iterations_per_epoch", ""))
+    per_epoch = recorded or (int(noted) if noted.isdigit() else None)
+    return fold.epoch * per_epoch if per_epoch is not None else None
 
 
 def seen_cases(model: TrainedModel) -> str:
     """Which folds' teachers were trained on validation cases, in words; empty where none was."""
-    told = []
+    folds = []
     for fold in model.folds:
-        seen = [teacher.get("seen_validation_cases") for teacher in fold.record.get("teachers", ())]
+        seen = [teacher.seen_validation_cases for teacher in fold.record.teachers] if fold.record else []
         if any(count != 0 for count in seen):
             known = max((count for count in seen if count is not None), default=0)
-            told.append(f"fold {fold.name}: {'an unknown number' if None in seen else known}")
-    return ", ".join(told)
+            folds.append(f"fold {fold.name}: {'an unknown number' if None in seen else known}")
+    return ", ".join(folds)
 
 
-def made(model: TrainedModel) -> list[tuple[str, str]]:
+def provenance(model: TrainedModel) -> list[tuple[str, str]]:
     """How a model was made, as pairs of what and value, for people to read."""
     facts = [("folder", str(model.folder)), ("configuration", model.configuration)]
     record = model.record
-    if not record:
+    if record is None:
         facts.append(("made by", f"{model.trainer} of stock nnU-Net; no record of a distillation"))
     else:
-        facts.append(("command", str(record.get("command", "not recorded"))))
-        facts.append(("options", json.dumps(_without_nothing(record.get("options", {})), ensure_ascii=False)))
-        student = record.get("student") or {}
-        facts.append(("plans made from", f"{student.get('made_from')}, width {student.get('width')}"))
+        facts.append(("command", record.command))
+        facts.append(("options", json.dumps(_without_nothing(record.options), ensure_ascii=False)))
+        facts.append(("plans made from", f"{record.student.made_from}, width {record.student.width}"))
     for fold in model.folds:
-        facts.append(
-            (f"fold {fold.name}", fold.problem or f"{fold.epoch} epochs, {_versions(fold.folder, fold.record)}")
-        )
-        for teacher in fold.record.get("teachers", ()):
-            told = f"{teacher['folder']}, fold {teacher['fold']}, {teacher['checkpoint']}, SHA-256 {teacher['sha256']}"
-            facts.append((f"teacher of fold {fold.name}", told))
-        if "stored" in fold.record:
-            stored = fold.record["stored"]
-            facts.append((f"stored teacher of fold {fold.name}", f"{stored['folder']}, by: {stored['command']}"))
+        facts.append((f"fold {fold.name}", fold.problem or f"{_epochs(fold)}, {_versions(fold)}"))
+        if fold.record is None:
+            continue
+        for teacher in fold.record.teachers:
+            where = f"{teacher.folder}, fold {teacher.fold}, {teacher.checkpoint}, SHA-256 {teacher.sha256}"
+            facts.append((f"teacher of fold {fold.name}", where))
+        if fold.record.stored is not None:
+            stored = fold.record.stored
+            facts.append((f"stored teacher of fold {fold.name}", f"{stored.folder}, by: {stored.command}"))
     return facts
 
 
-def _teacher_records(model: TrainedModel) -> list[dict[str, Any]]:
-    return [teacher for fold in model.folds for teacher in fold.record.get("teachers", ())]
-
-
 def _training(model: TrainedModel) -> list[Any]:
-    options = model.record.get("options", {})
+    options = model.record.options if model.record is not None else {}
     return [options.get(key) for key in ("epochs", "iterations_per_epoch", "seed")]
 
 
@@ -137,8 +199,22 @@ def _without_nothing(options: Any) -> Any:
     return {key: value for key, value in kept.items() if value != {}}
 
 
-def _versions(folder: Path, record: dict[str, Any]) -> str:
-    versions = [f"nnunetv2_kd {record['nnunetv2_kd']}"] if "nnunetv2_kd" in record else []
-    with contextlib.suppress(OSError, ValueError, KeyError):  # nnU-Net writes the file at the start of every training
-        versions.append(f"torch {json.loads((folder / 'debug.json').read_text())['torch_version']}")
+def _epochs(fold: TrainedFold) -> str:
+    training = fold.record.training if fold.record is not None else None
+    if training is None:
+        return f"{fold.epoch} epochs"
+    return (
+        f"{fold.epoch} epochs of {training.iterations_per_epoch} iterations, {training.batch_size} patches each, on "
+        f"{training.cases} cases"
+    )
+
+
+def _versions(fold: TrainedFold) -> str:
+    versions = [f"nnunetv2_kd {fold.record.nnunetv2_kd}"] if fold.record is not None else []
+    environment = fold.record.environment if fold.record is not None else None
+    if environment is not None:
+        versions += [f"nnU-Net {environment.nnunetv2}", f"torch {environment.torch}", f"Python {environment.python}"]
+        versions.append(f"on {environment.device}")
+    elif "torch_version" in (debug := fold.debug_information):
+        versions.append(f"torch {debug['torch_version']}")
     return ", ".join(versions) or "versions not recorded"

@@ -10,10 +10,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from nnunetv2_kd import __version__
 from nnunetv2_kd.formatting import NOTHING
-from nnunetv2_kd.leaderboard import cases, plots
+from nnunetv2_kd.leaderboard import plots, worst_cases
 from nnunetv2_kd.leaderboard.board import Board, Entry
-from nnunetv2_kd.leaderboard.origin import made
-from nnunetv2_kd.leaderboard.words import columns, conventions, remarks, verdict
+from nnunetv2_kd.leaderboard.columns import columns
+from nnunetv2_kd.leaderboard.footnotes import definitions, remarks
+from nnunetv2_kd.leaderboard.origin import provenance
+from nnunetv2_kd.leaderboard.summary import summary
 
 FILES = Path(__file__).parent / "page_files"
 
@@ -33,25 +35,27 @@ def to_page(boards: Sequence[Board]) -> str:
 
 def _section(number: int, board: Board) -> dict[str, Any]:
     shown = [c for c in columns(board) if c.heading == "#" or any(c.text(e) != NOTHING for e in board.entries)]
-    featured = cases.featured(board)
-    pictures, why_none = cases.worst_cases(board, featured) if featured is not None else ([], "No case was scored.")
+    featured = worst_cases.featured(board)
+    pictures, why_none = (
+        worst_cases.worst_cases(board, featured) if featured is not None else ([], "No case was scored.")
+    )
     return {
         "id": f"dataset{number}",
         "board": board,
-        "verdict": verdict(board),
+        "summary": summary(board),
         "columns": shown,
         "rows": [{"entry": e, "cells": [(c.text(e), _key(c.key(e))) for c in shown]} for e in board.entries],
         "kinds": sorted({entry.kind for entry in board.entries}),
-        "ranked": [_ranks(entry) for entry in board.compared if entry.rank_shares],
+        "ranked": [_ranks(entry) for entry in board.ranked if entry.comparison.rank_shares],
         "by_params": plots.dice_against(board, lambda e: e.cost.params, "parameters", f"params{number}"),
         "by_ms": plots.dice_against(board, lambda e: e.cost.ms, "milliseconds per case", f"ms{number}"),
         "per_case": plots.per_case(board, f"cases{number}"),
         "featured": featured,
         "pictures": pictures,
         "why_none": why_none,
-        "legend": cases.legend(board),
-        "made": [(entry, made(entry.model)) for entry in board.entries],
-        "conventions": conventions(board),
+        "legend": worst_cases.legend(board),
+        "provenance": [(entry, provenance(entry.model)) for entry in board.entries],
+        "definitions": definitions(board),
         "remarks": remarks(board),
     }
 
@@ -65,6 +69,6 @@ def _ranks(entry: Entry) -> dict[str, Any]:
     """A model's shares of ranks as whole percents, and how strongly to shade each."""
     shares = [
         {"percent": f"{100 * share:.0f}" if share >= 0.01 else ("<1" if share else ""), "shade": f"{share:.2f}"}
-        for share in entry.rank_shares
+        for share in entry.comparison.rank_shares
     ]
     return {"entry": entry, "shares": shares}

@@ -12,9 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.leaderboard.board import Board, Entry
-from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, TEACHER
-from nnunetv2_kd.leaderboard.words import on_front
-from nnunetv2_kd.networks.cpu_mode import STOCK
+from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, STOCK, TEACHER
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart; the shapes tell the same
 STYLE = {TEACHER: ("#000000", "s"), DISTILLED: ("#0072B2", "o"), ALONE: ("#D55E00", "^"), STOCK: ("#009E73", "D")}
@@ -38,16 +36,16 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
         heading: of the axis.
         name: no other figure of the page has it.
     """
-    entries = [entry for entry in board.compared if cost(entry)]
+    entries = [entry for entry in board.ranked if cost(entry)]
     if not entries:
         return Markup("")
-    front = on_front(board, cost)
+    front = board.pareto_front(cost)
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.subplots()
         axes.plot(
             [cost(e) for e in front],
-            [e.mean_dice for e in front],
+            [e.scores.mean_dice for e in front],
             color="#777777",
             linewidth=1,
             drawstyle="steps-post",
@@ -59,7 +57,7 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
             if mine:
                 axes.scatter(
                     [cost(e) for e in mine],
-                    [e.mean_dice for e in mine],
+                    [e.scores.mean_dice for e in mine],
                     c=colour,
                     marker=marker,
                     s=42,
@@ -77,8 +75,8 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
         for i, entry in enumerate(front):  # above: up there no model can be, or it would be on the front
             side = "left" if i == 0 else "right" if i == len(front) - 1 else "center"
             axes.annotate(
-                entry.label,
-                (cost(entry) or 0, entry.mean_dice),
+                entry.short_name,
+                (cost(entry) or 0, entry.scores.mean_dice),
                 xytext=(0, (8, 19)[i % 2]),
                 textcoords="offset points",
                 ha=side,
@@ -90,16 +88,16 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
         axes.set(xlabel=heading, ylabel="mean Dice")
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
-        told = "; ".join(f"{e.label}: {e.mean_dice:.3f} at {format_count(cost(e) or 0)}" for e in front)
-        return _svg(figure, f"Mean Dice against {heading}. Models that no other beats, cheapest first: {told}.", name)
+        models = "; ".join(f"{e.short_name}: {e.scores.mean_dice:.3f} at {format_count(cost(e) or 0)}" for e in front)
+        return _svg(figure, f"Mean Dice against {heading}. Models that no other beats, cheapest first: {models}.", name)
 
 
 def per_case(board: Board, name: str) -> Markup:
     """Every case's mean Dice, a box and the cases as points per model; empty where nothing was scored."""
-    entries = board.compared
-    if not entries or board.per_case.empty:
+    entries = board.ranked
+    if not entries or board.case_means.empty:
         return Markup("")
-    values = [board.per_case.loc[entry.name].dropna().to_numpy() for entry in entries]
+    values = [board.case_means.loc[entry.name].dropna().to_numpy() for entry in entries]
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(7, 0.9 + 0.32 * len(entries)), layout="constrained")
         axes = figure.subplots()
@@ -115,15 +113,15 @@ def per_case(board: Board, name: str) -> Markup:
             spread = [position + 0.22 * math.sin(2.4 * i) for i in range(len(mine))]  # apart, and the same every time
             colour, marker = STYLE[entry.kind]
             axes.scatter(mine, spread, s=9, c=colour, marker=marker, alpha=0.45, linewidths=0, zorder=3)
-        axes.set_yticks(range(1, len(entries) + 1), [entry.label for entry in entries], fontsize=8)
+        axes.set_yticks(range(1, len(entries) + 1), [entry.short_name for entry in entries], fontsize=8)
         axes.invert_yaxis()
         axes.set_xlabel("mean Dice of a case (box: quartiles and median)")
         axes.grid(axis="x", alpha=0.25)
         return _svg(figure, f"Mean Dice of every case of {len(entries)} models, best model on top.", name)
 
 
-def _svg(figure: Figure, told: str, name: str) -> Markup:
-    """The figure as an element of a page, with a text for those who do not see it."""
+def _svg(figure: Figure, description: str, name: str) -> Markup:
+    """The figure as an element of a page, with a description for those who do not see it."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
@@ -131,4 +129,4 @@ def _svg(figure: Figure, told: str, name: str) -> Markup:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # every figure of matplotlib's has the same ids, and a page may have each only once
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(told)}" ', 1))
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1))

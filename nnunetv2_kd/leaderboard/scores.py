@@ -32,6 +32,7 @@ SCORED, BOTH_EMPTY, MISSED, FALSE_ALARM, FAILED = "scored", "both empty", "misse
 NAN = float("nan")
 Structure = int | tuple[int, ...]
 ScoreRow = dict[str, Any]
+SCORE_COLUMNS = ("model", "fold", "case", "structure", "state", "dice", "nsd", "hd95_mm", "note")
 
 
 @dataclass(frozen=True)
@@ -238,17 +239,7 @@ def _from_metrics(job: ScoringJob, name: str, metrics: dict[str, float], note: s
 def _row(
     model: str, fold: str, case: str, structure: str, state: str, dice: float, nsd: float, hd95: float, note: str
 ) -> ScoreRow:
-    return {
-        "model": model,
-        "fold": fold,
-        "case": case,
-        "structure": structure,
-        "state": state,
-        "dice": dice,
-        "nsd": nsd,
-        "hd95_mm": hd95,
-        "note": note,
-    }
+    return dict(zip(SCORE_COLUMNS, (model, fold, case, structure, state, dice, nsd, hd95, note), strict=True))
 
 
 def _entries(fold: TrainedFold, ending: str, keys: set[Structure]) -> dict[str, dict[str, Any]]:

@@ -13,10 +13,12 @@ from rich.text import Text
 
 from nnunetv2_kd import __version__
 from nnunetv2_kd.formatting import NOTHING, markdown_escaped, markdown_line
-from nnunetv2_kd.leaderboard.board import ROW, Board, Entry
-from nnunetv2_kd.leaderboard.origin import made
-from nnunetv2_kd.leaderboard.scores import FAILED
-from nnunetv2_kd.leaderboard.words import Column, columns, footnotes, verdict
+from nnunetv2_kd.leaderboard.board import Board, Entry
+from nnunetv2_kd.leaderboard.columns import Column, columns
+from nnunetv2_kd.leaderboard.footnotes import footnotes
+from nnunetv2_kd.leaderboard.origin import provenance
+from nnunetv2_kd.leaderboard.scores import FAILED, SCORE_COLUMNS
+from nnunetv2_kd.leaderboard.summary import summary
 
 DROPPED_FIRST = (
     "folds",
@@ -34,7 +36,7 @@ LEFT_OUT_OF_PAPERS = ("#", "kind", "folds", "cases", "empty", "MiB file", "MiB p
 
 
 def print_board(board: Board, console: Console) -> None:
-    """The verdict, the columns that fit a terminal of this width, and everything that must be known of them."""
+    """The summary, the columns that fit a terminal of this width, and everything that must be known of them."""
     kept = _fitting(board, console.width)
     table = Table(title=Text(board.dataset))
     for column in kept:
@@ -43,7 +45,7 @@ def print_board(board: Board, console: Console) -> None:
     for entry in board.entries:
         table.add_row(*(Text(column.text(entry)) for column in kept))
     console.print(table)
-    for line in verdict(board):
+    for line in summary(board):
         console.print(Text(line))
     for line in footnotes(board):
         console.print(Text(line, style="dim"))
@@ -54,7 +56,7 @@ def print_board(board: Board, console: Console) -> None:
 def _fitting(board: Board, width: int) -> list[Column]:
     """The columns that are not empty, without the least wanted ones until the rest fits on a line."""
     kept = [c for c in columns(board) if c.heading == "#" or any(c.text(entry) != NOTHING for entry in board.entries)]
-    for heading in (*(f"Dice {name}" for name in board.structures), *DROPPED_FIRST):
+    for heading in (*(f"Dice {name}" for name in board.evaluation.structures), *DROPPED_FIRST):
         widths = [max(len(text) for text in (c.heading, *map(c.text, board.entries))) for c in kept]
         if sum(widths) + 3 * len(kept) + 1 <= width:
             break
@@ -66,9 +68,9 @@ def to_csv(boards: Sequence[Board]) -> str:
     """Every dataset, model, fold, case and structure, one line each; not a number is empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["dataset", *ROW])
+    writer.writerow(["dataset", *SCORE_COLUMNS])
     for board in boards:
-        for row in board.rows[list(ROW)].itertuples(index=False):
+        for row in board.evaluation.scores[list(SCORE_COLUMNS)].itertuples(index=False):
             writer.writerow([board.dataset, *("" if isinstance(v, float) and math.isnan(v) else v for v in row)])
     return file.getvalue()
 
@@ -85,7 +87,7 @@ def to_markdown(boards: Sequence[Board]) -> str:
     parts = []
     for board in boards:
         kept = columns(board)
-        lines = [f"## {markdown_escaped(board.dataset)}", "", *(markdown_escaped(line) for line in verdict(board)), ""]
+        lines = [f"## {markdown_escaped(board.dataset)}", "", *(markdown_escaped(line) for line in summary(board)), ""]
         lines.append(markdown_line([markdown_escaped(column.heading) for column in kept]))
         lines.append(markdown_line(["---:" if column.is_number else "---" for column in kept]))
         lines += [markdown_line([markdown_escaped(column.text(entry)) for column in kept]) for entry in board.entries]
@@ -105,7 +107,7 @@ def to_latex(boards: Sequence[Board]) -> str:
         lines = [
             "\\begin{table*}",
             "\\centering",
-            f"\\caption{{{_latex(board.dataset)}: {_latex(board.source)}.}}",
+            f"\\caption{{{_latex(board.dataset)}: {_latex(board.evaluation.source)}.}}",
             f"\\begin{{tabular}}{{{alignment}}}",
             "\\toprule",
             _latex_row([column.heading for column in kept]),
@@ -121,15 +123,15 @@ def to_latex(boards: Sequence[Board]) -> str:
 def _as_dict(board: Board) -> dict[str, Any]:
     rows = [
         {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-        for row in board.rows.to_dict("records")
+        for row in board.evaluation.scores.to_dict("records")
     ]
     return {
         "dataset": board.dataset,
-        "source": board.source,
+        "source": board.evaluation.source,
         "reference": board.reference or None,
-        "tolerance_mm": board.tolerance,
-        "structures": board.structures,
-        "verdict": verdict(board),
+        "tolerance_mm": board.evaluation.tolerance,
+        "structures": board.evaluation.structures,
+        "verdict": summary(board),
         "shared_cases": board.shared,
         "models": [_entry_as_dict(entry) for entry in board.entries],
         "notes": footnotes(board),
@@ -143,35 +145,35 @@ def _entry_as_dict(entry: Entry) -> dict[str, Any]:
     def plain(value: float | None) -> float | None:
         return None if value is None or math.isnan(value) else value
 
-    gap, cost = entry.gap, entry.cost
+    scores, comparison, cost = entry.scores, entry.comparison, entry.cost
     return {
         "model": entry.name,
-        "label": entry.label,
+        "label": entry.short_name,
         "kind": entry.kind,
         "teacher": entry.teacher,
         "alone": entry.alone,
         "rank": entry.rank,
         "folds": [fold.name for fold in entry.model.folds if not fold.problem],
-        "cases": entry.cases,
-        "mean_dice": plain(entry.mean_dice),
-        "mean_dice_95": [plain(entry.low), plain(entry.high)],
-        "dice": {name: plain(value) for name, value in entry.dice.items()},
-        "nsd": plain(entry.nsd),
-        "hd95_mm": plain(entry.hd95_mm),
-        "values_in_nsd_and_hd95": list(entry.measured),
-        "counts": entry.counts,
+        "cases": scores.cases,
+        "mean_dice": plain(scores.mean_dice),
+        "mean_dice_95": [plain(scores.low), plain(scores.high)],
+        "dice": {name: plain(value) for name, value in scores.dice.items()},
+        "nsd": plain(scores.nsd),
+        "hd95_mm": plain(scores.hd95_mm),
+        "values_in_nsd_and_hd95": list(scores.measured),
+        "counts": scores.counts,
         "params": cost.params,
         "gflops_per_patch": plain(cost.gflops),
         "file_mib": plain(cost.file_mib),
         "ms_per_case": plain(cost.ms),
         "peak_mib": plain(cost.peak_mib),
-        "difference_to_reference": plain(entry.difference),
-        "p": plain(entry.p),
-        "p_holm": plain(entry.p_holm),
-        "gap_closed": None if gap is None else vars(gap),
-        "rank_shares": entry.rank_shares,
-        "marks": entry.marks,
-        "made": dict(made(entry.model)),
+        "difference_to_reference": plain(comparison.difference),
+        "p": plain(comparison.p),
+        "p_holm": plain(comparison.p_holm),
+        "gap_closed": None if comparison.gap is None else vars(comparison.gap),
+        "rank_shares": comparison.rank_shares,
+        "marks": entry.warnings,
+        "made": dict(provenance(entry.model)),
     }
 
 

@@ -97,7 +97,9 @@ def read_methods(terms: Any) -> dict[str, Method]:
         raise ValueError("expected names of methods with their options")
     methods: dict[str, Method] = {}
     problems: list[InitErrorDetails] = []
-    for name, options in terms.items():
+    ours = list(own_methods())
+    # in the order of our list, others after them: a file's order of names tells nothing
+    for name, options in sorted(terms.items(), key=lambda term: ours.index(term[0]) if term[0] in ours else len(ours)):
         if options is None:
             continue
         try:

@@ -7,19 +7,19 @@ measured, per network.
 
 import copy
 import functools
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_kd.config import CpuMode, CpuSpeed
+from nnunetv2_kd.choices import CPU_MODES, CpuMode, CpuSpeed
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.networks.build import plain_network
 
-CPU_MODES: tuple[CpuMode, ...] = get_args(CpuMode)
 STOCK: CpuMode = "float32"
 
 ROUNDS = 4
@@ -52,6 +52,16 @@ class MeasuredModes:
 def cpu_has_bfloat16() -> bool:
     """Whether this processor has instructions for bfloat16; without them it is slower than float32."""
     return any(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile"))
+
+
+def processor_name() -> str:
+    """``Intel(R) Xeon(R) Platinum 8481C``, or what Python knows of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def modes_here() -> tuple[CpuMode, ...]:

@@ -13,6 +13,7 @@ from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.model_folder import ALL, FINAL, RECORD_FILE, ModelName, fold_name, parse_model_name
+from nnunetv2_kd.record import Record, TeacherRecord, read_record
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class TrainedFold:
         name: ``0`` or ``all``, as in the folder's name.
         folder: with checkpoints and ``validation``.
         is_trained: whether the training came to its end.
-        record: what the checkpoint records of how it was made (key ``kd``); empty for stock nnU-Net.
+        record: the checkpoint's record of where it comes from (key ``kd``); None for stock nnU-Net.
         epoch: epochs trained; None where not known.
         problem: why it cannot be compared on its validation cases; empty where it can.
     """
@@ -31,7 +32,7 @@ class TrainedFold:
     name: str
     folder: Path
     is_trained: bool
-    record: dict[str, Any]
+    record: Record | None
     epoch: int | None
     problem: str
 
@@ -42,6 +43,12 @@ class TrainedFold:
     @property
     def summary(self) -> Path:
         return self.folder / "validation" / "summary.json"
+
+    @property
+    def debug_information(self) -> dict[str, Any]:
+        """What nnU-Net wrote down of the trainer at the start of the training, every value as text; empty where it is
+        not there."""
+        return _json_or_nothing(self.folder / "debug.json")
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,14 @@ class TrainedModel:
         return parts
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record | None:
         """Of the first fold that has one: all folds of a model are trained by the same trainer and plans."""
-        return next((fold.record for fold in self.folds if fold.record), {})
+        return next((fold.record for fold in self.folds if fold.record is not None), None)
+
+    @property
+    def teachers(self) -> tuple[TeacherRecord, ...]:
+        """That taught its folds, in their order; empty for stock nnU-Net and for a student that was trained alone."""
+        return tuple(teacher for fold in self.folds if fold.record is not None for teacher in fold.record.teachers)
 
     @property
     def trained_folds(self) -> tuple[TrainedFold, ...]:
@@ -163,27 +175,33 @@ def _read_fold(folder: Path) -> TrainedFold:
     if not (folder / FINAL).is_file():
         begun = sorted(file.name for file in folder.glob("checkpoint_*.pth"))
         problem = f"training not finished: no {FINAL}, {', '.join(begun) or 'no checkpoint'} (go on: add --c)"
-        return TrainedFold(name, folder, False, {}, None, problem)
+        return TrainedFold(name, folder, False, None, None, problem)
     try:
         checkpoint = read_checkpoint(folder / FINAL)
     except KDError as error:
         if not zipfile.is_zipfile(folder / FINAL):  # torch's format; cut short it is none
-            return TrainedFold(name, folder, False, {}, None, str(error))
+            return TrainedFold(name, folder, False, None, None, str(error))
         # whole, but with objects of another trainer in it that are not loaded here: its validation is as good as any
-        checkpoint = {"kd": _record_beside(folder)}
+        checkpoint = {"kd": _json_or_nothing(folder / RECORD_FILE)}
+    epoch = checkpoint.get("current_epoch")
+    try:
+        record = read_record(checkpoint["kd"], str(folder / FINAL)) if checkpoint.get("kd") else None
+    except KDError as error:
+        return TrainedFold(name, folder, True, None, epoch, str(error))
     problem = ""
     if name == ALL:
         problem = "fold 'all' is trained on its validation cases: left out; compare on other images with -i -gt"
     elif not (folder / "validation" / "summary.json").is_file():
         problem = "trained, but not validated: no validation/summary.json (repeat the training command with --val)"
-    return TrainedFold(name, folder, True, checkpoint.get("kd") or {}, checkpoint.get("current_epoch"), problem)
+    return TrainedFold(name, folder, True, record, epoch, problem)
 
 
-def _record_beside(folder: Path) -> dict[str, Any]:
+def _json_or_nothing(file: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / RECORD_FILE).read_text())
+        found = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _nothing(

@@ -3,21 +3,28 @@ student reads the teacher's preprocessed data and nnU-Net builds it like any oth
 
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import asdict
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.nnunet.plans import Plans, check_configuration
+from nnunetv2_kd.record import ShrinkRecord
 
 RECORD = "kd_student"
 WIDTH_KEYS = ("features_per_stage", "stem_channels", "bottleneck_channels")
 DEPTH_KEYS = ("n_conv_per_stage", "n_conv_per_stage_decoder", "n_blocks_per_stage")
 
 
+def shrink_record(plans: Plans) -> ShrinkRecord:
+    """How these student's plans were made."""
+    return ShrinkRecord(**plans[RECORD])
+
+
 def made_from(plans: Plans) -> str | None:
     """The name of the plans that these student's plans were made from; None where they are nobody's student."""
-    return plans.get(RECORD, {}).get("made_from")
+    return shrink_record(plans).made_from if RECORD in plans else None
 
 
 def scale_channels(value: Any, width: float) -> Any:
@@ -92,11 +99,7 @@ def shrink_plans(
         )
     student["plans_name"] = name or plans["plans_name"]
     student.get("kd", {}).pop("student", None)  # the size that was asked for is now that of the plans
-    student[RECORD] = {
-        "made_from": plans["plans_name"],
-        "width": dict(widths),
-        "convs_per_stage": convs_per_stage,
-    }
+    student[RECORD] = asdict(ShrinkRecord(plans["plans_name"], dict(widths), convs_per_stage))
     return student
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from nnunetv2_kd.config import CombineOptions
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.methods import Methods, on_features
+from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.regions import Labels, Regions, region_graph
 from nnunetv2_kd.teachers.combine import as_logits, mean_affinity, mix, region_weights, voxel_weights
 from nnunetv2_kd.teachers.running import RunningTeacher
-from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput, TeacherRecord, methods_on_region_cosines
+from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput, methods_on_region_cosines
 
 Size = tuple[int, ...]
 

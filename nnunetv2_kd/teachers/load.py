@@ -12,10 +12,10 @@ from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.files import read_json, sha256
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath
+from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.teachers.check import check_same_task, seen_validation_cases
 from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
 from nnunetv2_kd.teachers.running import RunningTeacher
-from nnunetv2_kd.teachers.teacher import TeacherRecord
 
 
 def load_teacher(

@@ -1,7 +1,7 @@
 """Pseudo Dice of a network on patches, as nnU-Net shows it during training, and in words."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def pseudo_dice(pairs: Iterable[tuple[Tensor, Tensor]], labels: Labels) -> list[
     return (2 * tp / (2 * tp + fp + fn)).tolist()
 
 
-def describe_dice(heading: str, dice: list[float]) -> list[str]:
+def describe_dice(heading: str, dice: Sequence[float]) -> list[str]:
     """A teacher's Dice per class or region as a line for the log, and a warning where it is poor."""
     lines = [f"{heading}: {[round(d, 4) for d in dice]}"]
     present = [d for d in dice if not math.isnan(d)]

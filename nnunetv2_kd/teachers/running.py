@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from nnunetv2_kd.methods import Methods, need_logits, tapped_stages
 from nnunetv2_kd.networks.stages import match_stages, stage_channels
 from nnunetv2_kd.networks.taps import Taps
+from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.regions import Labels
 from nnunetv2_kd.teachers.pseudo_dice import describe_dice, pseudo_dice
-from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput, TeacherRecord
+from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput
 
 
 class _DecoderSkipped(Exception):  # noqa: N818  (not an error)

@@ -2,41 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.methods import OWN_METHODS, Methods
+from nnunetv2_kd.record import StoredTeacherRecord, TeacherRecord
 
 Batch = dict[str, Any]  # nnU-Net's: "data" (B, C, *S), "target" per head or a single one, "keys" the cases' names
-
-
-@dataclass(frozen=True)
-class TeacherRecord:
-    """Who taught: plain values, for the log and the student's checkpoint.
-
-    ``seen_validation_cases``: how many of the student's validation cases the teacher was trained on; None: not known.
-    """
-
-    folder: str
-    fold: str
-    checkpoint: str
-    sha256: str
-    trainer: str
-    epoch: int
-    params: int
-    seen_validation_cases: int | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.folder}, fold {self.fold}, {self.checkpoint} (SHA-256 {self.sha256}), trained by {self.trainer} "
-            f"for {self.epoch} epochs, {format_count(self.params)} parameters"
-        )
 
 
 @dataclass
@@ -89,9 +63,9 @@ class Teacher(ABC):
     def describe(self) -> list[str]:
         """Lines for the log."""
 
-    def facts(self) -> dict[str, Any]:
-        """What else the student's record says of its teacher, in plain values."""
-        return {}
+    def stored_record(self) -> StoredTeacherRecord | None:
+        """The store that it is read from; None where it runs."""
+        return None
 
     def stage_channels(self) -> dict[str, int]:
         """Width of the attached stages, by the student's names of them; none where features are not compared."""

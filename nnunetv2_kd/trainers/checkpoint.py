@@ -14,6 +14,7 @@ from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.networks.cost import network_cost
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE
+from nnunetv2_kd.record import Record, read_record
 from nnunetv2_kd.trainers.trained_parts import split_optimizer_state
 
 
@@ -31,7 +32,7 @@ def base_trainer(trainer: type) -> type:
 
 
 def make_stock(
-    written: str, filename: str, trainer_name: str, record: dict[str, Any], added: int, state: dict[str, Any]
+    written: str, filename: str, trainer_name: str, record: Record, added: int, state: dict[str, Any]
 ) -> None:
     """Turn a checkpoint that was just written into one of stock nnU-Net and move it to its place in one step, so that
     a training killed in the middle leaves the previous checkpoint whole.
@@ -40,14 +41,14 @@ def make_stock(
         written: the file just written.
         filename: where it belongs.
         trainer_name: the stock trainer's name.
-        record: plain values on where the student comes from, kept under the key ``kd``.
+        record: where the student comes from; its plain values are kept under the key ``kd``.
         added: how many parameters of ours the optimizer has, in its last group.
         state: what only a resumed training needs, tensors and plain values. Kept under the key ``kd_training`` in
             checkpoint_latest.pth, which nnU-Net deletes at the end, and in no other.
     """
     checkpoint = torch.load(written, map_location="cpu", weights_only=False)
     checkpoint["trainer_name"] = trainer_name
-    checkpoint["kd"] = record
+    checkpoint["kd"] = record.as_dict()
     checkpoint["optimizer_state"], of_added = split_optimizer_state(checkpoint["optimizer_state"], added)
     if Path(filename).name == "checkpoint_latest.pth":
         checkpoint["kd_training"] = {**state, "adapters_optimizer": of_added}
@@ -57,19 +58,20 @@ def make_stock(
 
 def check_same_size(
     file: Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Record | None, dict[str, Any]]:
     """The checkpoint to resume from, or to validate, is of a student of this size.
 
     Returns:
-        What the checkpoint records of its distillation, and what a resumed training needs of it.
+        The checkpoint's record (None: it has none), and what only a resumed training needs of it.
 
     Raises:
-        KDError: shows both sizes.
+        KDError: shows both sizes, or what cannot be read of the record.
     """
     checkpoint = torch.load(file, map_location="cpu", weights_only=False)
     before = checkpoint["init_args"]["plans"]
     if _architecture(before, configuration) == _architecture(plans, configuration):
-        return checkpoint.get("kd", {}), checkpoint.get("kd_training", {})
+        record = read_record(checkpoint["kd"], str(file)) if checkpoint.get("kd") else None
+        return record, checkpoint.get("kd_training", {})
     raise KDError(
         f"The student in {file} is of another size than the one asked for now:\n"
         f"  in the checkpoint: {_size(before, configuration, dataset_json)}\n"
@@ -82,22 +84,22 @@ METHOD = ("teacher", "teachers", "stored_teacher", "combine", "terms", "schedule
 
 
 def check_same_method(
-    before: dict[str, Any], options: dict[str, Any], folder: str, keys: Sequence[str] = METHOD
+    before: Record | None, options: dict[str, Any], folder: str, keys: Sequence[str] = METHOD
 ) -> None:
     """A training is resumed with the teacher, terms and schedule that it began with.
 
     Args:
-        before: the record in the checkpoint; empty where nothing is resumed.
-        options: those at hand.
+        before: the record in the checkpoint; None where nothing is resumed.
+        options: those at hand, in plain values.
         folder: the fold's output folder, which holds the options file of the training.
         keys: which options must be the same.
 
     Raises:
         KDError: shows what differs, both sides.
     """
-    if not before:
+    if before is None:
         return
-    then = {"optimizer": OptimizerOptions().model_dump(mode="json")} | before["options"]  # older ones do not tell
+    then = {"optimizer": OptimizerOptions().model_dump(mode="json")} | before.options  # older ones do not tell
     differing = [
         f"{key}: {then.get(key)} in the checkpoint, {options.get(key)} now"
         for key in keys

@@ -25,10 +25,11 @@ from nnunetv2_kd.networks.build import build_network, plain_network
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.plans import read_plans
+from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.regions import Labels
 from nnunetv2_kd.students.shrink import made_from
 from nnunetv2_kd.teachers.running import RunningTeacher
-from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput, TeacherRecord
+from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput
 from nnunetv2_kd.trainers.checkpoint import stock_name
 from nnunetv2_kd.trainers.mixin import DistillationMixin
 

@@ -6,7 +6,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.networks.cost import network_cost
-from nnunetv2_kd.teachers.teacher import Teacher, TeacherRecord
+from nnunetv2_kd.record import TeacherRecord
+from nnunetv2_kd.students.shrink import shrink_record
+from nnunetv2_kd.teachers.teacher import Teacher
 
 Plans = dict[str, Any]
 POOR_DICE = 0.5
@@ -15,13 +17,12 @@ POOR_DICE = 0.5
 def about_student(plans: Plans, configuration: str, dataset_json: dict[str, Any], made_here: bool) -> str:
     """Its size, and where that comes from."""
     cost = network_cost(plans, configuration, dataset_json)
-    record = plans["kd_student"]
+    record = shrink_record(plans)
     features = PlansManager(plans).get_configuration(configuration).network_arch_init_kwargs["features_per_stage"]
     how = "made by this trainer" if made_here else "read from the plans file"
     return (
         f"Student: {format_count(cost.params)} parameters, {format_count(cost.flops)}FLOPs per patch, channels "
-        f"{features} (width {record['width'].get(configuration, 1):g} of "
-        f"{record['made_from']}; {how})"
+        f"{features} (width {record.width.get(configuration, 1):g} of {record.made_from}; {how})"
     )
 
 

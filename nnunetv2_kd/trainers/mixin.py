@@ -19,6 +19,7 @@ from nnunetv2_kd.networks.build import plain_network
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.splits import read_splits
+from nnunetv2_kd.record import Record
 from nnunetv2_kd.regions import Labels
 from nnunetv2_kd.students.shrink import made_from
 from nnunetv2_kd.students.size import student_plans
@@ -94,7 +95,7 @@ class DistillationMixin(Base):
         self.distillation: Distillation | None = None
         self._iteration = 0
         self._bar: tqdm | None = None
-        self._resumed: dict[str, Any] = {}
+        self._resumed: Record | None = None
         self._resumed_state: dict[str, Any] = {}
         self._split: tuple[Any, Any] | None = None
         self._average: WeightAverage | None = None

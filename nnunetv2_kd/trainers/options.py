@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from nnunetv2_kd.choices import CpuSpeed
 from nnunetv2_kd.config import (
     CheckedOptions,
     CombineOptions,
-    CpuSpeed,
     OptimizerOptions,
     Schedule,
     StudentOptions,
@@ -56,11 +56,6 @@ class Options(CheckedOptions):
     cpu_speed: CpuSpeed | None = Field(
         None, description="how student and teachers compute on a CPU; default: float32, as nnU-Net does"
     )
-
-    @field_validator("optimizer", mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("stored_teacher")
     @classmethod

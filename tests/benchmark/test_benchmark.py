@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nnunetv2_kd.benchmark import run as module
-from nnunetv2_kd.benchmark.timing import Timed
+from nnunetv2_kd.benchmark.timing import TimedModel
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from tests.untrained_models import DATASET, add_images, add_model, make_folders
@@ -30,13 +30,13 @@ def here(tmp_path, monkeypatch):
 def in_no_time(monkeypatch):
     """Nothing runs: a model takes as many milliseconds as it has parameters."""
 
-    def take_turns(runs, cases, device, repeats):
-        for run in runs:
-            ms = float(sum(v.numel() for v in torch.load(run.model.folds[0].checkpoint)["network_weights"].values()))
-            run.took = {True: [[3 * ms, 2 * ms] for _ in cases], False: [[ms] for _ in cases]}
+    def time_in_turns(models, cases, device, repeats):
+        for timed in models:
+            ms = float(sum(v.numel() for v in torch.load(timed.model.folds[0].checkpoint)["network_weights"].values()))
+            timed.milliseconds = {True: [[3 * ms, 2 * ms] for _ in cases], False: [[ms] for _ in cases]}
 
-    monkeypatch.setattr(module, "take_turns", take_turns)
-    monkeypatch.setattr(module, "peak_in_own_process", lambda run, files: (600.0, 500.0))
+    monkeypatch.setattr(module, "time_in_turns", time_in_turns)
+    monkeypatch.setattr(module, "peak_in_own_process", lambda timed, files: (600.0, 500.0))
 
 
 def models(here):
@@ -70,8 +70,8 @@ def test_of_a_dataset_the_largest_is_first(here, in_no_time, capsys):
     assert lines[0].startswith("| model | parameters | GFLOPs per patch | peak MiB | ms per case | times faster |")
     assert lines[2].startswith(r"| nnUNetTrainer\_\_nnUNetPlans\_\_3d\_fullres |")
     assert "| 1.0 |" in lines[2]
-    large, small = (Timed(module.read_model(module.Path(folder))) for folder in models(here))
-    module.take_turns([large, small], [[]], None, 1)
+    large, small = (TimedModel(module.read_model(module.Path(folder))) for folder in models(here))
+    module.time_in_turns([large, small], [[]], None, 1)
     assert f"| {large.ms() / small.ms():.1f} |" in lines[3]
     assert "500 MiB of it Python" in lines[6]
 

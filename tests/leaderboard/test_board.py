@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.leaderboard.run import LeaderboardRequest, make_boards
-from nnunetv2_kd.leaderboard.words import footnotes, verdict
+from nnunetv2_kd.leaderboard.board import make_boards
+from nnunetv2_kd.leaderboard.columns import fold_names
+from nnunetv2_kd.leaderboard.footnotes import footnotes
+from nnunetv2_kd.leaderboard.request import LeaderboardRequest
+from nnunetv2_kd.leaderboard.summary import summary
 from tests.scored_models import Results, eroded, record, shifted, truth_of, without, write
 
 
@@ -23,8 +26,8 @@ def test_numbers_are_nnunets(family):
     board = board_of(family)
     for entry in board.entries:
         summary = json.loads((entry.model.folder / "fold_0" / "validation" / "summary.json").read_text())
-        assert entry.mean_dice == summary["foreground_mean"]["Dice"]
-        assert entry.dice == {"a": summary["mean"]["1"]["Dice"], "b": summary["mean"]["2"]["Dice"]}
+        assert entry.scores.mean_dice == summary["foreground_mean"]["Dice"]
+        assert entry.scores.dice == {"a": summary["mean"]["1"]["Dice"], "b": summary["mean"]["2"]["Dice"]}
 
 
 def test_comparisons(family):
@@ -33,22 +36,22 @@ def test_comparisons(family):
     region, seen = entry_of(board, "nnUNetTrainerRegionKD"), entry_of(board, "nnUNetTrainerKD")
     assert [entry.rank for entry in board.entries] == [1, 2, 3, 4]
     assert board.reference == alone.name
-    assert np.isnan(alone.p)
-    assert region.difference == pytest.approx(region.mean_dice - alone.mean_dice)
-    expected = (region.mean_dice - alone.mean_dice) / (teacher.mean_dice - alone.mean_dice)
-    assert region.gap.share == pytest.approx(expected)
-    assert region.gap.low < expected < region.gap.high
-    assert seen.gap.share < 0
-    assert teacher.gap is None
-    assert teacher.rank_shares == [1, 0, 0, 0]
-    assert seen.marks == ["teacher saw validation cases (fold 0: 5)"]
-    assert region.label == "RegionKD · Small"
+    assert np.isnan(alone.comparison.p)
+    assert region.comparison.difference == pytest.approx(region.scores.mean_dice - alone.scores.mean_dice)
+    expected = (region.scores.mean_dice - alone.scores.mean_dice) / (teacher.scores.mean_dice - alone.scores.mean_dice)
+    assert region.comparison.gap.share == pytest.approx(expected)
+    assert region.comparison.gap.low < expected < region.comparison.gap.high
+    assert seen.comparison.gap.share < 0
+    assert teacher.comparison.gap is None
+    assert teacher.comparison.rank_shares == [1, 0, 0, 0]
+    assert seen.warnings == ["teacher saw validation cases (fold 0: 5)"]
+    assert region.short_name == "RegionKD · Small"
     assert len(board.shared) == 8
     assert any("8 cases are shared by all 4 models" in line for line in board.notes)
     told = " ".join(footnotes(board))
     assert "KD · Small: teacher saw validation cases (fold 0: 5)." in told
     assert "the best student alone; choose with --reference NAME" in told
-    assert "Highest mean Dice: nnUNetTrainer · nnUNetPlans, 1.000" in verdict(board)[0]
+    assert "Highest mean Dice: nnUNetTrainer · nnUNetPlans, 1.000" in summary(board)[0]
 
 
 def test_reference_and_teacher_can_be_chosen(family):
@@ -57,32 +60,29 @@ def test_reference_and_teacher_can_be_chosen(family):
     assert any("chosen with --reference" in line for line in board.notes)
     board = board_of(family, teacher="KDBaseline")
     region = entry_of(board, "nnUNetTrainerRegionKD")
-    assert region.gap.reason == "the teacher is not better than the student alone"
+    assert region.comparison.gap.reason == "the teacher is not better than the student alone"
     with pytest.raises(KDError, match="--reference nothing fits none"):
         board_of(family, reference="nothing")
 
 
 def test_gap_needs_teacher_and_alone(results):
-    results.add(
-        "nnUNetTrainerRegionKD",
-        eroded(2),
-        kd=record(
-            "x",
-            {
-                "sha256": "0",
-                "checkpoint": "checkpoint_final.pth",
-                "folder": "f",
-                "fold": "0",
-                "seen_validation_cases": None,
-            },
-        ),
-    )
+    gone = {
+        "sha256": "0",
+        "checkpoint": "checkpoint_final.pth",
+        "folder": "f",
+        "fold": "0",
+        "trainer": "nnUNetTrainer",
+        "epoch": 10,
+        "params": 1000,
+        "seen_validation_cases": None,
+    }
+    results.add("nnUNetTrainerRegionKD", eroded(2), kd=record("x", gone))
     board = board_of(results)
-    assert "its teacher is not among these models" in board.entries[0].gap.reason
-    assert board.entries[0].marks == ["teacher saw validation cases (fold 0: an unknown number)"]
+    assert "its teacher is not among these models" in board.entries[0].comparison.gap.reason
+    assert board.entries[0].warnings == ["teacher saw validation cases (fold 0: an unknown number)"]
     teacher = results.add("nnUNetTrainer", shifted(0))
     results.add("nnUNetTrainerKD", eroded(2), kd=record("x", results.teacher_record(teacher)))
-    gap = entry_of(board_of(results), "nnUNetTrainerKD").gap
+    gap = entry_of(board_of(results), "nnUNetTrainerKD").comparison.gap
     assert gap.share is None
     assert "no student alone with the same plans" in gap.reason
 
@@ -92,8 +92,8 @@ def test_missing_folds_are_shown_and_cases_paired(results):
     results.add("nnUNetTrainerKDBaseline", eroded(2), folds=(1,), kd=record("x"))
     board = board_of(results)
     both, one = board.entries
-    assert (both.folds, both.cases) == ("0, 1", 16)
-    assert (one.folds, one.cases, one.marks) == ("1", 8, ["missing folds: 0"])
+    assert (fold_names(both), both.scores.cases) == ("0, 1", 16)
+    assert (fold_names(one), one.scores.cases, one.warnings) == ("1", 8, ["missing folds: 0"])
     assert board.shared == results.cases(1)
 
 
@@ -111,11 +111,11 @@ def test_failed_and_empty_are_counted_and_not_averaged(results):
     file.write_text(json.dumps(summary))
     board = board_of(results)
     entry = entry_of(board, "nnUNetTrainer")
-    assert entry.counts == {"missed": 1, "false_alarms": 0, "both_empty": 1, "failed": 2}
-    assert entry.cases == 7
-    assert entry.dice == {"a": pytest.approx(6 / 7), "b": 1.0}
-    assert entry.nsd == pytest.approx((6 / 7 + 1) / 2)
-    assert entry.hd95_mm == 0  # a missed structure has no distance; the count beside it tells
+    assert entry.scores.counts == {"missed": 1, "false_alarms": 0, "both_empty": 1, "failed": 2}
+    assert entry.scores.cases == 7
+    assert entry.scores.dice == {"a": pytest.approx(6 / 7), "b": 1.0}
+    assert entry.scores.nsd == pytest.approx((6 / 7 + 1) / 2)
+    assert entry.scores.hd95_mm == 0  # a missed structure has no distance; the count beside it tells
     assert "box007" not in board.shared
     assert "nnUNetTrainer__nnUNetPlans__3d_fullres: box007: failed: not in summary.json" in board.problems
 
@@ -128,10 +128,10 @@ def test_a_dataset_with_one_case(tmp_path, monkeypatch):
     results.add("nnUNetTrainer", shifted(0))
     results.add("nnUNetTrainerKDBaseline", shifted(1), kd=record("x"))
     board = board_of(results)
-    assert [np.isnan(entry.low) for entry in board.entries] == [True, True]
-    assert [np.isnan(entry.p) for entry in board.entries] == [True, True]
+    assert [np.isnan(entry.scores.low) for entry in board.entries] == [True, True]
+    assert [np.isnan(entry.comparison.p) for entry in board.entries] == [True, True]
     assert "Fewer than two shared cases: no interval, test or rank share can be given." in board.notes
-    assert board.entries[0].mean_dice == 1.0
+    assert board.entries[0].scores.mean_dice == 1.0
 
 
 def test_no_shared_case(results):
@@ -139,7 +139,7 @@ def test_no_shared_case(results):
     results.add("nnUNetTrainerOther", shifted(1), folds=(1,))
     board = board_of(results)
     assert board.shared == []
-    assert [entry.rank_shares for entry in board.entries] == [[], []]
+    assert [entry.comparison.rank_shares for entry in board.entries] == [[], []]
 
 
 def test_a_case_in_two_folds_counts_once_in_comparisons(results):
@@ -151,7 +151,7 @@ def test_a_case_in_two_folds_counts_once_in_comparisons(results):
     board = board_of(results)
     entry = entry_of(board, "nnUNetTrainerOther")
     assert board.shared == results.cases(0)
-    assert "8 cases are in several folds: every one counts in its means" in entry.marks
+    assert "8 cases are in several folds: every one counts in its means" in entry.warnings
 
 
 def test_other_structures_are_not_compared(results):
@@ -187,15 +187,20 @@ def test_half_finished_trainings_are_shown(family):
     (family.models / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth").unlink()
     board = board_of(family)
     entry = board.entries[-1]
-    assert (entry.rank, entry.folds, entry.cases, entry.marks) == (None, "none", 0, ["missing folds: 0"])
+    assert (entry.rank, fold_names(entry), entry.scores.cases, entry.warnings) == (
+        None,
+        "none",
+        0,
+        ["missing folds: 0"],
+    )
     assert any("training not finished: no checkpoint_final.pth" in line for line in board.problems)
 
 
 def test_without_ground_truth_there_is_dice_only(family):
     family.truths.rename(family.truths.parent / "elsewhere")
     board = board_of(family)
-    assert not np.isnan(board.entries[0].mean_dice)
-    assert np.isnan(board.entries[0].nsd)
+    assert not np.isnan(board.entries[0].scores.mean_dice)
+    assert np.isnan(board.entries[0].scores.nsd)
     assert any(line.startswith("No surface distances: no ground truth") for line in board.problems)
 
 

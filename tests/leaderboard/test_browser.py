@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from nnunetv2_kd.leaderboard.board import make_boards
 from nnunetv2_kd.leaderboard.page import to_page
-from nnunetv2_kd.leaderboard.run import LeaderboardRequest, make_boards
+from nnunetv2_kd.leaderboard.request import LeaderboardRequest
 
 pytestmark = pytest.mark.browser
 

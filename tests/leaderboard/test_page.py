@@ -5,10 +5,11 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from nnunetv2_kd.leaderboard.cases import featured, worst_cases
+from nnunetv2_kd.leaderboard.board import make_boards
 from nnunetv2_kd.leaderboard.page import to_page
-from nnunetv2_kd.leaderboard.run import LeaderboardRequest, make_boards
-from tests.scored_models import eroded, record
+from nnunetv2_kd.leaderboard.request import LeaderboardRequest
+from nnunetv2_kd.leaderboard.worst_cases import featured, worst_cases
+from tests.scored_models import eroded, record, shifted
 
 STRANGE = "<img src=x onerror=alert(1)> & \"q\" 'x' $y$"
 VOID = {"meta", "link", "input", "img", "br", "path", "use"}
@@ -114,15 +115,23 @@ def test_worst_cases_are_the_worst(family):
     assert entry.model.trainer == "nnUNetTrainerRegionKD"
     pictures, why_none = worst_cases(board, entry)
     assert why_none == ""
-    lowest = board.per_case.loc[entry.name].sort_values(kind="stable").index[:3]
+    lowest = board.case_means.loc[entry.name].sort_values(kind="stable").index[:3]
     assert [picture.case for picture in pictures] == list(lowest)
-    assert "image, truth, nnUNetTrainer · nnUNetPlans with Dice 1.000, KDBaseline · Small" in pictures[0].told
+    assert "image, truth, nnUNetTrainer · nnUNetPlans with Dice 1.000, KDBaseline · Small" in pictures[0].description
 
 
 def test_without_images_there_are_no_pictures(family):
     (family.root / "raw").rename(family.root / "elsewhere")
     words = " ".join(Page(to_page(boards_of(family))).words)
     assert "No pictures: the images (nnUNet_raw, imagesTr) or the ground truth are not on this machine." in words
+
+
+def test_a_model_of_stock_nnunet_is_in_the_plots(family):
+    """One that teaches nobody is a kind of its own."""
+    family.add("nnUNetTrainerOther", shifted(1))
+    page = Page(to_page(boards_of(family)))
+    assert len(page.all("svg")) == 2
+    assert "nnU-Net" in page.words
 
 
 def test_page_without_any_score(family):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from nnunetv2_kd.leaderboard.run import LeaderboardRequest, make_boards
+from nnunetv2_kd.leaderboard.board import make_boards
+from nnunetv2_kd.leaderboard.request import LeaderboardRequest
 from nnunetv2_kd.leaderboard.tables import print_board, to_csv, to_json, to_latex, to_markdown
 from nnunetv2_kd.leaderboard.write import write_all
 from tests.scored_models import eroded, record, shifted

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.leaderboard.origin import alone_of, budget, kind, made, seen_cases, teachers_of
 from nnunetv2_kd.nnunet.datasets import trained_dataset
 from nnunetv2_kd.nnunet.trained_models import find_models, pick
 from tests.scored_models import DATASET, record, shifted
@@ -45,7 +44,7 @@ def test_a_checkpoint_with_more_than_plain_data_is_compared_but_not_loaded(resul
     torch.save({"object": pytest.raises}, folder / "fold_0" / "checkpoint_final.pth")
     fold = find_models(DATASET)[0][0].folds[0]
     assert fold.problem == ""
-    assert fold.record["trainer"] == "nnUNetTrainerKD"
+    assert fold.record.trainer == "nnUNetTrainerKD"
 
 
 def test_no_model(results, monkeypatch):
@@ -88,39 +87,9 @@ def test_pick(family):
         pick(models, "nobody", "--teacher")
 
 
-def test_origins(family):
-    models = {model.trainer: model for model in find_models(DATASET)[0]}
-    every = list(models.values())
-    teachers = teachers_of(every)
-    teacher = "nnUNetTrainer__nnUNetPlans__3d_fullres"
-    # told by the SHA-256, though the recorded folder does not exist
-    assert teachers == {models[name].name: teacher for name in ("nnUNetTrainerKD", "nnUNetTrainerRegionKD")}
-    kinds = {name: kind(model, list(teachers.values())) for name, model in models.items()}
-    assert kinds == {
-        "nnUNetTrainer": "teacher",
-        "nnUNetTrainerKDBaseline": "student alone",
-        "nnUNetTrainerKD": "student distilled",
-        "nnUNetTrainerRegionKD": "student distilled",
-    }
-    assert kind(models["nnUNetTrainer"], []) == "nnU-Net"
-    assert alone_of(models["nnUNetTrainerKD"], every) is models["nnUNetTrainerKDBaseline"]
-    assert seen_cases(models["nnUNetTrainerKD"]) == "fold 0: 5"
-    assert seen_cases(models["nnUNetTrainerRegionKD"]) == ""
-    assert budget(models["nnUNetTrainerKD"]) == 100
-    assert budget(models["nnUNetTrainer"]) is None
-    facts = dict(made(models["nnUNetTrainerRegionKD"]))
-    assert facts["command"] == "nnUNetv2_train 7 3d_fullres 0 -tr nnUNetTrainerRegionKD"
-    assert "SHA-256" in facts["teacher of fold 0"]
-    assert facts["options"] == '{"iterations_per_epoch": 10}'
-
-
-def test_alone_has_the_same_plans_network_and_epochs(family):
-    family.add(
-        "nnUNetTrainerRegionKD_5epochs", shifted(0), plans_name="nnUNetPlansSmall", kd=record("x", {"sha256": ""})
-    )
-    family.add("nnUNetTrainerRegionKD", shifted(0), plans_name="nnUNetPlansWide", features=(8, 8))
-    family.add("nnUNetTrainerKDBaseline", shifted(0), plans_name="nnUNetPlansWide", features=(4, 4))
-    models = find_models(DATASET)[0]
-    for model in models:
-        if model.trainer.endswith("5epochs") or (model.plans_name, model.trainer[-2:]) == ("nnUNetPlansWide", "KD"):
-            assert alone_of(model, models) is None
+def test_a_record_that_cannot_be_read_is_told(results):
+    results.add("nnUNetTrainerKD", shifted(0), kd=record("nnUNetTrainerKD") | {"teachers": 3})
+    results.add("nnUNetTrainer", shifted(0))
+    broken, whole = (model.folds[0] for model in find_models(DATASET)[0])
+    assert whole.problem == ""
+    assert "checkpoint_final.pth holds a record of its training that cannot be read:\n  - teachers:" in broken.problem

@@ -8,11 +8,11 @@ import torch
 
 from nnunetv2_kd.config import CombineOptions
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.regions import region_graph
 from nnunetv2_kd.regions.labels import Labels
 from nnunetv2_kd.teachers.ensemble import EnsembleTeacher, check_different
 from nnunetv2_kd.teachers.running import RunningTeacher
-from nnunetv2_kd.teachers.teacher import TeacherRecord
 from tests.small_networks import network
 
 LABELS = Labels(num_heads=3, has_regions=False, ignore_label=None)

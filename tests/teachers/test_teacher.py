@@ -7,10 +7,10 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.networks.cpu_mode import set_mode
 from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath
+from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
 from nnunetv2_kd.teachers.load import load_strictly, trained_heads
 from nnunetv2_kd.teachers.running import RunningTeacher
-from nnunetv2_kd.teachers.teacher import TeacherRecord
 from tests.small_networks import network
 
 STUDENT = StudentIdentity("Dataset999_Test", "nnUNetPlans", "3d_fullres", 0)

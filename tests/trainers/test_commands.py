@@ -106,6 +106,12 @@ def test_options_travel(distilled):
     assert again.model_dump(mode="json") == record["options"]
     assert list(again.active_terms()) == ["region_kl", "region_affinity"]
     assert record["command"].startswith("nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerRegionKD")
+    options = record["options"]
+    assert record["training"]["epochs"] == options["epochs"]
+    assert record["training"]["iterations_per_epoch"] == options["iterations_per_epoch"]
+    splits = json.loads((distilled.preprocessed / DATASET / "splits_final.json").read_text())
+    assert record["training"]["cases"] == len(splits[0]["train"])
+    assert torch.__version__.startswith(record["environment"]["torch"])
 
 
 def test_student_predicts_without_the_plugin(distilled, stock_python):

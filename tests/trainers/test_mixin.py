@@ -104,7 +104,7 @@ def test_teacher_of_another_fold_is_a_warning_and_recorded(here):
     trainer.initialize()
     trainer._start_distillation()
     assert "the teacher is of fold 0, the student of fold 1: the teacher was trained on" in log_of(trainer)
-    assert make_record(trainer)["teachers"][0]["seen_validation_cases"] > 0
+    assert make_record(trainer).teachers[0].seen_validation_cases > 0
 
 
 def test_no_term_has_a_weight(here):

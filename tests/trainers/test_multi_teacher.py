@@ -52,7 +52,7 @@ def test_teachers_of_other_width_architecture_and_cases(two_teachers, here, rule
         assert all(np.isfinite(row[term]) for term in ("voxel_kl", "lovasz", "soft_dice", "region_affinity"))
     if rule == "mean":
         assert trainer._history.rows[0]["weight_of_teacher_1"] == pytest.approx(0.75)
-    assert [teacher["fold"] for teacher in make_record(trainer)["teachers"]] == ["0", "5"]
+    assert [teacher.fold for teacher in make_record(trainer).teachers] == ["0", "5"]
 
 
 def test_one_teacher_is_too_few(here):

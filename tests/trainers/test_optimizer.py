@@ -24,7 +24,7 @@ ADAPTED = {"terms": {"fitnet": {"stages": ["encoder.0"]}}}
     ("given", "reference"),
     [
         ({"name": "adamw", "lr": 0.1, "weight_decay": 0.3}, lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.3)),
-        ({"name": "adamw"}, lambda p: torch.optim.AdamW(p, 0.003, weight_decay=0.01)),
+        ({"name": "adamw"}, lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.01)),
         (
             {"name": "sgd"},
             lambda p: torch.optim.SGD(p, 0.01, weight_decay=3e-5, momentum=0.99, nesterov=True),  # nnU-Net's
@@ -76,7 +76,7 @@ def test_a_step_that_amp_leaves_out_is_caught_up_with():
     scheduler.step(0)
     optimizer.step()  # of two
     scheduler.step(1)
-    assert scheduler.get_last_lr()[0] == pytest.approx(0.003 * 0.5**0.9)
+    assert scheduler.get_last_lr()[0] == pytest.approx(0.01 * 0.5**0.9)
 
 
 def test_options():
@@ -98,8 +98,8 @@ def test_trainers_use_it_and_record_it(here):
     trainer = make_trainer(nnUNetTrainerKDBaseline, here, optimizer=ADAMW, ema=0.99)
     trainer.on_train_start()
     assert type(trainer.optimizer) is torch.optim.AdamW
-    kept = make_record(trainer)["training"]
-    assert kept["optimizer"] == {
+    kept = make_record(trainer).training
+    assert kept.optimizer == {
         "name": "AdamW",
         "lr": 0.002,
         "betas": [0.9, 0.999],
@@ -107,10 +107,10 @@ def test_trainers_use_it_and_record_it(here):
         "schedule": "cosine",
         "warmup": 0.25,
     }
-    assert (kept["ema"], kept["epochs"], kept["iterations_per_epoch"], kept["batch_size"]) == (0.99, 2, 3, 2)
-    assert kept["cases"] == len(trainer.do_split()[0])
-    assert (kept["precision"], kept["augmentation"]) == ("float32", "of nnUNetTrainer")
-    assert (kept["initial_weights"], kept["early_stopping"]) == ("random", None)
+    assert (kept.ema, kept.epochs, kept.iterations_per_epoch, kept.batch_size) == (0.99, 2, 3, 2)
+    assert kept.cases == len(trainer.do_split()[0])
+    assert (kept.precision, kept.augmentation) == ("float32", "of nnUNetTrainer")
+    assert (kept.initial_weights, kept.early_stopping) == ("random", None)
 
 
 def test_nnunets_own_is_the_default_and_described_alike(here):
@@ -120,6 +120,16 @@ def test_nnunets_own_is_the_default_and_described_alike(here):
     same, schedule = make_optimizer(trainer.network.parameters(), OptimizerOptions(name="sgd"), 2, 3)
     assert own == described(same, schedule)
     assert own["name"] == "SGD"
+
+
+@pytest.mark.parametrize(
+    ("width", "limit", "name"), [(0.5, 1_000_000, "adamw"), (1.0, 1_000_000, "nnunet"), (0.5, 1000, "nnunet")]
+)
+def test_small_shrunken_students_have_adamw(here, monkeypatch, width, limit, name):
+    monkeypatch.setattr("nnunetv2_kd.trainers.optimizer.SMALL", limit)
+    for kind in (nnUNetTrainerKD, nnUNetTrainerKDBaseline):
+        trainer = make_trainer(kind, here, student={"width": width}, optimizer=None)
+        assert trainer.options.optimizer.name == name
 
 
 def test_initial_weights():

@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class CasePredictor:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the store's header."""
-        record = self.teacher.record.as_dict()
+        record = asdict(self.teacher.record)
         del record["seen_validation_cases"]  # depends on the student's fold
         return record | {
             "fingerprint": fingerprint(self.path.checkpoint),

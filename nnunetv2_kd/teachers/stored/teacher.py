@@ -11,6 +11,7 @@ from nnunetv2_kd.methods import Methods, on_features, tapped_stages
 from nnunetv2_kd.networks.stages import match_strides, stage_modules
 from nnunetv2_kd.nnunet.model_folder import Fold
 from nnunetv2_kd.nnunet.splits import Split
+from nnunetv2_kd.record import StoredTeacherRecord, TeacherRecord
 from nnunetv2_kd.regions import Labels, at_grid, unit_vectors
 from nnunetv2_kd.teachers.check import seen_validation_cases
 from nnunetv2_kd.teachers.combine import as_logits
@@ -18,7 +19,7 @@ from nnunetv2_kd.teachers.pseudo_dice import describe_dice
 from nnunetv2_kd.teachers.stored import quantization
 from nnunetv2_kd.teachers.stored.loading import StoredDataset, StoredTransforms
 from nnunetv2_kd.teachers.stored.store import Store
-from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput, TeacherRecord, methods_on_region_cosines
+from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput, methods_on_region_cosines
 
 
 class StoredTeacher(Teacher):
@@ -60,31 +61,28 @@ class StoredTeacher(Teacher):
     def records(self) -> list[TeacherRecord]:
         return self._records
 
-    def facts(self) -> dict[str, Any]:
-        """What the store is, and how good on the training cases."""
+    def stored_record(self) -> StoredTeacherRecord:
         records = [self.store.cases[case] for case in self._cases]
         dice = [
             [value for value in of_class if value is not None]
             for of_class in zip(*(record["dice"] for record in records), strict=True)
         ]
-        return {
-            "stored": {
-                "folder": str(self.store.folder),
-                "command": self.store.command,
-                "mirroring": self.store.header["teachers"][0]["mirroring"],
-                "largest_error": max(record["error"] for record in records),
-                "training_dice": [sum(values) / len(values) if values else math.nan for values in dice],
-            }
-        }
+        return StoredTeacherRecord(
+            folder=str(self.store.folder),
+            command=self.store.command,
+            mirroring=tuple(self.store.header["teachers"][0]["mirroring"]),
+            largest_error=max(record["error"] for record in records),
+            training_dice=tuple(sum(values) / len(values) if values else math.nan for values in dice),
+        )
 
     def describe(self) -> list[str]:
-        stored, count = self.facts()["stored"], len(self._records)
+        stored, count = self.stored_record(), len(self._records)
         return [
-            f"Stored teacher: {stored['folder']}, {count} model{'s' if count > 1 else ''}, "
-            f"{'mirrored' if stored['mirroring'] else 'not mirrored'}; "
-            f"largest error of a stored probability {stored['largest_error']:.4f}",
+            f"Stored teacher: {stored.folder}, {count} model{'s' if count > 1 else ''}, "
+            f"{'mirrored' if stored.mirroring else 'not mirrored'}; "
+            f"largest error of a stored probability {stored.largest_error:.4f}",
             *(f"  {record}" for record in self._records),
-            *describe_dice("The stored teacher's Dice on the training cases", stored["training_dice"]),
+            *describe_dice("The stored teacher's Dice on the training cases", stored.training_dice),
         ]
 
     def attach(self, student: nn.Module, methods: Methods) -> list[str]:

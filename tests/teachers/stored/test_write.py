@@ -15,11 +15,10 @@ from nnunetv2_kd.nnunet.files import locked
 from nnunetv2_kd.regions import region_vectors
 from nnunetv2_kd.regions.membership import label_regions
 from nnunetv2_kd.teachers.find import StudentIdentity
-from nnunetv2_kd.teachers.stored import quantization
+from nnunetv2_kd.teachers.stored import case_vectors, quantization, write
 from nnunetv2_kd.teachers.stored.case_vectors import target_of
 from nnunetv2_kd.teachers.stored.predictor import CasePredictor
 from nnunetv2_kd.teachers.stored.store import Store
-from nnunetv2_kd.teachers.stored.write import make
 from tests.conftest import DATASET
 from tests.trainers.helpers import inside
 
@@ -44,7 +43,7 @@ def store(*flags):
 def counting(monkeypatch, stop_at=None, error=None):
     """The cases that are stored from now on; at one of them something happens."""
     done = []
-    plain = make._store_case
+    plain = write._store_case
 
     def watched(task, models, dataset, case):
         if stop_at is not None and len(done) == stop_at:
@@ -52,7 +51,7 @@ def counting(monkeypatch, stop_at=None, error=None):
         plain(task, models, dataset, case)
         done.append(case)
 
-    monkeypatch.setattr(make, "_store_case", watched)
+    monkeypatch.setattr(write, "_store_case", watched)
     return done
 
 
@@ -100,7 +99,7 @@ def test_vectors_are_those_of_the_regions(here):
     labels[:, 4:9, 4:, :7] = 2
     kd_labels = mock.Mock(regions=lambda target: label_regions(target, 3))
     with mock.patch("nnunetv2_kd.teachers.stored.case_vectors.compute_gaussian", return_value=torch.ones(tuple(patch))):
-        found = make.region_vectors(model.predictor, model.taps, data, labels, kd_labels)
+        found = case_vectors.case_region_vectors(model.predictor, model.taps, data, labels, kd_labels)
     model.taps.recording = True
     model.predictor.network(data[None])
     for stage, features in model.taps.take().items():

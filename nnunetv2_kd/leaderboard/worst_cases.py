@@ -22,17 +22,17 @@ NAMES = ("orange", "light blue", "yellow", "green", "pink", "dark blue", "amber"
 
 @dataclass(frozen=True)
 class Picture:
-    """`png`: base64. `told`: what it shows, for those who do not see it."""
+    """`png`: base64. `description`: what it shows, for those who do not see it."""
 
     case: str
     png: str
-    told: str
+    description: str
 
 
 def featured(board: Board) -> Entry | None:
     """The model whose worst cases are shown: the best distilled student, else the best that is no teacher."""
-    ranked = [entry for entry in board.compared if entry.kind == DISTILLED]
-    ranked += [entry for entry in board.compared if entry.kind != TEACHER] + board.compared
+    ranked = [entry for entry in board.ranked if entry.kind == DISTILLED]
+    ranked += [entry for entry in board.ranked if entry.kind != TEACHER] + board.ranked
     return ranked[0] if ranked else None
 
 
@@ -42,17 +42,17 @@ def worst_cases(board: Board, entry: Entry, count: int = 3) -> tuple[list[Pictur
     Returns:
         The pictures, and why there are none.
     """
-    scores = board.per_case.loc[entry.name].dropna().sort_values(kind="stable")
+    scores = board.case_means.loc[entry.name].dropna().sort_values(kind="stable")
     by_name = {other.name: other for other in board.entries}
     shown = [by_name[name] for name in (entry.teacher, entry.alone) if name in by_name] + [entry]
     pictures = []
     for case in scores.index[:count]:
-        files = [board.predictions.get((other.name, case)) for other in shown]
+        files = [board.evaluation.predictions.get((other.name, case)) for other in shown]
         present = [(other, file) for other, file in zip(shown, files, strict=True) if file and file.is_file()]
-        if not board.images.get(case) or board.truths is None:
+        if not board.evaluation.images.get(case) or board.evaluation.truths is None:
             return [], "No pictures: the images (nnUNet_raw, imagesTr) or the ground truth are not on this machine."
         if entry not in [other for other, _ in present]:
-            return [], f"No pictures: the predictions of {entry.label} are not on this machine."
+            return [], f"No pictures: the predictions of {entry.short_name} are not on this machine."
         try:
             pictures.append(_picture(board, case, present))
         except Exception as error:  # a broken image file must not cost the page; whatever its reader raises is shown
@@ -61,37 +61,36 @@ def worst_cases(board: Board, entry: Entry, count: int = 3) -> tuple[list[Pictur
 
 
 def legend(board: Board) -> str:
-    told = [f"{name}: {NAMES[i % len(NAMES)]}" for i, name in enumerate(board.structures)]
-    return f"Outlines: {', '.join(told)}."
+    colours = [f"{name}: {NAMES[i % len(NAMES)]}" for i, name in enumerate(board.evaluation.structures)]
+    return f"Outlines: {', '.join(colours)}."
 
 
 def _picture(board: Board, case: str, predictions: Sequence[tuple[Entry, Path]]) -> Picture:
     model = predictions[-1][0].model
     reader, ending = reader_of(model.dataset_json)(), model.dataset_json["file_ending"]
-    image, properties = reader.read_images(board.images[case])
-    if board.truths is None:
+    image, properties = reader.read_images(board.evaluation.images[case])
+    if board.evaluation.truths is None:
         raise ValueError("no ground truth")
-    truth = reader.read_seg(str(board.truths / f"{case}{ending}"))[0][0]
-    answers = [reader.read_seg(str(file))[0][0] for _, file in predictions]
-    wrong = (truth != answers[-1]).reshape(len(truth), -1).sum(axis=1)
+    truth = reader.read_seg(str(board.evaluation.truths / f"{case}{ending}"))[0][0]
+    segmentations = [reader.read_seg(str(file))[0][0] for _, file in predictions]
+    wrong = (truth != segmentations[-1]).reshape(len(truth), -1).sum(axis=1)
     index = int(wrong.argmax())
-    window = _window([truth[index], *(answer[index] for answer in answers)])
+    window = _window([truth[index], *(segmentation[index] for segmentation in segmentations)])
     spacing = [float(value) for value in properties["spacing"]]
-    scores = [float(board.per_case.loc[entry.name, case]) for entry, _ in predictions]
-    titles = ["image", "truth"]
-    titles += [f"{entry.kind}\n{entry.label}\nDice {s:.3f}" for (entry, _), s in zip(predictions, scores, strict=True)]
-    overlays = [None, truth[index], *(answer[index] for answer in answers)]
+    dice = [f"Dice {float(board.case_means.loc[entry.name, case]):.3f}" for entry, _ in predictions]
+    titles = [f"{e.kind}\n{e.short_name}\n{d}" for (e, _), d in zip(predictions, dice, strict=True)]
+    overlays = [None, truth[index], *(segmentation[index] for segmentation in segmentations)]
     structures = structures_of(model.plans, model.dataset_json)
     png = _draw(
         image[0][index][window],
         [o[window] if o is not None else None for o in overlays],
-        titles,
+        ["image", "truth", *titles],
         list(structures.values()),
         spacing[1] / spacing[2],
     )
-    told = ", ".join(f"{e.label} with Dice {s:.3f}" for (e, _), s in zip(predictions, scores, strict=True))
-    slice_ = f"slice {index + 1} of {len(truth)}, where {predictions[-1][0].label} is wrong in most voxels; "
-    return Picture(case, png, f"Case {case}: {slice_ if len(truth) > 1 else ''}image, truth, {told}.")
+    models = ", ".join(f"{entry.short_name} with {d}" for (entry, _), d in zip(predictions, dice, strict=True))
+    slice_ = f"slice {index + 1} of {len(truth)}, where {predictions[-1][0].short_name} is wrong in most voxels; "
+    return Picture(case, png, f"Case {case}: {slice_ if len(truth) > 1 else ''}image, truth, {models}.")
 
 
 def _window(masks: Sequence[np.ndarray]) -> tuple[slice, slice]:

@@ -1,0 +1,206 @@
+"""The arguments of every sub-command. Nothing is imported here that would keep a user waiting for ``--help``: what a
+sub-command does is in the module of its name, which `main` imports once it is asked for."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_kd import __version__
+from nnunetv2_kd.choices import CPU_SPEEDS, DEVICES
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_kd",
+        description="Knowledge distillation for nnU-Net v2. A student is trained with nnU-Net's own command: "
+        "nnUNetv2_train DATASET CONFIGURATION FOLD -tr nnUNetTrainerRegionKD. The sub-commands here help around it.",
+    )
+    parser.add_argument("--version", action="version", version=f"nnunetv2_kd {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for add in (_plan, _split_teachers, _store, _predict, _benchmark, _leaderboard, _doctor, _demo):
+        add(subparsers)
+    return parser
+
+
+def _plan(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "plan",
+        help="write a student's plans file",
+        description="Write a shrunken plans file beside the teacher's. It reads the same preprocessed data. Train "
+        "with it: nnUNetv2_train DATASET CONFIGURATION FOLD -p STUDENT_PLANS -tr nnUNetTrainerRegionKD",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="the teacher's plans")
+    parser.add_argument(
+        "-o", default=None, metavar="STUDENT_PLANS", help="the student's plans; default: PLANS + Student"
+    )
+    parser.add_argument("-c", nargs="+", default=None, metavar="CONFIGURATION", help="default: every configuration")
+    parser.add_argument("--width", type=float, help="factor on the channels; default: 0.5")
+    parser.add_argument("--params", help="at most so many parameters: 0.5M, 120k, or a fraction of the teacher's: 0.1")
+    parser.add_argument("--flops", help="at most so many FLOPs per patch: 20G, or a fraction of the teacher's: 0.1")
+    parser.add_argument("--convs-per-stage", type=int, help="at most so many convolutions (or blocks) per stage")
+    parser.add_argument("--batch-size", type=int, help="another batch size; default: the teacher's")
+    parser.add_argument("--overwrite", action="store_true", help="replace a plans file that is already there")
+
+
+def _split_teachers(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "split-teachers",
+        help="write folds for several teachers",
+        description="Give each of several teachers its own share of the training cases of one fold, as further folds "
+        "of splits_final.json. The folds that are there stay as they are, and so do the validation cases. Prints the "
+        "lines that train the teachers and the student.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
+    parser.add_argument("-n", type=int, default=None, metavar="TEACHERS", help="how many; default: 3, or one per group")
+    parser.add_argument("-f", type=int, default=0, metavar="FOLD", help="whose training cases are shared out")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="the teachers' plans, for the lines printed")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="for the lines printed")
+    parser.add_argument("--cases", type=int, default=None, help="at most so many cases per teacher; default: all")
+    parser.add_argument(
+        "--groups",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="CSV file with the columns case and group (site, scanner); a group stays with one teacher",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffling")
+    parser.add_argument("-o", type=Path, default=Path("teachers.yaml"), help="options file for the student's training")
+
+
+def _store(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "store",
+        help="store a teacher's answers, so that no training has to run it",
+        description="Run a trained model, or several as an ensemble, over every preprocessed case with nnU-Net's own "
+        "sliding window, and store the class probabilities beside the preprocessed data. A training with the option "
+        "stored_teacher reads them instead of running the teacher.",
+        epilog="Interrupted, or data added since: the same line again, without --overwrite, goes on. What differs from "
+        "a teacher that runs during the training: docs/stored_teacher.md.",
+    )
+    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
+    parser.add_argument(
+        "-p",
+        default="nnUNetPlans",
+        metavar="PLANS",
+        help="the teacher's, and whose preprocessed data are stored for; students made from them share these data; "
+        "default: nnUNetPlans",
+    )
+    parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="the teacher's; default: nnUNetTrainer")
+    parser.add_argument(
+        "-f", nargs="+", default=["0"], metavar="FOLD", help="the teacher's; several: an ensemble; default: 0"
+    )
+    parser.add_argument(
+        "--teacher_folder",
+        type=Path,
+        action="append",
+        metavar="FOLDER",
+        help="a model folder instead of -tr and -p's; several times: an ensemble, of these folds of each",
+    )
+    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
+    parser.add_argument("-o", metavar="NAME", help="the store's name; default: fold_ and the folds")
+    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
+    parser.add_argument("--overwrite", action="store_true", help="replace a store that other teachers have made")
+    parser.add_argument(
+        "--trust_pickle", action="store_true", help="load checkpoints with more than plain data in them"
+    )
+    parser.add_argument("--bfloat16", action="store_true", help="on a CPU that has the instructions: faster")
+    parser.add_argument("-device", default="cuda", choices=DEVICES, help="default: cuda")
+
+
+def _predict(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "predict",
+        help="nnUNetv2_predict, faster on a CPU",
+        description="Predict as nnUNetv2_predict does, and with -m FOLDER as nnUNetv2_predict_from_modelfolder does: "
+        "the same arguments (nnUNetv2_predict -h), the same files. With -device cpu the network computes in the way "
+        "that is fastest on this processor. Works with every nnU-Net model.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--cpu_speed",
+        choices=CPU_SPEEDS,
+        default="measure",
+        metavar="WAY",
+        help=f"{', '.join(CPU_SPEEDS)}; default: measure, which tries them all first; float32 is nnU-Net's own",
+    )
+    parser.set_defaults(for_nnunet=[])  # what is unknown here is nnU-Net's
+
+
+def _benchmark(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "benchmark",
+        help="time trained models against each other",
+        description="Parameters, FLOPs, peak memory and milliseconds per case of trained models on this device, from "
+        "image to segmentation through nnU-Net's predictor, and how many times faster than the first each is.",
+    )
+    parser.add_argument("-m", nargs="+", type=Path, default=[], metavar="FOLDER", help="model folders, teacher first")
+    parser.add_argument("-d", metavar="DATASET", help="or all trained models of a dataset, the largest first")
+    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="of -d, only these")
+    parser.add_argument("-p", nargs="+", metavar="PLANS", help="of -d, only these")
+    parser.add_argument("-tr", nargs="+", metavar="TRAINER", help="of -d, only these")
+    parser.add_argument("-f", metavar="FOLD", help="default: the first that is trained")
+    parser.add_argument("-i", type=Path, metavar="IMAGES", help="default: the validation cases of the fold")
+    parser.add_argument("--cases", type=int, default=5, metavar="N", help="default: 5")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of every case; default: 3")
+    parser.add_argument("-device", default="cuda", choices=DEVICES, help="default: cuda")
+    parser.add_argument(
+        "--cpu_speed",
+        nargs="+",
+        choices=CPU_SPEEDS,
+        default=["float32"],
+        metavar="WAY",
+        help=f"ways to compute on a CPU, one line of the table each: {', '.join(CPU_SPEEDS)}; default: float32, "
+        "nnU-Net's",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers into a file too")
+
+
+def _leaderboard(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "leaderboard",
+        help="compare trained models",
+        description="Compare every trained model of a dataset: Dice, surface distances, cost, and whether differences "
+        "are real. Prints a table; with -o also writes CSV, JSON, Markdown, LaTeX and a page for the browser.",
+        epilog="Without -i the numbers are those of nnU-Net's own validation of each fold. What the columns and marks "
+        "mean: docs/leaderboard.md.",
+    )
+    parser.add_argument("-d", nargs="+", required=True, metavar="DATASET", help="dataset ids or names")
+    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="only these; default: all")
+    parser.add_argument("-f", nargs="+", metavar="FOLD", help="only these; default: all that are trained")
+    parser.add_argument("-o", type=Path, metavar="FOLDER", help="where to write; default: print the table only")
+    parser.add_argument("-i", type=Path, metavar="IMAGES", help="predict these images instead (CASE_0000.nii.gz ...)")
+    parser.add_argument("-gt", type=Path, metavar="LABELS", help="their ground truth (CASE.nii.gz)")
+    parser.add_argument("--reference", metavar="NAME", help="test the others against this model (a part will do)")
+    parser.add_argument("--teacher", metavar="NAME", help="the teacher of the students; default: as recorded in them")
+    parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the surface Dice; default: 1.0")
+    parser.add_argument("--time", type=int, default=0, metavar="N", help="time every model on N cases; default: 0")
+    parser.add_argument("-np", type=int, metavar="N", help="processes for scoring; default: nnU-Net's")
+    parser.add_argument("-device", default="cuda", choices=DEVICES, help="for -i and --time")
+
+
+def _doctor(subparsers: Any) -> None:
+    subparsers.add_parser(
+        "doctor",
+        help="check this installation",
+        description="Show versions, trainer discovery, nnU-Net's paths, the device and the teachers of every dataset. "
+        "Exits with 1 where something would stop a training, and prints the line that mends it.",
+    )
+
+
+def _demo(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "demo",
+        help="distil a student on bundled real data",
+        description="Train a small teacher, a student alone and a distilled student with nnU-Net's own commands on "
+        "bundled hippocampus cases, and compare them. Runs on a CPU; nothing of yours is touched.",
+        epilog="The data are 32 cases of the Medical Segmentation Decathlon's hippocampus task (CC-BY-SA 4.0, see "
+        "ATTRIBUTION.md in the demo's data folder).",
+    )
+    parser.add_argument("-o", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: demo_output")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--smoke", action="store_true", help="two training iterations only, to check the installation")

@@ -1,0 +1,187 @@
+"""Means of each model, and comparisons of models on the cases that they share. Knows tables of scores and the names of
+models; knows nothing of files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from nnunetv2_kd.leaderboard import statistics
+from nnunetv2_kd.leaderboard.scores import BOTH_EMPTY, FAILED, FALSE_ALARM, MISSED, SCORED
+from nnunetv2_kd.leaderboard.statistics import Gap
+
+NAN = float("nan")
+COUNTED = {"missed": MISSED, "false_alarms": FALSE_ALARM, "both_empty": BOTH_EMPTY, "failed": FAILED}
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """Means of one model over all of its cases. Dice and NSD in [0, 1]; nan where not known.
+
+    Attributes:
+        cases: how many were scored, on which `dice` and `mean_dice` stand.
+        repeated_cases: how many of them are in several folds.
+        low, high: 95 % bootstrap interval of the mean Dice.
+        measured: how many values `nsd` and `hd95_mm` stand on.
+        counts: structures of cases by state, see `scores`.
+    """
+
+    cases: int
+    repeated_cases: int
+    mean_dice: float
+    low: float
+    high: float
+    dice: dict[str, float]
+    nsd: float
+    hd95_mm: float
+    measured: tuple[int, int]
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model against the others, on the cases that all share; nan, empty and None where not compared.
+
+    Attributes:
+        difference: of the mean Dice to the reference's; `p` and `p_holm` of the signed-rank test.
+        rank_shares: of the resamples, per rank, best first.
+        gap: of a distilled student.
+    """
+
+    difference: float = NAN
+    p: float = NAN
+    p_holm: float = NAN
+    rank_shares: list[float] = field(default_factory=list)
+    gap: Gap | None = None
+
+
+@dataclass(frozen=True)
+class SharedCases:
+    """What all of some models have.
+
+    Attributes:
+        models: names.
+        cases: names, sorted.
+        dice: ``(models, cases, structures)``. A structure of a case that one model has no Dice for (both empty) is nan
+            for all.
+    """
+
+    models: list[str]
+    cases: list[str]
+    dice: np.ndarray
+
+
+def model_scores(scores: pd.DataFrame, model: str, structures: list[str]) -> ModelScores:
+    """Means as nnU-Net makes them: over cases, then over structures.
+
+    Args:
+        scores: columns as in `scores.SCORE_COLUMNS`.
+        model: whose rows of it.
+        structures: names.
+    """
+    mine = scores[scores.model == model]
+    means = {column: _means(mine, column, structures) for column in ("dice", "nsd", "hd95_mm")}
+    own = shared_cases(scores, [model], structures)
+    low = high = NAN
+    if own.cases:
+        found = statistics.intervals(own.dice)
+        low, high = float(found.low[0]), float(found.high[0])
+    return ModelScores(
+        cases=mine[mine.state != FAILED].case.nunique(),
+        repeated_cases=mine[mine.duplicated(["case", "structure"])].case.nunique(),
+        mean_dice=_mean(means["dice"]),
+        low=low,
+        high=high,
+        dice=means["dice"],
+        nsd=_mean(means["nsd"]),
+        hd95_mm=_mean(means["hd95_mm"]),
+        measured=(int(mine.nsd.notna().sum()), int(mine.hd95_mm.notna().sum())),
+        counts={name: int((mine.state == state).sum()) for name, state in COUNTED.items()},
+    )
+
+
+def shared_cases(scores: pd.DataFrame, models: list[str], structures: list[str]) -> SharedCases:
+    """The cases that all the models have scores of. A case that a model predicts with several folds counts once, with
+    their mean."""
+    mine = scores[scores.model.isin(models)]
+    good = mine[mine.state != FAILED]
+    counts = good.groupby("case").model.nunique()
+    failed = set(mine[mine.state == FAILED].case) if len(models) > 1 else set()
+    cases = sorted(case for case in counts.index[counts == len(models)] if case not in failed)
+    if not models or not cases:
+        return SharedCases(models, [], np.empty((len(models), 0, len(structures))))
+    means = good.groupby(["model", "case", "structure"]).dice.mean()
+    index = pd.MultiIndex.from_product([models, cases, structures])
+    dice = means.reindex(index).to_numpy(dtype=float).reshape(len(models), len(cases), len(structures))
+    return SharedCases(models, cases, np.where(np.isnan(dice).any(axis=0, keepdims=True), np.nan, dice))
+
+
+def compare(
+    shared: SharedCases, reference: str, distilled: Mapping[str, tuple[str | None, str | None]]
+) -> dict[str, Comparison]:
+    """Differences, tests, rank shares and gaps; all without a value where no case is shared.
+
+    Args:
+        shared: of the models to compare.
+        reference: the model that the others are tested against.
+        distilled: name of each distilled student to the names of its teacher and of the same student without one; None
+            where there is none.
+    """
+    if not shared.cases:
+        return dict.fromkeys(shared.models, Comparison())
+    found = statistics.intervals(shared.dice)
+    index = {name: i for i, name in enumerate(shared.models)}
+    differences, p, p_holm = _tests(shared, found.mean, reference)
+    ranks = statistics.rank_shares(found.resampled)
+    return {
+        name: Comparison(
+            difference=differences.get(name, NAN),
+            p=p.get(name, NAN),
+            p_holm=p_holm.get(name, NAN),
+            rank_shares=[] if np.isnan(ranks).any() else ranks[i].tolist(),
+            gap=_gap(index, name, *distilled[name], found) if name in distilled else None,
+        )
+        for name, i in index.items()
+    }
+
+
+def case_means(scores: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
+    """Mean Dice ``(models, cases)`` with names; every case of every model, nan where it has no Dice."""
+    good = scores[scores.state.isin([SCORED, MISSED, FALSE_ALARM])]
+    return good.pivot_table(index="model", columns="case", values="dice", aggfunc="mean").reindex(list(models))
+
+
+def _means(scores: pd.DataFrame, column: str, structures: Sequence[str]) -> dict[str, float]:
+    values = {name: scores[column][scores.structure == name].to_numpy(dtype=float) for name in structures}
+    return {name: float(np.nanmean(of_one)) if not np.isnan(of_one).all() else NAN for name, of_one in values.items()}
+
+
+def _mean(means: Mapping[str, float]) -> float:
+    present = [value for value in means.values() if not np.isnan(value)]
+    return float(np.mean(present)) if present else NAN
+
+
+def _tests(
+    shared: SharedCases, means: np.ndarray, reference: str
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """Difference of the mean Dice to the reference's, p, and p after correction, by model; empty without reference."""
+    if reference not in shared.models:
+        return {}, {}, {}
+    per_case = statistics.per_case(shared.dice)
+    base = shared.models.index(reference)
+    others = {name: i for i, name in enumerate(shared.models) if name != reference}
+    differences = {name: float(means[i] - means[base]) for name, i in others.items()}
+    p = {name: statistics.signed_rank(per_case[i], per_case[base]) for name, i in others.items()}
+    p_holm = dict(zip(others, map(float, statistics.holm(np.array(list(p.values())))), strict=True))
+    return differences, p, p_holm
+
+
+def _gap(
+    index: Mapping[str, int], student: str, teacher: str | None, alone: str | None, found: statistics.Intervals
+) -> Gap:
+    if teacher is None or teacher not in index:
+        return Gap(None, None, None, "its teacher is not among these models (put its folder beside them, or --teacher)")
+    if alone is None or alone not in index:
+        return Gap(None, None, None, "no student alone with the same plans (train it: -tr nnUNetTrainerKDBaseline)")
+    return statistics.gap_closed(index[teacher], index[alone], index[student], found)

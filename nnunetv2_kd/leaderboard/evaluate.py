@@ -1,0 +1,231 @@
+"""From the name of a dataset to the scores, costs and files of its models."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+from nnunetv2.paths import nnUNet_preprocessed
+
+from nnunetv2_kd.benchmark.cost import ModelCost, measured, size_of
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.inference.device import device_name
+from nnunetv2_kd.leaderboard.predict import ImageSet, check_images, image_jobs, predict
+from nnunetv2_kd.leaderboard.request import LeaderboardRequest, Say
+from nnunetv2_kd.leaderboard.scores import (
+    SCORE_COLUMNS,
+    ScoreRow,
+    ScoringJob,
+    Structure,
+    failed_rows,
+    score,
+    structures_of,
+    validation_jobs,
+)
+from nnunetv2_kd.nnunet.datasets import ground_truth_folder, training_images
+from nnunetv2_kd.nnunet.splits import Split, read_splits
+from nnunetv2_kd.nnunet.trained_models import TrainedModel, find_models, pick
+
+JOBS_WORTH_A_PROCESS = 16  # starting one takes seconds
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The models of one dataset, scored.
+
+    Attributes:
+        models: those with the same structures.
+        structures: names, in nnU-Net's order.
+        scores: every model, fold, case and structure; columns as in `scores.SCORE_COLUMNS`.
+        costs: by the models' names.
+        source: where the scores come from, in words.
+        tolerance: of the normalised surface Dice in mm.
+        timing: how the models were timed, in words; empty where they were not.
+        is_validation: whether the cases are the models' own validation cases, which a teacher may have seen.
+        truths, predictions, images: where the files are: a folder, by model and case, by case (one file per channel).
+        problems: what is missing or went wrong, one line each.
+    """
+
+    dataset: str
+    models: list[TrainedModel]
+    structures: list[str]
+    scores: pd.DataFrame
+    costs: Mapping[str, ModelCost]
+    source: str
+    tolerance: float
+    timing: str = ""
+    is_validation: bool = True
+    truths: Path | None = None
+    predictions: Mapping[tuple[str, str], Path] = field(default_factory=dict)
+    images: Mapping[str, list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _ToScore:
+    """Jobs, the rows of cases for which there is nothing to score, and what is missing, one line each."""
+
+    jobs: list[ScoringJob] = field(default_factory=list)
+    failed: list[ScoreRow] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
+    """Score every model of a dataset, and time them where that is asked for.
+
+    Args:
+        dataset: its whole name.
+        request: checked, see `check_request`.
+        say: told what is being done, one line each.
+
+    Raises:
+        KDError: where there is nothing to compare, or images and ground truth do not fit.
+    """
+    found, problems = find_models(dataset, request.configurations, request.folds)
+    models, structures, unlike = of_one_task(found, problems)
+    for name, flag in ((request.reference, "--reference"), (request.teacher, "--teacher")):
+        if name is not None:  # a name that fits none is told before hours of scoring
+            pick(models, name, flag)
+    say(f"{dataset}: {len(models)} models")
+    image_set = None
+    if request.images is not None and request.truths is not None and request.output is not None:
+        image_set = check_images(request.images, request.truths, models[0].dataset_json)
+        to_score = _predicted(models, image_set, request, request.output / "predictions" / dataset, say)
+        source = f"{len(image_set.cases)} images of {request.images}, predicted by nnU-Net with all trained folds"
+    else:
+        to_score = _validated(models, request.tolerance)
+        source = "nnU-Net's own validation of each fold (summary.json)"
+    rows = to_score.failed + _score(to_score.jobs, request.processes, say)
+    costs = {model.name: size_of(model) for model in models}
+    scored = [_image_files(models[0], case, image_set) for case in sorted({row["case"] for row in rows})]
+    costs, timing, not_timed = _timed(models, costs, scored, request, say) if request.timed else (costs, "", [])
+    return Evaluation(
+        dataset=dataset,
+        models=models,
+        structures=structures,
+        scores=pd.DataFrame(rows, columns=list(SCORE_COLUMNS)),
+        costs=costs,
+        source=source,
+        tolerance=request.tolerance,
+        timing=timing,
+        is_validation=image_set is None,
+        truths=image_set.truths if image_set is not None else ground_truth_folder(dataset),
+        predictions={(job.model, job.case): job.prediction for job in to_score.jobs},
+        images={case: _image_files(models[0], case, image_set) for case in sorted({job.case for job in to_score.jobs})},
+        problems=[*problems, *unlike, *to_score.problems, *not_timed],
+    )
+
+
+def of_one_task(
+    models: Sequence[TrainedModel], problems: Sequence[str] = ()
+) -> tuple[list[TrainedModel], list[str], list[str]]:
+    """The models of the same structures as the first.
+
+    Args:
+        models: of one dataset.
+        problems: found so far, for the message of an error.
+
+    Returns:
+        These models, their structures, and why the others are not compared, one line each.
+
+    Raises:
+        KDError: where none can be compared.
+    """
+    structures: dict[str, Structure] = {}
+    alike: list[TrainedModel] = []
+    unlike: list[str] = []
+    for model in models:
+        try:
+            found = structures_of(model.plans, model.dataset_json)
+        except Exception as error:  # nnU-Net's, of any kind, for a file that it did not write
+            unlike.append(f"{model.name}: plans.json or dataset.json is not nnU-Net's: {type(error).__name__}: {error}")
+            continue
+        if not alike or found == structures:
+            alike.append(model)
+            structures = found
+        else:
+            unlike.append(f"{model.name}: not compared: it segments {found}, {alike[0].name} {structures}")
+    if not alike:
+        raise KDError(listing(f"No model of {models[0].dataset} can be compared:", [*problems, *unlike]))
+    return alike, list(structures), unlike
+
+
+def _validated(models: Sequence[TrainedModel], tolerance: float) -> _ToScore:
+    """The models' own validation."""
+    truths, splits = ground_truth_folder(models[0].dataset), _splits_of(models[0].dataset)
+    to_score = _ToScore()
+    if truths is None:
+        to_score.problems.append(
+            "No surface distances: no ground truth in nnUNet_preprocessed (gt_segmentations) or nnUNet_raw (labelsTr)."
+        )
+    for model in models:
+        jobs, failed, problems = validation_jobs(model, truths, splits, tolerance)
+        to_score.jobs += jobs
+        to_score.failed += failed
+        to_score.problems += problems
+    return to_score
+
+
+def _predicted(
+    models: Sequence[TrainedModel], image_set: ImageSet, request: LeaderboardRequest, output: Path, say: Say
+) -> _ToScore:
+    """Predictions of other images, made now."""
+    to_score = _ToScore()
+    for model in models:
+        if not model.predicting_folds:
+            continue
+        say(f"predicting with {model.name}")
+        folder = output / model.name
+        try:
+            predict(model, image_set, folder, request.device)
+        except KDError as error:
+            to_score.problems.append(f"{model.name}: {error}")
+        for job in image_jobs(model, image_set, folder, request.tolerance):
+            if job.prediction.is_file():
+                to_score.jobs.append(job)
+            else:
+                to_score.failed += failed_rows(job.model, job.fold, job.case, job.structures, "not predicted")
+    return to_score
+
+
+def _score(jobs: Sequence[ScoringJob], processes: int, say: Say) -> list[ScoreRow]:
+    say(f"scoring {len(jobs)} predictions")
+    processes = min(processes, 1 + len(jobs) // JOBS_WORTH_A_PROCESS)
+    if processes == 1:
+        return [row for job in jobs for row in score(job)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return [row for rows in pool.map(score, jobs, chunksize=4) for row in rows]
+
+
+def _timed(
+    models: Sequence[TrainedModel],
+    costs: dict[str, ModelCost],
+    images: Sequence[list[str]],
+    request: LeaderboardRequest,
+    say: Say,
+) -> tuple[dict[str, ModelCost], str, list[str]]:
+    """The costs with times and memory, how they were measured in words, and why they were not, one line each."""
+    cases = [channels for channels in images if channels][: request.timed]
+    if not cases:
+        return costs, "", ["Not timed: no image of the scored cases was found (nnUNet_raw, imagesTr)."]
+    say(f"timing on {len(cases)} cases")
+    timed = measured([model for model in models if model.predicting_folds], costs, cases, request.device)
+    timing = (
+        f"ms: median of {len(cases)} cases on {device_name(request.device)}, from image to segmentation, one fold, "
+        "nnU-Net's mirroring and sliding window, models taking turns. Peak memory: "
+        + ("CUDA memory allocated." if request.device.type == "cuda" else "of the whole process with Python and torch.")
+    )
+    return timed, timing, []
+
+
+def _image_files(model: TrainedModel, case: str, image_set: ImageSet | None) -> list[str]:
+    """Files of the channels of a case; empty where they are not on this machine."""
+    if image_set is not None:
+        return image_set.image_files(case)
+    return training_images(model.dataset, case, model.dataset_json["file_ending"])
+
+
+def _splits_of(dataset: str) -> list[Split]:
+    return read_splits(Path(nnUNet_preprocessed) / dataset) if nnUNet_preprocessed.is_set() else []

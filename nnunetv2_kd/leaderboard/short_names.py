@@ -1,0 +1,40 @@
+"""Names of models that are short enough for tables and plots."""
+
+from collections.abc import Sequence
+
+from nnunetv2_kd.nnunet.trained_models import TrainedModel
+
+
+def short_names(models: Sequence[TrainedModel]) -> dict[str, str]:
+    """Names without what nnU-Net's names all begin with, and without the configuration where all share it; whole names
+    where the short ones would not tell all models apart.
+
+    Returns:
+        Name to short name.
+    """
+    parts = {
+        model.name: [
+            model.trainer.removeprefix("nnUNetTrainer") or model.trainer,
+            model.plans_name.removeprefix("nnUNetPlans") or model.plans_name,
+            *([] if _share_configuration(models) else [model.configuration]),
+        ]
+        for model in models
+    }
+    short = {name: " · ".join(of_model) for name, of_model in parts.items()}
+    return short if len(set(short.values())) == len(models) else {name: name for name in short}
+
+
+def explain_short_names(models: Sequence[TrainedModel]) -> list[str]:
+    """How to read them; nothing where they are the whole names."""
+    if all(name == short for name, short in short_names(models).items()):
+        return []
+    share = _share_configuration(models)
+    configuration = f"; all are {models[0].configuration}" if share else ""
+    return [
+        f"Models are trainer · plans{'' if share else ' · configuration'}, without the leading nnUNetTrainer and "
+        f"nnUNetPlans{configuration}."
+    ]
+
+
+def _share_configuration(models: Sequence[TrainedModel]) -> bool:
+    return len({model.configuration for model in models}) == 1

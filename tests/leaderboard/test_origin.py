@@ -1,0 +1,70 @@
+import json
+
+from nnunetv2_kd.leaderboard.origin import alone_of, iterations, kind, provenance, seen_cases, teachers_of
+from nnunetv2_kd.nnunet.trained_models import find_models
+from tests.scored_models import DATASET, record, shifted
+
+
+def test_origins(family):
+    models = {model.trainer: model for model in find_models(DATASET)[0]}
+    every = list(models.values())
+    teachers = teachers_of(every)
+    teacher = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    # told by the SHA-256, though the recorded folder does not exist
+    assert teachers == {models[name].name: teacher for name in ("nnUNetTrainerKD", "nnUNetTrainerRegionKD")}
+    kinds = {name: kind(model, list(teachers.values())) for name, model in models.items()}
+    assert kinds == {
+        "nnUNetTrainer": "teacher",
+        "nnUNetTrainerKDBaseline": "student alone",
+        "nnUNetTrainerKD": "student distilled",
+        "nnUNetTrainerRegionKD": "student distilled",
+    }
+    assert kind(models["nnUNetTrainer"], []) == "nnU-Net"
+    assert alone_of(models["nnUNetTrainerKD"], every) is models["nnUNetTrainerKDBaseline"]
+    assert seen_cases(models["nnUNetTrainerKD"]) == "fold 0: 5"
+    assert seen_cases(models["nnUNetTrainerRegionKD"]) == ""
+    assert iterations(models["nnUNetTrainerKD"]) == 100
+    assert iterations(models["nnUNetTrainer"]) is None
+    facts = dict(provenance(models["nnUNetTrainerRegionKD"]))
+    assert facts["command"] == "nnUNetv2_train 7 3d_fullres 0 -tr nnUNetTrainerRegionKD"
+    assert "SHA-256" in facts["teacher of fold 0"]
+    assert facts["options"] == '{"iterations_per_epoch": 10}'
+    assert facts["fold 0"] == "10 epochs, nnunetv2_kd 0.1.0"
+
+
+def test_iterations_as_recorded_else_as_asked_for_else_as_nnunet_noted(results):
+    asked = record("nnUNetTrainerKDBaseline")
+    training = {"epochs": 10, "iterations_per_epoch": 30, "batch_size": 2, "cases": 16}
+    environment = {"python": "3.11.4", "torch": "2.8.0", "nnunetv2": "2.8.1", "device": "NVIDIA H100"}
+    results.add("nnUNetTrainerKDBaseline", shifted(0), kd=asked | {"training": training, "environment": environment})
+    results.add("nnUNetTrainerKDBaseline_5epochs", shifted(0), kd=asked)
+    results.add("nnUNetTrainerKDBaseline_6epochs", shifted(0), kd=asked | {"options": {}})
+    results.add("nnUNetTrainer", shifted(0))
+    for trainer in ("nnUNetTrainerKDBaseline_6epochs", "nnUNetTrainer"):
+        notes = {"num_iterations_per_epoch": "250", "torch_version": "2.7.1"}
+        folder = results.models / f"{trainer}__nnUNetPlans__3d_fullres" / "fold_0"
+        (folder / "debug.json").write_text(json.dumps(notes))
+    models = {model.trainer: model for model in find_models(DATASET)[0]}
+    assert [iterations(models[f"nnUNetTrainerKDBaseline{suffix}"]) for suffix in ("", "_5epochs", "_6epochs")] == [
+        300,
+        100,
+        2500,
+    ]
+    assert iterations(models["nnUNetTrainer"]) == 2500
+    assert dict(provenance(models["nnUNetTrainerKDBaseline"]))["fold 0"] == (
+        "10 epochs of 30 iterations, 2 patches each, on 16 cases, nnunetv2_kd 0.1.0, nnU-Net 2.8.1, torch 2.8.0, "
+        "Python 3.11.4, on NVIDIA H100"
+    )
+    assert dict(provenance(models["nnUNetTrainer"]))["fold 0"] == "10 epochs, torch 2.7.1"
+
+
+def test_alone_has_the_same_plans_network_and_epochs(family):
+    teacher = family.teacher_record(family.models / "nnUNetTrainer__nnUNetPlans__3d_fullres")
+    kd = record("x", teacher | {"sha256": ""})
+    family.add("nnUNetTrainerRegionKD_5epochs", shifted(0), plans_name="nnUNetPlansSmall", kd=kd)
+    family.add("nnUNetTrainerRegionKD", shifted(0), plans_name="nnUNetPlansWide", features=(8, 8))
+    family.add("nnUNetTrainerKDBaseline", shifted(0), plans_name="nnUNetPlansWide", features=(4, 4))
+    models = find_models(DATASET)[0]
+    for model in models:
+        if model.trainer.endswith("5epochs") or (model.plans_name, model.trainer[-2:]) == ("nnUNetPlansWide", "KD"):
+            assert alone_of(model, models) is None
