@@ -14,7 +14,7 @@ ORDER = (
     {"demo"},
     {"leaderboard"},
     {"benchmark"},
-    {"inference", "trainers"},
+    {"inference", "trainers", "testing"},
     {"distillation"},
     {"teachers", "students"},
     {"methods"},

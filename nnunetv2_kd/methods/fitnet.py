@@ -53,6 +53,7 @@ class FitNet(OnStages):
     name = "fitnet"
     needs = Needs(features=True)
     value_when_identical = None  # the adapters start at random
+    counts_ignored_voxels = True
 
     def trained_part(self, channels_s: Mapping[str, int], channels_t: Mapping[str, int], dims: int) -> nn.Module:
         return FitNetLoss(channels_s, channels_t, dims)

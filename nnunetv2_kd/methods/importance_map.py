@@ -48,6 +48,7 @@ class ImportanceMap(OnStages):
 
     name = "importance_map"
     needs = Needs(features=True)
+    counts_ignored_voxels = True
 
     def __call__(self, step: Step) -> Tensor:
         return step.over_stages(self.stages, importance_map_loss)

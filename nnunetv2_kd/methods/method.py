@@ -41,11 +41,13 @@ class Method(CheckedOptions):
         name: the method's key under ``terms:``; default: the name of the class.
         needs: what it asks of the teacher.
         value_when_identical: of two identical networks; None where that is not one value.
+        counts_ignored_voxels: whether voxels with the ignore label take part, as they may where no label is looked at.
     """
 
     name: ClassVar[str]
     needs: ClassVar[Needs]
     value_when_identical: ClassVar[float | None] = 0.0
+    counts_ignored_voxels: ClassVar[bool] = False
 
     weight: float = Field(1.0, ge=0, description="factor on the term in the total loss, before the schedule")
 

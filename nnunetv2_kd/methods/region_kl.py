@@ -60,6 +60,7 @@ class RegionKL(Method):
 
     name = "region_kl"
     needs = Needs(logits=True)
+    counts_ignored_voxels = True  # by default, the regions are the teacher's
 
     temperature: Temperature = 1.0
     membership: Literal["teacher", "labels"] = Field("teacher", description="whose regions")

@@ -29,6 +29,10 @@ class Taps:
 
         return keep
 
+    def put(self, features: Mapping[str, Tensor]) -> None:
+        """Keep these as if the network had put them out."""
+        self._features.update(features)
+
     def take(self) -> dict[str, Tensor]:
         """The features of the last forward pass by name, which are then no longer kept."""
         features = dict(self._features)
