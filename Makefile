@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-browser benchmark lint install clean
+.PHONY: demo test test-browser benchmark results lint install clean
 
 demo: $(STAMP)
 	$(BIN)/nnUNetv2_kd demo -o demo_output
@@ -30,6 +30,10 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/teacher.py --json benchmark_output/teacher.json
 	$(BIN)/python benchmarks/regions.py --json benchmark_output/regions.json
 	$(BIN)/python benchmarks/stored.py --json benchmark_output/stored.json
+
+# The tables and the figure of docs/results.md and README.md from the JSON files of the trainings
+results: $(STAMP)
+	$(BIN)/python benchmarks/accuracy/report.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -95,6 +95,34 @@ class Schedule(CheckedOptions):
         return self
 
 
+class OptimizerOptions(CheckedOptions):
+    """How the weights are trained. ``nnunet``: as the trainer does by itself, whatever else is given elsewhere."""
+
+    name: Literal["nnunet", "adamw", "sgd"] = "nnunet"
+    lr: float | None = Field(None, gt=0, description="at its highest; default: 0.01")
+    weight_decay: float | None = Field(None, ge=0, description="default: 0.01 of adamw, 3e-5 of sgd")
+    schedule: Literal["poly", "cosine", "constant"] = Field("poly", description="how the learning rate falls")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the training over which it rises first")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _nothing_beside_nnunet(self) -> "OptimizerOptions":
+        fields = type(self).model_fields
+        others = [name for name in fields if name != "name" and getattr(self, name) != fields[name].default]
+        if self.name == "nnunet" and others:
+            raise ValueError(f"nnunet is the trainer's own optimizer: remove {', '.join(others)}, or name adamw or sgd")
+        return self
+
+    def resolved(self) -> tuple[float, float]:
+        """Learning rate and weight decay."""
+        lr, weight_decay = {"adamw": (0.01, 0.01), "sgd": (0.01, 3e-5)}[self.name]
+        return lr if self.lr is None else self.lr, weight_decay if self.weight_decay is None else self.weight_decay
+
+
 def parse_budget(value: Any) -> tuple[float, bool]:
     """A size such as ``"0.5M"``, ``"20G"`` or ``0.1``.
 

@@ -86,19 +86,34 @@ class ShrinkRecord:
 
 @dataclass(frozen=True, config=_CONFIG)
 class TrainingRecord:
-    """How long a student was to be trained, and on how much.
+    """How a student was trained: all that may make it stronger than another, beside its teacher.
 
     Attributes:
         epochs: that the training ends after; a checkpoint's own ``current_epoch`` says how many it has behind it.
         iterations_per_epoch: training steps.
         batch_size: patches per step, of all processes together.
         cases: in the training split.
+        optimizer: with its learning rate, schedule and warm-up; None in records of before this was written, as are
+            all that follow.
+        ema: decay of the running mean of the weights; None: there was none.
+        patch_size: voxels.
+        precision: how the student computed.
+        augmentation: the nnU-Net trainer whose augmentation it was.
+        initial_weights: ``random``, or a file.
+        early_stopping: epochs of patience; None: there was none.
     """
 
     epochs: int
     iterations_per_epoch: int
     batch_size: int
     cases: int
+    optimizer: dict[str, Any] | None = None
+    ema: float | None = None
+    patch_size: tuple[int, ...] | None = None
+    precision: str | None = None
+    augmentation: str | None = None
+    initial_weights: str | None = None
+    early_stopping: int | None = None
 
 
 @dataclass(frozen=True, config=_CONFIG)

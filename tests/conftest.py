@@ -17,7 +17,7 @@ import yaml
 DATA = Path(__file__).parents[1] / "nnunetv2_kd" / "demo" / "data"
 DATASET = "Dataset004_Hippocampus"
 BIN = Path(sys.executable).parent
-TINY = {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 1, "seed": 0}
+TINY = {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 1, "seed": 0, "optimizer": "nnunet"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from nnunetv2_kd.choices import CpuSpeed
-from nnunetv2_kd.config import CheckedOptions, StudentOptions, problems_of
+from nnunetv2_kd.config import CheckedOptions, OptimizerOptions, StudentOptions, problems_of
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.trainers.options import Options
 
@@ -77,6 +77,8 @@ class Training(CheckedOptions):
     iterations_per_epoch: int | None = Field(None, ge=1)
     val_iterations_per_epoch: int | None = Field(None, ge=1)
     save_every: int | None = Field(None, ge=1)
+    optimizer: OptimizerOptions | None = None
+    ema: float | None = Field(None, gt=0, lt=1)
     cpu_bfloat16: bool = False
     cpu_speed: CpuSpeed | None = None
 

@@ -139,6 +139,7 @@ def make_board(evaluation: Evaluation, reference: str | None = None, teacher: st
         warnings = [
             *_repeated_cases(scores[model.name]),
             *(_unequal_training(model, origin.alone) if has_gap else ()),
+            *(origin.unequal if origin.alone is None else ()),
             *(_seen_cases(model) if evaluation.is_validation else ()),
             *_missing_folds(model, folds),
             *_failed(scores[model.name]),

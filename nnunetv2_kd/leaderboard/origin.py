@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnunetv2_kd.leaderboard.equal_arms import unequal
 from nnunetv2_kd.nnunet.files import sha256
 from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel, pick
 
@@ -20,12 +21,15 @@ class Origin:
     Attributes:
         kind: `TEACHER` of another, `DISTILLED`, `ALONE` (trained by this package without a teacher) or `STOCK`.
         teacher: name of its teacher; None where it has none, or it is not among the others.
-        alone: of a distilled student the same one without a teacher; None where there is none.
+        alone: of a distilled student the same one without a teacher, trained under the same conditions; None where
+            there is none.
+        unequal: which students alone it is not compared with, and why, in words.
     """
 
     kind: str
     teacher: str | None
     alone: TrainedModel | None
+    unequal: tuple[str, ...] = ()
 
     @property
     def alone_name(self) -> str | None:
@@ -52,6 +56,7 @@ def origins_of(models: Sequence[TrainedModel], teacher: str | None = None) -> di
             kind=kinds[model.name],
             teacher=teachers.get(model.name),
             alone=alone_of(model, models) if kinds[model.name] == DISTILLED else None,
+            unequal=tuple(_told_unequal(model, models)) if kinds[model.name] == DISTILLED else (),
         )
         for model in models
     }
@@ -95,9 +100,17 @@ def kind(model: TrainedModel, teachers: Sequence[str]) -> str:
 
 
 def alone_of(model: TrainedModel, models: Sequence[TrainedModel]) -> TrainedModel | None:
-    """The same student without a teacher: same configuration, network and epochs suffix, and the same plans file; else
-    plans of another name trained with the same seed and as long. None where there is none."""
-    alone = [
+    """The same student without a teacher, trained under the same conditions: same configuration, network and epochs
+    suffix, and the same plans file; else plans of another name trained with the same seed and as long. None where there
+    is none."""
+    alone = [other for other in _same_network_alone(model, models) if not _differences(model, other)]
+    same_plans = [other for other in alone if other.plans_name == model.plans_name]
+    as_long = [other for other in alone if _training(other) == _training(model)]
+    return next(iter(same_plans or as_long), None)
+
+
+def _same_network_alone(model: TrainedModel, models: Sequence[TrainedModel]) -> list[TrainedModel]:
+    return [
         other
         for other in models
         if other.trainer == ALONE_TRAINER + _suffix(model.trainer)
@@ -105,9 +118,18 @@ def alone_of(model: TrainedModel, models: Sequence[TrainedModel]) -> TrainedMode
         and _network(other) == _network(model)
         and not other.teachers
     ]
-    same_plans = [other for other in alone if other.plans_name == model.plans_name]
-    as_long = [other for other in alone if _training(other) == _training(model)]
-    return next(iter(same_plans or as_long), None)
+
+
+def _told_unequal(model: TrainedModel, models: Sequence[TrainedModel]) -> Iterator[str]:
+    for other in _same_network_alone(model, models):
+        if differences := _differences(model, other):
+            yield f"not compared with {other.name}, which was trained otherwise: {'; '.join(differences)}"
+
+
+def _differences(model: TrainedModel, other: TrainedModel) -> list[str]:
+    """What may have made one of them stronger, as far as both records tell."""
+    mine, others = (m.record.training if m.record is not None else None for m in (model, other))
+    return unequal(mine, others) if mine is not None and others is not None else []
 
 
 def iterations(model: TrainedModel) -> int | None:

@@ -1,6 +1,7 @@
 """A student's checkpoint is a plain nnU-Net checkpoint: it can be read, and predicts, where this package is not."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_kd.config import OptimizerOptions
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.networks.cost import network_cost
@@ -21,6 +23,12 @@ def stock_name(trainer: type) -> str:
     looks it up to build the network for prediction, and needs nothing else of it."""
     definers = (c for c in trainer.__mro__ if "build_network_architecture" in vars(c))
     return next(definers, nnUNetTrainer).__name__
+
+
+def base_trainer(trainer: type) -> type:
+    """The nnU-Net trainer that one of ours is built on."""
+    package = __name__.split(".")[0]
+    return next(c for c in trainer.__mro__ if issubclass(c, nnUNetTrainer) and c.__module__.split(".")[0] != package)
 
 
 def make_stock(
@@ -72,23 +80,30 @@ def check_same_size(
     )
 
 
-def check_same_method(before: Record | None, options: dict[str, Any], folder: str) -> None:
+METHOD = ("teacher", "teachers", "stored_teacher", "combine", "terms", "schedule", "ema")
+
+
+def check_same_method(
+    before: Record | None, options: dict[str, Any], folder: str, keys: Sequence[str] = METHOD
+) -> None:
     """A training is resumed with the teacher, terms and schedule that it began with.
 
     Args:
         before: the record in the checkpoint; None where nothing is resumed.
         options: those at hand, in plain values.
         folder: the fold's output folder, which holds the options file of the training.
+        keys: which options must be the same.
 
     Raises:
         KDError: shows what differs, both sides.
     """
     if before is None:
         return
+    then = {"optimizer": OptimizerOptions().model_dump(mode="json")} | before.options  # older ones do not tell
     differing = [
-        f"{key}: {before.options.get(key)} in the checkpoint, {options.get(key)} now"
-        for key in ("teacher", "teachers", "stored_teacher", "combine", "terms", "schedule")
-        if before.options.get(key) != options.get(key)
+        f"{key}: {then.get(key)} in the checkpoint, {options.get(key)} now"
+        for key in keys
+        if then.get(key) != options.get(key)
     ]
     if differing:
         raise KDError(

@@ -33,7 +33,9 @@ from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput
 from nnunetv2_kd.trainers import environment, trained_parts
 from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
 from nnunetv2_kd.trainers.checkpoint import check_same_method, check_same_size, make_stock, stock_name
+from nnunetv2_kd.trainers.ema import WeightAverage
 from nnunetv2_kd.trainers.messages import about_student, about_teachers
+from nnunetv2_kd.trainers.optimizer import default_optimizer, make_optimizer
 from nnunetv2_kd.trainers.options import Options, options_file, resolve_options
 from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, in_log_line, judge
 from nnunetv2_kd.trainers.provenance import make_record, write_record
@@ -81,6 +83,9 @@ class DistillationMixin(Base):
             self.options = self.options.model_copy(update={"terms": {}})
         self._check_options(dataset_id(plans["dataset_name"]))
         plans, made_here = student_plans(plans, configuration, dataset_json, self.options.student)
+        if self.options.optimizer is None:
+            optimizer = default_optimizer(plans, configuration, dataset_json)
+            self.options = self.options.model_copy(update={"optimizer": optimizer})
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.options.epochs or self.num_epochs
         self.num_iterations_per_epoch = self.options.iterations_per_epoch or self.num_iterations_per_epoch
@@ -93,6 +98,8 @@ class DistillationMixin(Base):
         self._resumed: Record | None = None
         self._resumed_state: dict[str, Any] = {}
         self._split: tuple[Any, Any] | None = None
+        self._average: WeightAverage | None = None
+        self.precision: str = cpu_mode.STOCK
         self._find_previous_stage()
         self._say(about_student(self.plans_manager.plans, configuration, dataset_json, made_here))
         self._say(*self._about_cpu_speed())
@@ -118,12 +125,19 @@ class DistillationMixin(Base):
             environment.seed_everything(self.options.seed)
         super().initialize()
 
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        options = self.options.optimizer
+        if options is None or options.name == "nnunet":
+            return super().configure_optimizers()
+        return make_optimizer(self.network.parameters(), options, self.num_epochs, self.num_iterations_per_epoch)
+
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
         check_same_method(self._resumed, self.options.model_dump(mode="json"), self.output_folder)
         self._check_previous_stage()
-        self._set_cpu_mode(self.network, "student", trained=True)
+        self.precision = self._set_cpu_mode(self.network, "student", trained=True)
+        self._start_average()
         if self.distils:
             self._start_distillation()
         super().on_train_start()
@@ -131,6 +145,18 @@ class DistillationMixin(Base):
             write_record(self)
         if self.teacher is not None:
             self._say(*self.teacher.assess(self._validation_batches))
+
+    def _start_average(self) -> None:
+        if self.options.ema is None:
+            return
+        kept = self._resumed_state.get("ema")
+        if kept is None and self.current_epoch > 0:
+            self._say(
+                "WARNING: the checkpoint holds the mean of the weights alone (only checkpoint_latest.pth holds those "
+                "that are trained): the training goes on from the mean."
+            )
+        self._average = WeightAverage(plain_network(self.network), self.options.ema, kept)
+        self._average.follow(self.optimizer)
 
     def do_split(self) -> tuple[Any, Any]:
         # asked for by several; nnU-Net says the same lines into the log every time
@@ -235,6 +261,8 @@ class DistillationMixin(Base):
         super().on_epoch_start()
 
     def on_train_epoch_start(self) -> None:
+        if self._average is not None:
+            self._average.train()
         super().on_train_epoch_start()
         if self.teacher is not None:
             self.teacher.start_epoch(self.current_epoch)
@@ -284,6 +312,8 @@ class DistillationMixin(Base):
             self._close_epoch()
 
     def on_validation_epoch_start(self) -> None:
+        if self._average is not None:
+            self._average.evaluate()
         super().on_validation_epoch_start()
         if self.teacher is not None:
             self.teacher.start_validation()
@@ -340,10 +370,12 @@ class DistillationMixin(Base):
 
     def _training_state(self) -> dict[str, Any]:
         """What a resumed training needs beside nnU-Net's own checkpoint, and nothing else does."""
+        average = {} if self._average is None else {"ema": self._average.state()}
         if self.distillation is None or self.teacher is None:
-            return {}
+            return average
         balance = self.distillation.loss.balance
         return {
+            **average,
             "adapters": self.distillation.trained_parts.state_dict(),
             **({} if balance is None else {"balance": balance.state()}),
             **self.teacher.training_state(),
@@ -354,6 +386,9 @@ class DistillationMixin(Base):
             self._resumed, self._resumed_state = check_same_size(
                 Path(filename_or_checkpoint), self.plans_manager.plans, self.configuration_name, self.dataset_json
             )
+            # its state goes into the optimizer at hand, which another kind of optimizer cannot read
+            options = self.options.model_dump(mode="json")
+            check_same_method(self._resumed, options, str(Path(filename_or_checkpoint).parent), ("optimizer",))
         super().load_checkpoint(filename_or_checkpoint)
 
     # ---- helpers
@@ -376,10 +411,13 @@ class DistillationMixin(Base):
         lacking = " with bfloat16 instructions" if self.device.type == "cpu" else ""
         return [f"The options ask for {wanted}, but this is no CPU{lacking}: training as nnU-Net does."]
 
-    def _set_cpu_mode(self, network: nn.Module, name: str, trained: bool) -> None:
+    def _set_cpu_mode(self, network: nn.Module, name: str, trained: bool) -> str:
         if self._cpu_speed != cpu_mode.STOCK:
             shape = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
-            self._say(f"The {name} computes in {cpu_mode.choose_mode(network, self._cpu_speed, shape, trained)}.")
+            chosen = cpu_mode.choose_mode(network, self._cpu_speed, shape, trained)
+            self._say(f"The {name} computes in {chosen}.")
+            return chosen.way
+        return cpu_mode.STOCK
 
     def _identity(self) -> StudentIdentity:
         plans_name = made_from(self.plans_manager.plans) or self.plans_manager.plans_name

@@ -13,8 +13,9 @@ from nnunetv2_kd.methods.registry import source_of
 from nnunetv2_kd.networks.cpu_mode import processor_name
 from nnunetv2_kd.nnunet.files import write_text
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE, RECORD_FILE
-from nnunetv2_kd.record import Record, TrainingRecord, environment_on
+from nnunetv2_kd.record import Record, environment_on
 from nnunetv2_kd.students.shrink import shrink_record
+from nnunetv2_kd.trainers.conditions import training_conditions
 
 
 def make_record(trainer: Any) -> Record:
@@ -29,12 +30,7 @@ def make_record(trainer: Any) -> Record:
         teachers=tuple(teacher.records()) if teacher is not None else (),
         stored=teacher.stored_record() if teacher is not None else None,
         methods={name: str(source) for name in trainer.options.terms if (source := source_of(name)) is not None},
-        training=TrainingRecord(
-            epochs=trainer.num_epochs,
-            iterations_per_epoch=trainer.num_iterations_per_epoch,
-            batch_size=trainer.configuration_manager.batch_size,  # of all processes; trainer.batch_size is of this one
-            cases=len(trainer.do_split()[0]),
-        ),
+        training=training_conditions(trainer),
         environment=environment_on(_device_name(trainer.device)),
     )
 

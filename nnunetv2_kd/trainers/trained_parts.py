@@ -73,5 +73,7 @@ def restore_optimizer_state(adapters: nn.Module, optimizer: torch.optim.Optimize
     """Give the adapters back what `split_optimizer_state` took."""
     for parameter, state in zip(adapters.parameters(), states, strict=True):
         optimizer.state[parameter] = {
-            key: value.to(parameter.device) if isinstance(value, Tensor) else value for key, value in state.items()
+            # AdamW counts its steps on the CPU
+            key: value.to(parameter.device) if isinstance(value, Tensor) and key != "step" else value
+            for key, value in state.items()
         }

@@ -1,0 +1,95 @@
+"""Preprocess the two data sets of the studies and write the plans of their teachers and students.
+
+Hippocampus (MSD Task04) slice by slice, and ultrasound (USGRA) at half its resolution: small enough for hundreds of
+trainings on one core. What nnU-Net plans is kept but for the sizes below. Set nnU-Net's three paths first.
+
+    python benchmarks/accuracy/prepare.py
+"""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+DATASETS = {
+    "4": {
+        "name": "Dataset004_Hippocampus",
+        "patch_size": [56, 40],
+        "batch_size": 8,
+        "spacing": None,
+        "features": [16, 32, 64, 128],
+        "students": {"nnUNetPlansS4": 0.5, "nnUNetPlansS16": 0.25},
+    },
+    "61": {
+        "name": "Dataset061_USGRA",
+        "patch_size": [128, 128],
+        "batch_size": 4,
+        "spacing": [2.0, 2.0],
+        "features": [8, 16, 32, 64, 128, 128],
+        "students": {"nnUNetPlansS4": 0.5, "nnUNetPlansS16": 0.25},
+    },
+}
+TEACHER = "nnUNetPlansTeacher"
+FEW, UNLABELLED = 8, 32  # labelled cases, and scans that join them, of fold 0's training cases
+
+
+def run(*command: str) -> None:
+    print("$", *command, flush=True)
+    subprocess.run(command, check=True)
+
+
+def teacher_plans(plans: dict, wanted: dict) -> dict:
+    """The plans of nnU-Net with the sizes of a study."""
+    configuration = plans["configurations"]["2d"]
+    network = configuration["architecture"]["arch_kwargs"]
+    network["features_per_stage"] = wanted["features"]
+    stages = len(wanted["features"])
+    network["n_stages"] = stages
+    for key in ("kernel_sizes", "strides", "n_conv_per_stage"):
+        network[key] = network[key][:stages]
+    network["n_conv_per_stage_decoder"] = network["n_conv_per_stage_decoder"][: stages - 1]
+    configuration |= {"patch_size": wanted["patch_size"], "batch_size": wanted["batch_size"]}
+    if wanted["spacing"] is not None:
+        factor = [new / old for new, old in zip(wanted["spacing"], configuration["spacing"], strict=True)]
+        size = configuration["median_image_size_in_voxels"]
+        configuration["median_image_size_in_voxels"] = [s / f for s, f in zip(size, factor, strict=True)]
+        configuration["spacing"] = wanted["spacing"]
+    configuration["data_identifier"] = f"{TEACHER}_2d"
+    return plans | {"plans_name": TEACHER, "configurations": {"2d": configuration}}
+
+
+def splits_of(cases: list[str]) -> list[dict[str, list[str]]]:
+    """nnU-Net's five folds, and three more with fold 0's validation cases: 5 trains on the few labelled cases, 6 on
+    none of these nor of the unlabelled, 7 on these and the unlabelled."""
+    splits = [{key: list(map(str, split[key])) for key in split} for split in generate_crossval_split(cases)]
+    train = splits[0]["train"]
+    few = np.random.RandomState(0).choice(train, FEW, replace=False).tolist()
+    rest = [case for case in train if case not in few]
+    unlabelled = np.random.RandomState(1).choice(rest, UNLABELLED, replace=False).tolist()
+    others = [case for case in rest if case not in unlabelled]
+    return [
+        *splits,
+        *({"train": sorted(chosen), "val": splits[0]["val"]} for chosen in (few, others, few + unlabelled)),
+    ]
+
+
+def main() -> None:
+    for number, wanted in DATASETS.items():
+        folder = Path(str(nnUNet_preprocessed)) / wanted["name"]
+        if not (folder / "nnUNetPlans.json").is_file():
+            run("nnUNetv2_extract_fingerprint", "-d", number, "-np", "1")
+            run("nnUNetv2_plan_experiment", "-d", number)
+        plans = teacher_plans(json.loads((folder / "nnUNetPlans.json").read_text()), wanted)
+        (folder / f"{TEACHER}.json").write_text(json.dumps(plans, indent=2))
+        run("nnUNetv2_preprocess", "-d", number, "-plans_name", TEACHER, "-c", "2d", "-np", "1")
+        cases = sorted(file.stem for file in (folder / f"{TEACHER}_2d").glob("*.pkl"))
+        (folder / "splits_final.json").write_text(json.dumps(splits_of(cases), indent=2))
+        for name, width in wanted["students"].items():
+            run("nnUNetv2_kd", "plan", "-d", number, "-c", "2d", "-p", TEACHER, "--width", str(width), "-o", name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""The student alone with its loss times three, for optimizer.yaml: a step of SGD grows with the loss, and distillation
+terms add to it."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from nnunetv2_kd.trainers import nnUNetTrainerKDBaseline
+
+
+class TripleLossBaseline(nnUNetTrainerKDBaseline):
+    def _build_loss(self) -> nn.Module:
+        return Times3(super()._build_loss())
+
+
+class Times3(nn.Module):
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, *args: Any) -> Tensor:
+        return 3 * self.loss(*args)

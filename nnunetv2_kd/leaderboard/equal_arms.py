@@ -1,0 +1,41 @@
+"""Whether two trainings may be compared: what may have made one of them stronger, beside its teacher."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from nnunetv2_kd.record import TrainingRecord
+
+IN_WORDS = {
+    "optimizer": "optimizer",
+    "ema": "running mean of the weights",
+    "epochs": "epochs",
+    "iterations_per_epoch": "iterations per epoch",
+    "batch_size": "batch size",
+    "patch_size": "patch size",
+    "cases": "training cases",
+    "precision": "precision",
+    "augmentation": "augmentation",
+    "initial_weights": "initial weights",
+    "early_stopping": "early stopping",
+}
+SINCE_THE_FIRST = ("epochs", "iterations_per_epoch", "batch_size", "cases")  # all that older records hold
+
+
+def unequal(mine: TrainingRecord, others: TrainingRecord) -> list[str]:
+    """In what two trainings differ, in words, first mine, then the other's; empty where they are equal."""
+    found = []
+    for key, words in IN_WORDS.items():
+        one, other = _in_words(mine, key), _in_words(others, key)
+        if one != other:
+            found.append(f"{words} {one} against {other}")
+    return found
+
+
+def _in_words(training: TrainingRecord, key: str) -> str:
+    if training.optimizer is None and key not in SINCE_THE_FIRST:
+        return "not recorded"
+    value: Any = asdict(training)[key]
+    if isinstance(value, Mapping):
+        return ", ".join(str(part) if name == "name" else f"{name} {part}" for name, part in value.items())
+    return "none" if value is None else str(value)

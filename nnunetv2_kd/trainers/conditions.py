@@ -1,0 +1,39 @@
+"""What may make one arm of a comparison stronger than another, for the record."""
+
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from nnunetv2_kd.record import TrainingRecord
+from nnunetv2_kd.trainers.checkpoint import base_trainer
+from nnunetv2_kd.trainers.optimizer import described
+
+PRETRAINED = "-pretrained_weights"  # of nnUNetv2_train; nnU-Net does not tell its trainer
+
+
+def training_conditions(trainer: Any) -> TrainingRecord:
+    """Alike for two trainings that differ in their teacher alone.
+
+    Args:
+        trainer: an initialised nnU-Net trainer of ours.
+    """
+    return TrainingRecord(
+        epochs=trainer.num_epochs,
+        iterations_per_epoch=trainer.num_iterations_per_epoch,
+        batch_size=trainer.configuration_manager.batch_size,  # of all processes; trainer.batch_size is of this one
+        cases=len(trainer.do_split()[0]),
+        optimizer=described(trainer.optimizer, trainer.lr_scheduler),
+        ema=trainer.options.ema,
+        patch_size=tuple(int(size) for size in trainer.configuration_manager.patch_size),
+        precision="float16 (AMP)" if trainer.grad_scaler is not None else trainer.precision,
+        augmentation=f"of {base_trainer(type(trainer)).__name__}",
+        initial_weights=initial_weights(sys.argv),
+        early_stopping=None,  # nnU-Net has none
+    )
+
+
+def initial_weights(command: Sequence[str]) -> str:
+    """``random``, or the file that the command names."""
+    named = [after for before, after in pairwise(command) if before == PRETRAINED]
+    return named[0] if named else "random"
