@@ -241,7 +241,8 @@ def check_heads(method: Method, situation: Situation) -> None:
     values = []
     for weights in ((1.0, 0.0), (0.0, 1.0), (0.25, 2.0)):
         world = World(method, situation)
-        world.loss.segmentation.weight_factors = weights
+        segmentation: Any = world.loss.segmentation  # nnU-Net's wrapper for deep supervision
+        segmentation.weight_factors = weights
         values.append(float(world.value().detach()))
     assert values[2] == pytest.approx(0.25 * values[0] + 2.0 * values[1], rel=1e-4)
     assert values[0] != pytest.approx(values[1], rel=1e-6)
