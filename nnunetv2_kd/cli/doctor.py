@@ -18,6 +18,7 @@ from rich.text import Text
 
 from nnunetv2_kd import discovery
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.methods.registry import find_method, method_names, own_methods, source_of
 from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from nnunetv2_kd.nnunet.datasets import DATASETS
 from nnunetv2_kd.nnunet.files import why_not_writable
@@ -135,4 +136,18 @@ def teachers() -> list[Finding]:
     return findings or [Finding("models", "none yet; train a teacher first: nnUNetv2_train DATASET CONFIGURATION FOLD")]
 
 
-LOOKS: tuple[Callable[[], list[Finding]], ...] = (versions, found_trainer, paths, device, options, teachers)
+def methods() -> list[Finding]:
+    """Distillation methods that an options file can name; one that cannot be loaded stops only who uses it."""
+    others = [name for name in method_names() if name not in own_methods()]
+    found = [Finding("methods", ", ".join(own_methods()))]
+    for name in others:
+        try:
+            find_method(name)
+        except KDError as error:
+            found.append(Finding(f"method {name}", f"cannot be used: {error}"))
+        else:
+            found.append(Finding(f"method {name}", str(source_of(name))))
+    return found
+
+
+LOOKS: tuple[Callable[[], list[Finding]], ...] = (versions, found_trainer, paths, device, options, methods, teachers)

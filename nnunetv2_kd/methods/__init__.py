@@ -4,6 +4,7 @@ nothing of nnU-Net's files, plans, teachers or trainers."""
 from nnunetv2_kd.methods.channel_wise import ChannelWise
 from nnunetv2_kd.methods.class_affinity import ClassAffinity
 from nnunetv2_kd.methods.displacement import Displacement
+from nnunetv2_kd.methods.dist import DIST
 from nnunetv2_kd.methods.feature_filtering import FeatureFiltering
 from nnunetv2_kd.methods.fitnet import FitNet
 from nnunetv2_kd.methods.importance_map import ImportanceMap
@@ -33,6 +34,7 @@ OWN_METHODS: tuple[type[Method], ...] = (
     RegionKL,
     ChannelWise,
     ClassAffinity,
+    DIST,
     SoftDice,
     Lovasz,
     ImportanceMap,
