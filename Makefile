@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-browser benchmark results lint install clean
+.PHONY: demo test mutants test-browser benchmark results lint install clean
 
 demo: $(STAMP)
 	$(BIN)/nnUNetv2_kd demo -o demo_output
@@ -34,6 +34,10 @@ benchmark: $(STAMP)
 # The tables and the figure of docs/results.md and README.md from the JSON files of the trainings
 results: $(STAMP)
 	$(BIN)/python benchmarks/accuracy/report.py
+
+# Change one line at a time and see whether the tests notice; some twenty minutes
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants/run.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -104,9 +104,17 @@ class World:
         situation: where it is checked.
         identical: whether both networks are the same.
         batch_size: samples.
+        balance: see `Distillation`.
     """
 
-    def __init__(self, method: Method, situation: Situation, identical: bool = False, batch_size: int = 3) -> None:
+    def __init__(
+        self,
+        method: Method,
+        situation: Situation,
+        identical: bool = False,
+        batch_size: int = 3,
+        balance: bool = False,
+    ) -> None:
         self.method, self.situation = method, situation
         network_t = small_unet(situation.dims, 4 if identical else 6, seed=1)
         self.student = copy.deepcopy(network_t) if identical else small_unet(situation.dims, 4)
@@ -115,7 +123,7 @@ class World:
         weights = (2 / 3, 1 / 3) if situation.heads == 2 else (1.0, 0.0)
         torch.manual_seed(2)
         self.distillation = Distillation(
-            self.student, self.teacher, {method.name: method}, situation.labels, NoSegmentation(weights)
+            self.student, self.teacher, {method.name: method}, situation.labels, NoSegmentation(weights), balance
         )
         generator = torch.Generator().manual_seed(3)
         size = (SIDE,) * situation.dims
@@ -233,7 +241,8 @@ def check_heads(method: Method, situation: Situation) -> None:
     values = []
     for weights in ((1.0, 0.0), (0.0, 1.0), (0.25, 2.0)):
         world = World(method, situation)
-        world.loss.segmentation.weight_factors = weights
+        segmentation: Any = world.loss.segmentation  # nnU-Net's wrapper for deep supervision
+        segmentation.weight_factors = weights
         values.append(float(world.value().detach()))
     assert values[2] == pytest.approx(0.25 * values[0] + 2.0 * values[1], rel=1e-4)
     assert values[0] != pytest.approx(values[1], rel=1e-6)

@@ -111,7 +111,7 @@ class DistillationLoss(nn.Module):
         lengths = gradient_lengths({SEGMENTATION: total, **values}, self._student_parameters[0])
         if self.balance is not None:
             self.balance.update(lengths)
-        own = {name: length * abs(self._weight(name)) for name, length in lengths.items() if name != SEGMENTATION}
+        own = {name: (length * self._weight(name)).abs() for name, length in lengths.items() if name != SEGMENTATION}
         self.gradients = {SEGMENTATION: lengths[SEGMENTATION], **own}
 
     def _step(self, output: Tensor | list[Tensor], target: Tensor | list[Tensor], output_t: TeacherOutput) -> Step:

@@ -4,6 +4,7 @@ import io
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
@@ -16,7 +17,7 @@ from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, STOCK, TEACHER
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart; the shapes tell the same
 STYLE = {TEACHER: ("#000000", "s"), DISTILLED: ("#0072B2", "o"), ALONE: ("#D55E00", "^"), STOCK: ("#009E73", "D")}
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nnunetv2_kd",
     "text.parse_math": False,
@@ -44,7 +45,7 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.subplots()
         axes.plot(
-            [cost(e) for e in front],
+            [cost(e) or 0 for e in front],
             [e.scores.mean_dice for e in front],
             color="#777777",
             linewidth=1,
@@ -56,7 +57,7 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
             mine = [entry for entry in entries if entry.kind == kind]
             if mine:
                 axes.scatter(
-                    [cost(e) for e in mine],
+                    [cost(e) or 0 for e in mine],
                     [e.scores.mean_dice for e in mine],
                     c=colour,
                     marker=marker,

@@ -1,6 +1,7 @@
 """ReCo-KD, arXiv 2601.08301: region-aware features (MS-SARD) and global context (MS-CA)."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -127,7 +128,8 @@ class ReCoKDLoss(nn.Module):
     def _stage(self, stage: str, student: Tensor, teacher: Tensor, regions: Regions) -> Tensor:
         require_same_batch(student, teacher, f"features of {stage}")
         require_same_batch(teacher, regions.codes.unsqueeze(1), "features and regions")
-        adapter, size = self.adapters[module_key(stage)].weight.flatten(1), teacher.shape[2:]
+        layer: Any = self.adapters[module_key(stage)]  # a pointwise convolution
+        adapter, size = layer.weight.flatten(1), teacher.shape[2:]
         if (len(adapter), *student.shape[2:]) != teacher.shape[1:]:
             adapted = (len(student), len(adapter), *student.shape[2:])
             raise ValueError(

@@ -38,7 +38,7 @@ def network_cost(plans: dict[str, Any], configuration: str, dataset_json: dict[s
     """Cost of the network that a configuration of the plans describes, for one patch of its patch size."""
     manager = PlansManager(deepcopy(plans))
     config = manager.get_configuration(configuration)
-    network = build_on_meta(plans, configuration, dataset_json)
+    network: Any = build_on_meta(plans, configuration, dataset_json)  # of a class that computes its feature maps' size
     patch = torch.empty(
         (1, determine_num_input_channels(manager, config, dataset_json), *config.patch_size), device="meta"
     )

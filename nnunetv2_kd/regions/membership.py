@@ -1,6 +1,7 @@
 """Regions: which voxel belongs to what, at any grid, and what a network's features look like there."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +131,9 @@ def overlapping_regions(target: Tensor, has_ignore: bool = False) -> Regions:
     if count > 62:
         raise ValueError(f"expected at most 62 overlapping regions, got {count}")
     # bit r says whether a voxel belongs to region r, bit R whether it is ignored
-    codes = sum(regions[:, r].long() << r for r in range(count))
+    codes = regions[:, 0].long()
+    for r in range(1, count):
+        codes = codes + (regions[:, r].long() << r)
     if has_ignore:
         codes = codes.masked_fill(marked[:, -1], 1 << count)
     if count <= MOST_BITS:
@@ -154,7 +157,7 @@ def at_grid(membership: Tensor, size: Sequence[int]) -> Tensor:
     """
     if tuple(membership.shape[2:]) == tuple(size):
         return membership
-    pool = F.adaptive_avg_pool2d if membership.ndim == 4 else F.adaptive_avg_pool3d
+    pool: Callable[[Tensor, Any], Tensor] = F.adaptive_avg_pool2d if membership.ndim == 4 else F.adaptive_avg_pool3d
     return pool(membership, tuple(size))
 
 

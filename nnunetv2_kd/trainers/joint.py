@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class LearningTeacher(Teacher):
             self._optimizer.load_state_dict(resumed["optimizer"])
             self.ema, self.best = resumed["ema"], resumed["best"]
         if compiled:
-            self._learner = torch.compile(network)
+            self._learner = cast(nn.Module, torch.compile(network))
         if trainer.is_ddp:
             device_ids = [trainer.local_rank] if trainer.device.type == "cuda" else None
             self._learner = DistributedDataParallel(self._learner, device_ids=device_ids)

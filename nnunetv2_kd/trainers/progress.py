@@ -188,8 +188,11 @@ class TermHistory:
             writer.writerows(self.rows)
             write_text(self.csv_file, stream.getvalue())
 
-    @plt.rc_context(matplotlib.rcParamsDefault)  # nnU-Net sets a huge font for all figures of the process
     def _plot_epochs(self) -> None:
+        with plt.rc_context(matplotlib.rcParamsDefault):  # nnU-Net sets a huge font for all figures of the process
+            self._draw_epochs()
+
+    def _draw_epochs(self) -> None:
         epochs = [row["epoch"] for row in self.rows]
         marker = "o" if len(epochs) == 1 else None
         figure, (values, shares, gradients) = plt.subplots(3, 1, figsize=(9, 12), sharex=True, layout="constrained")

@@ -181,3 +181,17 @@ def test_checkpoint_survives_a_kill_while_saving(here):
     ):
         trainer.save_checkpoint(str(file))
     assert file.read_bytes() == before
+
+
+def test_the_teacher_does_not_run_where_the_factor_is_0(here):
+    """The last third of the training: two epochs of three iterations each, fading out from the start to a half."""
+    trainer = make_trainer(nnUNetTrainerKD, here, terms={"voxel_kl": {}}, schedule={"decay_from": 0.0, "final": 0.0})
+    trainer.on_train_start()
+    ran = []
+    trainer.teacher.network.register_forward_hook(lambda *_: ran.append(trainer._iteration))
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    for factor in (1.0, 0.0, 0.5):
+        with mock.patch.object(trainer, "_factor", return_value=factor):
+            trainer.train_step(next(trainer.dataloader_train))
+    assert ran == [0, 2]
