@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test mutants test-browser benchmark results lint install clean
+.PHONY: demo test test-all mutants test-browser benchmark results lint install clean
 
 demo: $(STAMP)
 	$(BIN)/nnUNetv2_kd demo -o demo_output
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# With the tests marked slow, which do at length what shorter ones of `make test` do as well
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Chromium: the one in the PATH (Debian: apt-get install chromium), or the one that CHROMIUM names, or playwright's own
 test-browser: $(STAMP)

@@ -48,7 +48,7 @@ class WeightedTeacherOptions(TeacherOptions):
 
 
 class CombineOptions(CheckedOptions):
-    """How several teachers become one answer, always on probabilities."""
+    """How several teachers are mixed into one, always on probabilities."""
 
     rule: Rule = Field(
         "mean", description="everywhere alike, by how right each is at a voxel, or by how well each knows a region"

@@ -7,16 +7,25 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
+
+from tests.in_process import run_in_process
 
 DATA = Path(__file__).parents[1] / "nnunetv2_kd" / "demo" / "data"
 DATASET = "Dataset004_Hippocampus"
+ONE_PROCESSOR = Path(__file__).parent / "one_processor"
 BIN = Path(sys.executable).parent
+LOG = "printed.txt"  # what the command that made a world printed
+os.environ |= {"nnUNet_def_n_proc": "1"}  # read when nnU-Net is imported
 TINY = {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 1, "seed": 0, "optimizer": "nnunet"}
 
 
@@ -68,18 +77,30 @@ class World:
             "nnUNet_n_proc_DA": "0",
             "nnUNet_def_n_proc": "1",
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ONE_PROCESSOR),
             "PYTHONWARNINGS": "ignore",
             **self.env,
             **extra,
         }
 
-    def run(self, *command: str | Path, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run an installed command; with ``check`` a failure shows what it printed."""
+    def run(
+        self, *command: str | Path, check: bool = True, installed: bool = False, validate: bool = True, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command; with ``check`` a failure shows what it printed.
+
+        Args:
+            installed: as a process of its own, as a user starts it; otherwise what it does, in this process, which
+                saves it the imports. One test of every command and kind of trainer starts it for real.
+            validate: see `run_in_process`.
+        """
         program, *arguments = (str(part) for part in command)
-        executable = str(BIN / program) if (BIN / program).exists() else program
-        done = subprocess.run(
-            [executable, *arguments], env=self.environment(**env), capture_output=True, text=True, cwd=self.root
-        )
+        if installed:
+            executable = str(BIN / program) if (BIN / program).exists() else program
+            done = subprocess.run(
+                [executable, *arguments], env=self.environment(**env), capture_output=True, text=True, cwd=self.root
+            )
+        else:
+            done = run_in_process(program, arguments, self.environment(**env), self.root, validate)
         if check and done.returncode != 0:
             pytest.fail(f"{' '.join([program, *arguments])} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
         return done
@@ -97,6 +118,8 @@ class World:
         configuration: str = "3d_fullres",
         fold: str = "0",
         check: bool = True,
+        installed: bool = False,
+        validate: bool = True,
         env: dict[str, str] | None = None,
         **options: object,
     ) -> subprocess.CompletedProcess[str]:
@@ -112,6 +135,8 @@ class World:
             "cpu",
             *arguments,
             check=check,
+            installed=installed,
+            validate=validate,
             nnUNet_kd_config=str(file),
             **(env or {}),
         )
@@ -156,29 +181,65 @@ def copy_cases(raw: Path, name: str, count: int, change: Callable[[dict], None] 
     return folder
 
 
+@contextmanager
+def fewer_intensities() -> Iterator[None]:
+    """nnU-Net draws 10**8 foreground voxels for a fingerprint, however few there are, and for MRI uses none."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    plain = DatasetFingerprintExtractor.collect_foreground_intensities
+
+    def few(segmentation: Any, images: Any, num_samples: int) -> Any:
+        return plain(segmentation, images, num_samples=min(num_samples, 10_000))
+
+    with mock.patch.object(DatasetFingerprintExtractor, "collect_foreground_intensities", few):
+        yield
+
+
 def preprocess(world: World, dataset_id: str, name: str, configurations: tuple[str, ...] = ("3d_fullres",)) -> None:
     """nnU-Net's own planning and preprocessing; networks made tiny in between."""
-    world.run("nnUNetv2_extract_fingerprint", "-d", dataset_id, "-np", "1", nnUNet_n_proc_DA="1")
+    with fewer_intensities():
+        world.run("nnUNetv2_extract_fingerprint", "-d", dataset_id, "-np", "1", nnUNet_n_proc_DA="1")
     world.run("nnUNetv2_plan_experiment", "-d", dataset_id, nnUNet_n_proc_DA="1")
     make_tiny(world.plans_file(dataset=name))
     world.run("nnUNetv2_preprocess", "-d", dataset_id, "-c", *configurations, "-np", *["1"] * len(configurations))
 
 
-@pytest.fixture(scope="session")
-def trained_world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Preprocessed hippocampus with a tiny trained teacher of fold 0. Not to be written to: use `world`."""
-    world = World(tmp_path_factory.mktemp("world"))
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that all of pytest-xdist's workers share, made by the first that needs it.
+
+    Args:
+        make: is called with the folder, which does not exist yet.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            make(folder)
+            done.touch()
+    return folder
+
+
+def make_trained_world(root: Path) -> None:
+    world = World(root)
     copy_cases(world.raw, DATASET, 6)
     preprocess(world, "4", DATASET, ("2d", "3d_fullres"))
     world.train("nnUNetTrainerKDBaseline", student={"width": 1.0})
     baseline = world.model("nnUNetTrainerKDBaseline")
     baseline.rename(world.model("nnUNetTrainer"))
-    return world
+
+
+@pytest.fixture(scope="session")
+def trained_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Preprocessed hippocampus with a tiny trained teacher of fold 0. Not to be written to: use `world`."""
+    return World(made_once(tmp_path_factory, "trained_world", make_trained_world))
 
 
 def copy_of(world: World, root: Path) -> World:
+    """A few MB: a copy takes no time worth links, which a test that writes into a file would write through."""
     shutil.copytree(world.root, root)
-    return World(root)
+    return World(root, log=world.log)
 
 
 @pytest.fixture
@@ -190,9 +251,18 @@ def world(trained_world: World, tmp_path: Path) -> World:
 @pytest.fixture(scope="session")
 def stored_trained_world(trained_world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
     """`trained_world` with its teacher's answers stored by the command. Not to be written to: use `stored_world`."""
-    world = copy_of(trained_world, tmp_path_factory.mktemp("stored") / "world")
-    world.log = world.run("nnUNetv2_kd", "store", "-d", "4", "-device", "cpu").stdout
-    return world
+
+    def make(root: Path) -> None:
+        world = copy_of(trained_world, root)
+        log = world.run("nnUNetv2_kd", "store", "-d", "4", "-device", "cpu", installed=True).stdout
+        (root / LOG).write_text(log)
+
+    return with_log(made_once(tmp_path_factory, "stored_trained_world", make))
+
+
+def with_log(root: Path) -> World:
+    """A world with what the command that made it printed."""
+    return World(root, log=(root / LOG).read_text())
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def _split_teachers(subparsers: Any) -> None:
 def _store(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "store",
-        help="store a teacher's answers, so that no training has to run it",
+        help="store a teacher's predictions, so that no training has to run it",
         description="Run a trained model, or several as an ensemble, over every preprocessed case with nnU-Net's own "
         "sliding window, and store the class probabilities beside the preprocessed data. A training with the option "
         "stored_teacher reads them instead of running the teacher.",

@@ -1,4 +1,4 @@
-"""``nnUNetv2_kd store``: run a teacher once over the preprocessed cases and store its answers."""
+"""``nnUNetv2_kd store``: run a teacher once over the preprocessed cases and store its predictions."""
 
 import argparse
 import json

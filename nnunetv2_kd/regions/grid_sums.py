@@ -60,79 +60,77 @@ def grid_sums(codes: Tensor, count: int, size: tuple[int, ...]) -> GridSums:
     return RunLengthSums(codes, count, size)
 
 
-def region_sums(features: Tensor, cells: GridSums) -> Tensor:
+def region_sums(features: Tensor, grid: GridSums) -> Tensor:
     """`GridSums.sums`, with its gradient.
 
     Raises: ValueError for features of another batch or grid.
     """
-    _require_features(features, cells)
-    return _Sums.apply(features, cells)
+    _require_features(features, grid)
+    return _Sums.apply(features, grid)
 
 
-def spread(values: Tensor, cells: GridSums) -> Tensor:
+def spread(values: Tensor, grid: GridSums) -> Tensor:
     """`GridSums.spread`, the adjoint of `region_sums`, with its gradient.
 
     Raises: ValueError for values of another batch or number of codes.
     """
-    _require_values(values, cells)
-    return _Spread.apply(values, cells)
+    _require_values(values, grid)
+    return _Spread.apply(values, grid)
 
 
-def project(values: Tensor, features: Tensor, cells: GridSums) -> Tensor:
+def project(values: Tensor, features: Tensor, grid: GridSums) -> Tensor:
     """`GridSums.project`: `spread` times the features, summed over channels, without a map of as many channels; with
     its gradients.
 
-    Raises: ValueError for values and features that do not fit the cells or each other.
+    Raises: ValueError for values and features that do not fit the grid or each other.
     """
-    _require_features(features, cells)
-    _require_values(values, cells)
+    _require_features(features, grid)
+    _require_values(values, grid)
     if values.shape[2] != features.shape[1]:
         raise ValueError(f"expected values of {features.shape[1]} channels as the features have, got {values.shape[2]}")
-    return _Project.apply(values, features, cells)
+    return _Project.apply(values, features, grid)
 
 
-def _require_features(features: Tensor, cells: GridSums) -> None:
-    if (len(features), *features.shape[2:]) != (cells.batch, *cells.size):
-        raise ValueError(
-            f"expected features (B, C, *S) of B {cells.batch}, S {cells.size}, got {tuple(features.shape)}"
-        )
+def _require_features(features: Tensor, grid: GridSums) -> None:
+    if (len(features), *features.shape[2:]) != (grid.batch, *grid.size):
+        raise ValueError(f"expected features (B, C, *S) of B {grid.batch}, S {grid.size}, got {tuple(features.shape)}")
 
 
-def _require_values(values: Tensor, cells: GridSums) -> None:
-    if tuple(values.shape[:2]) != (cells.batch, cells.count):
-        raise ValueError(f"expected values (B, U, C) of B {cells.batch}, U {cells.count}, got {tuple(values.shape)}")
+def _require_values(values: Tensor, grid: GridSums) -> None:
+    if tuple(values.shape[:2]) != (grid.batch, grid.count):
+        raise ValueError(f"expected values (B, U, C) of B {grid.batch}, U {grid.count}, got {tuple(values.shape)}")
 
 
 class _Sums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, cells: GridSums) -> Tensor:
-        ctx.cells, ctx.dtype = cells, features.dtype
-        return cells.sums(features)
+    def forward(ctx: Any, features: Tensor, grid: GridSums) -> Tensor:
+        ctx.grid, ctx.dtype = grid, features.dtype
+        return grid.sums(features)
 
     @staticmethod
     @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.cells.spread(gradient).to(ctx.dtype), None
+        return ctx.grid.spread(gradient).to(ctx.dtype), None
 
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, cells: GridSums) -> Tensor:
-        ctx.cells = cells
-        return cells.spread(values)
+    def forward(ctx: Any, values: Tensor, grid: GridSums) -> Tensor:
+        ctx.grid = grid
+        return grid.spread(values)
 
     @staticmethod
     @in_float32
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.cells.sums(gradient), None
+        return ctx.grid.sums(gradient), None
 
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, features: Tensor, cells: GridSums) -> Tensor:
+    def forward(ctx: Any, values: Tensor, features: Tensor, grid: GridSums) -> Tensor:
         ctx.save_for_backward(values, features)
-        ctx.cells = cells
-        return cells.project(values, features)
+        ctx.grid = grid
+        return grid.project(values, features)
 
     @staticmethod
     @in_float32
@@ -140,7 +138,7 @@ class _Project(torch.autograd.Function):
         values, features = ctx.saved_tensors
         of_values, of_features = None, None
         if ctx.needs_input_grad[0]:
-            of_values = ctx.cells.sums(features, weights=gradient)
+            of_values = ctx.grid.sums(features, weights=gradient)
         if ctx.needs_input_grad[1]:
-            of_features = ctx.cells.spread(values).mul_(gradient.unsqueeze(1)).to(features.dtype)
+            of_features = ctx.grid.spread(values).mul_(gradient.unsqueeze(1)).to(features.dtype)
         return of_values, of_features, None

@@ -26,7 +26,7 @@ class Regions:
     def __init__(self, codes: Tensor, table: Tensor) -> None:
         self.codes = codes
         self.table = table
-        self._cells: dict[tuple[int, ...], GridSums] = {}
+        self._grids: dict[tuple[int, ...], GridSums] = {}
         self._inside: dict[tuple[int, ...], Tensor] = {}
 
     @property
@@ -39,12 +39,12 @@ class Regions:
         """``S``."""
         return tuple(self.codes.shape[1:])
 
-    def cells(self, size: Sequence[int]) -> GridSums:
+    def on_grid(self, size: Sequence[int]) -> GridSums:
         """The cells of a grid no finer than the regions' own, whose size it divides; computed once per grid."""
         size = tuple(size)
-        if size not in self._cells:
-            self._cells[size] = grid_sums(self.codes, len(self.table), size)
-        return self._cells[size]
+        if size not in self._grids:
+            self._grids[size] = grid_sums(self.codes, len(self.table), size)
+        return self._grids[size]
 
     def sums(self, features: Tensor) -> Tensor:
         """``sum_v m_k(v) F(v)`` for every region, ``m_k`` area-averaged at the grid of the features.
@@ -55,7 +55,7 @@ class Regions:
         Returns:
             ``(B, K, C)`` float32.
         """
-        return self.table.T @ region_sums(features, self.cells(features.shape[2:]))
+        return self.table.T @ region_sums(features, self.on_grid(features.shape[2:]))
 
     def spread(self, values: Tensor, size: Sequence[int]) -> Tensor:
         """``sum_k m_k(v) values_k`` at every cell of a grid: the adjoint of `sums`.
@@ -67,7 +67,7 @@ class Regions:
         Returns:
             ``(B, C, *size)`` float32.
         """
-        return spread(self.table @ values, self.cells(size))
+        return spread(self.table @ values, self.on_grid(size))
 
     def project(self, values: Tensor, features: Tensor) -> Tensor:
         """``sum_k m_k(v) <values_k, F(v)>`` at every cell of the features' grid.
@@ -79,18 +79,18 @@ class Regions:
         Returns:
             ``(B, *S')`` float32.
         """
-        return project(self.table @ values, features, self.cells(features.shape[2:]))
+        return project(self.table @ values, features, self.on_grid(features.shape[2:]))
 
     def mass(self, size: Sequence[int] | None = None) -> Tensor:
         """How many cells of a grid (default: voxels) make up each region: ``(B, K)`` float32."""
-        return self.cells(self.size if size is None else size).mass() @ self.table
+        return self.on_grid(self.size if size is None else size).mass() @ self.table
 
     def inside(self, size: Sequence[int] | None = None) -> Tensor:
         """How much of every cell of a grid (default: voxel) belongs to any region: ``(B, *size)`` float32 in [0, 1]."""
         size = self.size if size is None else tuple(size)
         if size not in self._inside:
             of_codes = self.table.amax(dim=1).view(1, -1, 1).expand(len(self.codes), -1, 1)
-            self._inside[size] = spread(of_codes, self.cells(size))[:, 0].clamp(max=1)
+            self._inside[size] = spread(of_codes, self.on_grid(size))[:, 0].clamp(max=1)
         return self._inside[size]
 
     def foreground(self) -> Tensor:

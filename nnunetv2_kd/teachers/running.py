@@ -109,7 +109,7 @@ class RunningTeacher(Teacher):
         finally:
             self._skips_decoder = False
         heads = list(output) if isinstance(output, (list, tuple)) else [output]
-        # without deep supervision the network answers with its finest head only, whatever heads it has
+        # without deep supervision the network returns its finest head only, whatever heads it has
         found = [head for head, trained in zip(heads, self.trained_heads, strict=False) if trained]
         return TeacherOutput(found, self.taps.take() if self.taps is not None else {})
 

@@ -1,11 +1,15 @@
 import json
+import shutil
+from pathlib import Path
+from unittest import mock
 
 import matplotlib.image
 import pytest
 
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.demo.run import DATA, MODELS, write_options
-from tests.conftest import World
+from tests.conftest import World, fewer_intensities
+from tests.in_process import run_in_process
 
 
 def test_bundled_data_are_whole_and_attributed():
@@ -34,10 +38,48 @@ def test_a_folder_in_use_is_left_alone(tmp_path, capsys):
     assert [f.name for f in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.commands
 def test_demo_from_start_to_end(tmp_path):
     output = tmp_path / "with a space"
-    done = World(tmp_path).run("nnUNetv2_kd", "demo", "--smoke", "-o", output, COLUMNS="160")
+    done = World(tmp_path).run("nnUNetv2_kd", "demo", "--smoke", "-o", output, installed=True, COLUMNS="160")
+    check_demo(output, done.stdout)
+
+
+@pytest.mark.commands
+def test_demo_of_few_cases(tmp_path, monkeypatch, capsys):
+    """All its commands, in this process."""
+    output = tmp_path / "with a space"
+
+    def run(command, env, stdout, **_):
+        program = Path(command[0]).name
+        alone = ["-npp", "0", "-nps", "0"] if program == "nnUNetv2_predict" else []
+        augmented_here = {"nnUNet_n_proc_DA": "0"} if program == "nnUNetv2_train" else {}
+        done = run_in_process(program, [*command[1:], *alone], {**env, **augmented_here}, tmp_path)
+        stdout.write(done.stdout + done.stderr)
+        return done
+
+    monkeypatch.setattr("nnunetv2_kd.demo.run.DATA", few_cases(tmp_path / "data"))
+    monkeypatch.setattr("nnunetv2_kd.demo.run.subprocess", mock.Mock(run=run))
+    monkeypatch.setenv("COLUMNS", "160")
+    with fewer_intensities():
+        assert main(["demo", "--smoke", "-o", str(output)]) == 0
+    check_demo(output, capsys.readouterr().out)
+
+
+def few_cases(folder):
+    """The bundled data with six cases for training and two held aside."""
+    for part, count in (("Tr", 6), ("Ts", 2)):
+        for kind in ("images", "labels"):
+            (folder / f"{kind}{part}").mkdir(parents=True)
+            for file in sorted((DATA / f"{kind}{part}").iterdir())[:count]:
+                shutil.copy(file, folder / f"{kind}{part}")
+    dataset_json = json.loads((DATA / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(dataset_json | {"numTraining": 6}))
+    return folder
+
+
+def check_demo(output, printed):
     for words in (
         "teacher",
         "student alone",
@@ -47,7 +89,7 @@ def test_demo_from_start_to_end(tmp_path):
         "GFLOPs/patch",
         "ms/case",
     ):
-        assert words in done.stdout
+        assert words in printed
     rows = json.loads((output / "results.json").read_text())
     assert [row["model"] for row in rows] == [model.name for model in MODELS]
     for row, model in zip(rows, MODELS, strict=True):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_kd import discovery
 
@@ -61,19 +62,29 @@ def test_users_own_folder_stays(tmp_path):
     assert "FOUND Theirs mine" in done.stdout
 
 
-@pytest.mark.parametrize("switch", [discovery.OPT_OUT, "TORCH_DEVICE_BACKEND_AUTOLOAD"])
+SWITCHES = [discovery.OPT_OUT, "TORCH_DEVICE_BACKEND_AUTOLOAD"]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
 def test_it_can_be_switched_off(tmp_path, switch):
     done = run(FIND, tmp_path, **{switch: "0"})
     assert done.returncode != 0
     assert "Could not find requested nnunet trainer" in done.stderr
-    by_hand = run(FIND, tmp_path, **{switch: "0", discovery.VARIABLE: discovery.STUB_FOLDER})
+
+
+def test_by_hand_where_it_is_switched_off(tmp_path):
+    switches = dict.fromkeys(SWITCHES, "0")
+    by_hand = run(FIND, tmp_path, **switches, **{discovery.VARIABLE: discovery.STUB_FOLDER})
     assert "FOUND nnUNetTrainerRegionKD_7epochs" in by_hand.stdout
 
 
-def test_unknown_trainers_are_still_unknown(tmp_path):
-    for name in ("nnUNetTrainerRegionKD_0epochs", "nnUNetTrainerRegionKD_2epoch", "nnUNetTrainerNothing"):
-        done = run(FIND.replace("nnUNetTrainerRegionKD_7epochs", name), tmp_path)
-        assert "Could not find requested nnunet trainer" in done.stderr
+@pytest.mark.parametrize(
+    "name", ["nnUNetTrainerRegionKD_0epochs", "nnUNetTrainerRegionKD_2epoch", "nnUNetTrainerNothing"]
+)
+def test_unknown_trainers_are_still_unknown(monkeypatch, name):
+    monkeypatch.setenv(discovery.VARIABLE, discovery.STUB_FOLDER)
+    with pytest.raises(RuntimeError, match="Could not find requested nnunet trainer"):
+        recursive_find_trainer_class_by_name(name)
 
 
 def test_register_is_idempotent(monkeypatch):

@@ -79,7 +79,7 @@ def test_real_models_predict_and_are_timed(world):
         folder = world.results / DATASET / model["model"]
         summary = json.loads((folder / "fold_0" / "validation" / "summary.json").read_text())
         assert model["mean_dice"] == summary["foreground_mean"]["Dice"]
-    done = world.run(*command, "-i", images, "-gt", labels, "--time", "1")
+    done = world.run(*command, "-i", images, "-gt", labels, "--time", "1", installed=True)
     assert "predicting with nnUNetTrainerRegionKD__nnUNetPlans__3d_fullres" in done.stdout
     predicted = json.loads((world.root / "out" / "leaderboard.json").read_text())["datasets"][0]
     assert {model["kind"] for model in predicted["models"]} == {"teacher", "student distilled"}

@@ -33,10 +33,9 @@ def mutate(folder: Path, mutant: dict[str, Any]) -> None:
     """
     file = folder / "nnunetv2_kd" / mutant["file"]
     text = file.read_text()
-    if text.count(mutant["find"]) != 1:
-        raise ValueError(
-            f"{mutant['name']}: found {text.count(mutant['find'])} times in {mutant['file']}, expected once"
-        )
+    found = text.count(mutant["find"])
+    if found != 1:
+        raise ValueError(f"{mutant['name']}: the text is {found} times in {mutant['file']}, expected once")
     file.write_text(text.replace(mutant["find"], mutant["replace"]))
 
 

@@ -1,4 +1,5 @@
-"""One of two gloo processes that train together on the CPU, as nnU-Net's DDP does on GPUs."""
+"""Two gloo processes that train together on the CPU, as nnU-Net's DDP does on GPUs: a student of the teacher itself,
+then one of the stored teacher."""
 
 import os
 import sys
@@ -9,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def work(rank: int, root: str, port: int, store: str) -> None:
+def work(rank: int, root: str, port: int) -> None:
     import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as stock
     from torch.nn.parallel import DistributedDataParallel
 
@@ -24,23 +25,26 @@ def work(rank: int, root: str, port: int, store: str) -> None:
             self.device, self.grad_scaler = torch.device("cpu"), None
             super().initialize()
 
+    class OnCPUStored(OnCPU):
+        pass
+
     stock.DDP = lambda network, device_ids: DistributedDataParallel(network)
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     terms = {"voxel_kl": {}, "region_kl": {}, "importance_map": {}, "region_affinity": {}, "fitnet": {}}
-    options = {"terms": terms}
-    if store:
-        options = {"terms": {name: terms[name] for name in ("voxel_kl", "region_affinity")}, "stored_teacher": store}
-    trainer = make_trainer(OnCPU, World(Path(root)), **options)
-    trainer.run_training()
-    weights = torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
-    trained = trainer.distillation.trained_parts.parameters()
-    adapters = torch.cat([torch.zeros(1), *(p.detach().flatten() for p in trained)])
-    kept = {"weights": weights, "adapters": adapters, "rows": len(trainer._history.rows)}
-    torch.save(kept, Path(root) / f"rank{rank}.pt")
+    few = {"terms": {name: terms[name] for name in ("voxel_kl", "region_affinity")}, "stored_teacher": "fold_0"}
+    for student, options in ((OnCPU, {"terms": terms}), (OnCPUStored, few)):
+        trainer = make_trainer(student, World(Path(root)), **options)
+        trainer.run_training()
+        weights = torch.cat([p.detach().flatten() for p in trainer.network.parameters()])
+        trained = trainer.distillation.trained_parts.parameters()
+        adapters = torch.cat([torch.zeros(1), *(p.detach().flatten() for p in trained)])
+        kept = {"weights": weights, "adapters": adapters, "rows": len(trainer._history.rows)}
+        torch.save(kept, Path(root) / f"{student.__name__}_rank{rank}.pt")
+        dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    mp.spawn(work, args=(sys.argv[1], int(sys.argv[2]), "".join(sys.argv[3:])), nprocs=2)
+    mp.spawn(work, args=(sys.argv[1], int(sys.argv[2])), nprocs=2)

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from tests.conftest import DATASET, TINY, World
+from tests.in_process import PLOTS
 
 TERMS_OF_THE_MAIN_PATH = {"voxel_kl": {}, "region_kl": {}, "importance_map": {}, "region_affinity": {}}
 
@@ -34,10 +35,12 @@ def make_trainer(
 
 
 def inside(world: World, monkeypatch) -> World:
-    """Make this process work in the world's folders."""
+    """Make this process work in the world's folders, and draw nothing."""
     for name, value in world.environment().items():
         if name.startswith("nnUNet_"):
             monkeypatch.setenv(name, value)
+    for plot in PLOTS:
+        monkeypatch.setattr(plot, mock.Mock())
     return world
 
 

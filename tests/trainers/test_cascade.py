@@ -33,7 +33,10 @@ def test_cascade(cascaded):
     """The student's own previous stage, and the teacher's where the student has none."""
     world = cascaded
     for configuration in ("3d_lowres", "3d_cascade_fullres"):
-        world.train("nnUNetTrainerKDBaseline", configuration=configuration, student={"width": 1.0}, **ALL)
+        predicts = configuration == "3d_lowres"  # for the next stage
+        world.train(
+            "nnUNetTrainerKDBaseline", configuration=configuration, student={"width": 1.0}, validate=predicts, **ALL
+        )
         teacher = world.model("nnUNetTrainerKDBaseline", configuration=configuration)
         teacher.rename(world.model("nnUNetTrainer", configuration=configuration))
         if configuration == "3d_lowres":  # the baseline's cascade looks for its own previous stage

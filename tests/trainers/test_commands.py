@@ -16,20 +16,28 @@ import torch
 
 from nnunetv2_kd.nnunet.checkpoint import allowed_globals
 from nnunetv2_kd.trainers.options import resolve_options
-from tests.conftest import BIN, DATASET, World, copy_cases, preprocess
+from tests.conftest import BIN, DATASET, LOG, World, copy_cases, copy_of, made_once, preprocess, with_log
+from tests.in_process import run_in_process
 
 pytestmark = pytest.mark.commands
 TRAINER = "nnUNetTrainerRegionKD"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def distilled(trained_world, tmp_path_factory) -> World:
-    """A student trained with the one line of the README."""
-    root = tmp_path_factory.mktemp("distilled") / "world"
-    shutil.copytree(trained_world.root, root)
-    world = World(root)
-    world.log = world.train(TRAINER).stdout
-    return world
+    """A student trained with the one line of the README. Not to be written to: use `own_distilled`."""
+
+    def make(root: Path) -> None:
+        log = copy_of(trained_world, root).train(TRAINER, installed=True).stdout
+        (root / LOG).write_text(log)
+
+    return with_log(made_once(tmp_path_factory, "distilled", make))
+
+
+@pytest.fixture
+def own_distilled(distilled, tmp_path) -> World:
+    """A copy of `distilled` for one test."""
+    return copy_of(distilled, tmp_path / "distilled")
 
 
 def run_stock(python: Path, world: World, command: str, *arguments: object) -> str:
@@ -114,8 +122,12 @@ def test_options_travel(distilled):
     assert torch.__version__.startswith(record["environment"]["torch"])
 
 
-def test_student_predicts_without_the_plugin(distilled, stock_python):
-    images = distilled.raw / DATASET / "imagesTr"
+def test_student_predicts_without_the_plugin(own_distilled, stock_python):
+    distilled = own_distilled
+    images = distilled.root / "images"
+    images.mkdir()
+    for image in sorted((distilled.raw / DATASET / "imagesTr").iterdir())[:2]:
+        shutil.copy(image, images)
     flags = (
         "-i",
         images,
@@ -135,14 +147,15 @@ def test_student_predicts_without_the_plugin(distilled, stock_python):
         "1",
     )
     run_stock(stock_python, distilled, "nnUNetv2_predict", *flags, "-o", distilled.root / "without")
-    distilled.run("nnUNetv2_predict", *flags, "-o", distilled.root / "with")
+    distilled.run("nnUNetv2_predict", *flags, "-o", distilled.root / "with", installed=True)
     without, with_plugin = (segmentations(distilled.root / name) for name in ("without", "with"))
-    assert len(without) == 6
+    assert len(without) == 2
     for name, segmentation in without.items():
         np.testing.assert_array_equal(segmentation, with_plugin[name])
 
 
-def test_student_can_be_sent_and_compared_without_the_plugin(distilled, stock_python, tmp_path):
+def test_student_can_be_sent_and_compared_without_the_plugin(own_distilled, stock_python, tmp_path):
+    distilled = own_distilled
     archive = tmp_path / "student.zip"
     run_stock(
         stock_python,
@@ -185,12 +198,9 @@ def test_student_can_be_sent_and_compared_without_the_plugin(distilled, stock_py
     assert best["best_model_or_ensemble"]["selected_model_or_models"][0]["trainer"] == TRAINER
 
 
-def test_validation_needs_no_teacher(distilled, tmp_path):
-    root = tmp_path / "world"
-    shutil.copytree(distilled.root, root)
-    world = World(root)
-    shutil.rmtree(world.model("nnUNetTrainer"))
-    assert "Mean Validation Dice" in world.train(TRAINER, "--val").stdout
+def test_validation_needs_no_teacher(own_distilled):
+    shutil.rmtree(own_distilled.model("nnUNetTrainer"))
+    assert "Mean Validation Dice" in own_distilled.train(TRAINER, "--val").stdout
 
 
 def train_curve(world: World) -> list[str]:
@@ -200,7 +210,7 @@ def train_curve(world: World) -> list[str]:
 def test_killed_training_resumes_to_the_same_curve(world):
     """Killed in the middle of an epoch; after --c the losses are those of a training that was never cut off."""
     options = {"epochs": 4, "iterations_per_epoch": 3, "save_every": 1}
-    world.train(TRAINER, **options)
+    world.train(TRAINER, **options, validate=False)
     uninterrupted = train_curve(world)
     shutil.rmtree(world.model(TRAINER))
     file = world.options(**options)
@@ -212,13 +222,13 @@ def test_killed_training_resumes_to_the_same_curve(world):
                 time.sleep(0.2)
                 process.send_signal(signal.SIGKILL)
                 break
-    resumed = world.train(TRAINER, "--c", **options)
+    resumed = world.train(TRAINER, "--c", **options, validate=False)
     assert "Epoch 0" not in resumed.stdout.split("Student:")[1]
     assert train_curve(world) == uninterrupted
 
 
-def test_resuming_with_another_size_is_refused(distilled):
-    done = distilled.train(TRAINER, "--c", check=False, student={"width": 0.25})
+def test_resuming_with_another_size_is_refused(own_distilled):
+    done = own_distilled.train(TRAINER, "--c", check=False, student={"width": 0.25})
     assert done.returncode != 0
     assert "export nnUNet_kd_config='" in done.stderr
     assert "in the checkpoint: 8.40 k parameters, channels [2, 4, 8, 8]" in done.stderr
@@ -227,7 +237,7 @@ def test_resuming_with_another_size_is_refused(distilled):
 
 
 def test_number_of_epochs_in_the_name(world):
-    done = world.train(f"{TRAINER}_1epoch", epochs=7)
+    done = world.train(f"{TRAINER}_1epoch", epochs=7, validate=False)
     assert "Epoch 0\n" in done.stdout
     assert "Epoch 1\n" not in done.stdout
     assert world.model(f"{TRAINER}_1epoch").is_dir()
@@ -235,13 +245,13 @@ def test_number_of_epochs_in_the_name(world):
 
 def test_shrunken_plans_file(world):
     world.run("nnUNetv2_kd", "plan", "-d", "4", "-o", "nnUNetPlansSmall", "--width", "0.25")
-    log = world.train(TRAINER, "-p", "nnUNetPlansSmall").stdout
+    log = world.train(TRAINER, "-p", "nnUNetPlansSmall", validate=False).stdout
     assert "width 0.25 of nnUNetPlans; read from the plans file" in log
     assert f"Teacher: {world.model('nnUNetTrainer')}" in log
 
 
 def test_2d(world):
-    world.train("nnUNetTrainerKDBaseline", configuration="2d", student={"width": 1.0})
+    world.train("nnUNetTrainerKDBaseline", configuration="2d", student={"width": 1.0}, validate=False)
     log = world.train("nnUNetTrainerKD", configuration="2d", teacher={"trainer": "nnUNetTrainerKDBaseline"}).stdout
     assert "distillation: voxel_kl" in log
     assert world.model("nnUNetTrainerKD", configuration="2d").is_dir()
@@ -267,7 +277,7 @@ def test_regions_and_ignore_label(tmp_path, change):
     name = "Dataset005_Variant"
     copy_cases(world.raw, name, 5, change)
     preprocess(world, "5", name)
-    world.train("nnUNetTrainerKDBaseline", dataset="5", student={"width": 1.0})
+    world.train("nnUNetTrainerKDBaseline", dataset="5", student={"width": 1.0}, validate=False)
     world.model("nnUNetTrainerKDBaseline", dataset=name).rename(world.model("nnUNetTrainer", dataset=name))
     terms = {
         "voxel_kl": {},
@@ -294,10 +304,10 @@ def test_regions_and_ignore_label(tmp_path, change):
     ],
     ids=["none", "truncated", "empty", "labels", "channels", "spacing"],
 )
-def test_unfit_teachers(world, break_it, expected):
+def test_unfit_teachers(world, break_it, expected, request):
     """Non-zero exit, the reason last, before an epoch is spent."""
     break_it(world)
-    done = world.train(TRAINER, check=False)
+    done = world.train(TRAINER, check=False, installed=request.node.callspec.id == "labels")
     assert done.returncode == 1
     assert expected in done.stderr
     assert "Epoch 0" not in done.stdout
@@ -328,7 +338,7 @@ def test_results_folder(world, value, expected):
     environment = world.environment(nnUNet_kd_config=str(file))
     environment = {k: v for k, v in environment.items() if k != "nnUNet_results"}
     environment |= {"nnUNet_results": value} if value else {}
-    command = [BIN / "nnUNetv2_train", "4", "3d_fullres", "0", "-tr", TRAINER, "-device", "cpu"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=os.sep)
+    arguments = ["4", "3d_fullres", "0", "-tr", TRAINER, "-device", "cpu"]
+    done = run_in_process("nnUNetv2_train", arguments, environment, Path(os.sep))
     assert done.returncode == 1
     assert expected in done.stderr

@@ -102,7 +102,7 @@ def test_resumes(here, monkeypatch):
 def test_commands(world, monkeypatch):
     """Store, train with the store, validate and predict, all on the GPU."""
     here = inside(world, monkeypatch)
-    store = here.run("nnUNetv2_kd", "store", "-d", "4", "-device", "cuda").stdout
+    store = here.run("nnUNetv2_kd", "store", "-d", "4", "-device", "cuda", installed=True).stdout
     header = json.loads(
         (here.preprocessed / DATASET / "nnUNetPlans_3d_fullres_teacher_fold_0" / "store.json").read_text()
     )
@@ -117,6 +117,7 @@ def test_commands(world, monkeypatch):
         "nnUNetTrainerRegionKD",
         "-device",
         "cuda",
+        installed=True,
         nnUNet_kd_config=str(options),
     ).stdout
     assert "Stored teacher: " in log
@@ -142,5 +143,6 @@ def test_commands(world, monkeypatch):
         "1",
         "-nps",
         "1",
+        installed=True,
     )
     assert len(list((here.root / "predicted").glob("*.nii.gz"))) == len(list(images.iterdir()))

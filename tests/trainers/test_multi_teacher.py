@@ -12,16 +12,25 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.teachers.ensemble import EnsembleTeacher
 from nnunetv2_kd.trainers import nnUNetTrainerKDBaseline, nnUNetTrainerMultiTeacherKD
 from nnunetv2_kd.trainers.provenance import make_record
-from tests.conftest import BIN, DATASET
+from tests.conftest import BIN, DATASET, World, copy_of, made_once
 from tests.small_networks import architecture
-from tests.trainers.helpers import make_trainer, train
+from tests.trainers.helpers import inside, make_trainer, train
 
 RESENC = "nnUNetPlansRes"
 
 
-@pytest.fixture
-def two_teachers(here):
-    """The default teacher, and a narrower residual one that was trained on other cases: fold 5."""
+@pytest.fixture(scope="session")
+def two_teachers_world(trained_world, tmp_path_factory):
+    """`trained_world` with a narrower residual teacher that was trained on other cases: fold 5."""
+
+    def make(root):
+        with pytest.MonkeyPatch.context() as patched:
+            train_residual(inside(copy_of(trained_world, root), patched))
+
+    return World(made_once(tmp_path_factory, "two_teachers", make))
+
+
+def train_residual(here):
     plans = json.loads(here.plans_file().read_text())
     configuration = plans["configurations"]["3d_fullres"]
     strides = configuration["architecture"]["arch_kwargs"]["strides"]
@@ -36,6 +45,12 @@ def two_teachers(here):
     teacher = make_trainer(nnUNetTrainerKDBaseline, here, plans=RESENC, fold=5, student={"width": 1.0})
     train(teacher)
     here.model("nnUNetTrainerKDBaseline", RESENC).rename(here.model("nnUNetTrainer", RESENC))
+
+
+@pytest.fixture
+def two_teachers(here, two_teachers_world):
+    """The default teacher and the residual one."""
+    shutil.copytree(two_teachers_world.root, here.root, dirs_exist_ok=True)
     return [{"weight": 3}, {"plans": RESENC, "fold": 5}]
 
 
@@ -152,4 +167,4 @@ def test_split_teachers_bad_input(here, tmp_path, capsys, flags, content, expect
 @pytest.mark.commands
 def test_split_teachers_is_installed(world):
     assert shutil.which("nnUNetv2_kd", path=str(BIN))
-    assert "split-teachers" in world.run("nnUNetv2_kd", "--help").stdout
+    assert "split-teachers" in world.run("nnUNetv2_kd", "--help", installed=True).stdout

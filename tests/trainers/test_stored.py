@@ -230,10 +230,10 @@ def test_commands_with_worker_processes_and_resuming(stored_world):
     shutil.rmtree(stored_world.model("nnUNetTrainer"))
     workers = {"nnUNet_n_proc_DA": "2"}
     options = {"stored_teacher": "fold_0", "save_every": 1}
-    stored_world.train("nnUNetTrainerRegionKD", env=workers, **options, epochs=1)
+    stored_world.train("nnUNetTrainerRegionKD", **options, epochs=1, validate=False)
     fold = stored_world.model("nnUNetTrainerRegionKD") / "fold_0"
     (fold / "checkpoint_final.pth").rename(fold / "checkpoint_latest.pth")
-    log = stored_world.train("nnUNetTrainerRegionKD", "--c", env=workers, **options).stdout
+    log = stored_world.train("nnUNetTrainerRegionKD", "--c", env=workers, **options, installed=True).stdout
     assert "Epoch 1\n" in log
     assert "Mean Validation Dice" in log
     shutil.rmtree(store_of(stored_world))
@@ -245,9 +245,9 @@ def test_regions_with_an_ignore_label(tmp_path):
     name = "Dataset005_Variant"
     copy_cases(world.raw, name, 5, regions_with_ignore)
     preprocess(world, "5", name)
-    world.train("nnUNetTrainerKDBaseline", dataset="5", student={"width": 1.0}, epochs=1)
+    world.train("nnUNetTrainerKDBaseline", dataset="5", student={"width": 1.0}, epochs=1, validate=False)
     world.run("nnUNetv2_kd", "store", "-d", "5", "-tr", "nnUNetTrainerKDBaseline", "-device", "cpu", "--disable_tta")
-    world.train("nnUNetTrainerRegionKD", dataset="5", stored_teacher="fold_0", terms=TERMS, epochs=1)
+    world.train("nnUNetTrainerRegionKD", dataset="5", stored_teacher="fold_0", terms=TERMS, epochs=1, validate=False)
     with (world.model("nnUNetTrainerRegionKD", dataset=name) / "fold_0" / "kd_progress.csv").open() as stream:
         last = list(csv.DictReader(stream))[-1]
     assert all(0 < float(last[term]) < float("inf") for term in TERMS)

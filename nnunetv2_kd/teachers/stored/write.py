@@ -1,4 +1,4 @@
-"""Run teachers once over the preprocessed cases and store what they answer."""
+"""Run teachers once over the preprocessed cases and store their predictions."""
 
 import errno
 import json
