@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from nnunetv2_kd.distillation import Distillation, DistillationLoss
 from nnunetv2_kd.methods import Method
-from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.regions import Labels
 from nnunetv2_kd.teachers.running import RunningTeacher
 from nnunetv2_kd.teachers.teacher import TeacherOutput
@@ -118,8 +117,7 @@ class World:
         self.method, self.situation = method, situation
         network_t = small_unet(situation.dims, 4 if identical else 6, seed=1)
         self.student = copy.deepcopy(network_t) if identical else small_unet(situation.dims, 4)
-        record = TeacherRecord("folder", "0", "checkpoint_final.pth", "0" * 64, "nnUNetTrainer", 1, 1, 0)
-        self.teacher = RunningTeacher(network_t, record, [True] * 2)
+        self.teacher = RunningTeacher(network_t)
         weights = (2 / 3, 1 / 3) if situation.heads == 2 else (1.0, 0.0)
         torch.manual_seed(2)
         self.distillation = Distillation(

@@ -64,7 +64,8 @@ class Distillation:
     def compile(self) -> None:
         """Let torch compile the teacher and the methods, beside a student that is compiled."""
         # a compiled student's backward pass frees buffers that measuring gradients goes through once more
-        torch._functorch.config.donated_buffer = False
+        if hasattr(torch._functorch.config, "donated_buffer"):  # since torch 2.6
+            torch._functorch.config.donated_buffer = False
         self.teacher.compile()
         self.loss.compile_terms()
 

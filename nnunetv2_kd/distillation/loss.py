@@ -35,6 +35,7 @@ class DistillationLoss(nn.Module):
     Attributes:
         values: of the last call inside of `distilling`: ``segmentation`` and every term, unweighted, detached.
         weighted: of that call every term as it is in the total, detached.
+        learnable: of that call whether each term had a gradient at all.
         gradients: length of the gradient of every part as it is in the total, where that was measured; else empty.
     """
 
@@ -57,6 +58,7 @@ class DistillationLoss(nn.Module):
         self.balance = GradientBalance() if balance else None
         self.values: dict[str, Tensor] = {}
         self.weighted: dict[str, Tensor] = {}
+        self.learnable: dict[str, bool] = {}
         self.gradients: dict[str, Tensor] = {}
         # in a tuple, so that a student is no part of its own loss
         self._student_parameters = (tuple(parameters),)
@@ -100,6 +102,7 @@ class DistillationLoss(nn.Module):
             weighted = {name: self._weight(name) * value for name, value in values.items()}
         self.values = {SEGMENTATION: total.detach(), **{name: value.detach() for name, value in values.items()}}
         self.weighted = {name: value.detach() for name, value in weighted.items()}
+        self.learnable = {name: value.requires_grad for name, value in values.items()}
         return total + torch.stack(list(weighted.values())).sum()
 
     def _weight(self, name: str) -> Tensor | float:

@@ -59,7 +59,7 @@ class EnsembleTeacher(Teacher):
             teacher.compile()
 
     def records(self) -> list[TeacherRecord]:
-        return [teacher.record for teacher in self.teachers]
+        return [record for teacher in self.teachers for record in teacher.records()]
 
     def describe(self) -> list[str]:
         lines = [line for teacher in self.teachers for line in teacher.describe()]
@@ -76,6 +76,9 @@ class EnsembleTeacher(Teacher):
             for number, teacher in enumerate(self.teachers, start=1)
             for line in teacher.assess(batches, f"teacher {number}")
         ]
+
+    def end_epoch(self, epoch: int) -> list[str]:
+        return [line for teacher in self.teachers for line in teacher.end_epoch(epoch)]
 
     def shares(self) -> Mapping[str, Tensor]:
         return {f"weight_of_teacher_{number}": share for number, share in enumerate(self.mean_weights, start=1)}
@@ -155,12 +158,12 @@ def check_different(teachers: Sequence[RunningTeacher]) -> None:
     Raises:
         KDError: names the one that is.
     """
-    seen: dict[str, RunningTeacher] = {}
-    for teacher in teachers:
-        before = seen.setdefault(teacher.record.sha256, teacher)
-        if before is not teacher:
+    seen: dict[str, TeacherRecord] = {}
+    for record in (record for teacher in teachers for record in teacher.records()):
+        before = seen.setdefault(record.sha256, record)
+        if before is not record:
             raise KDError(
-                f"The same teacher is named twice under 'teachers': {before.record.folder}, fold {before.record.fold}, "
-                f"and {teacher.record.folder}, fold {teacher.record.fold} (SHA-256 {teacher.record.sha256}). "
+                f"The same teacher is named twice under 'teachers': {before.folder}, fold {before.fold}, "
+                f"and {record.folder}, fold {record.fold} (SHA-256 {record.sha256}). "
                 "To let it count more, name it once and give it a larger weight."
             )

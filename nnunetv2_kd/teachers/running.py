@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.methods import Methods, need_logits, tapped_stages
 from nnunetv2_kd.networks.stages import match_stages, stage_channels
 from nnunetv2_kd.networks.taps import Taps
@@ -25,8 +26,8 @@ class RunningTeacher(Teacher):
 
     Args:
         network: of any kind for methods on logits, a U-Net for those on stages.
-        record: who it is.
-        trained_heads: which of its segmentation heads, finest first, have learned anything.
+        record: who it is; None: nobody that is recorded.
+        trained_heads: which of its segmentation heads, finest first, have learned anything; None: all.
         device: to run on; None: where the network is.
         labels: how to read targets, to `assess` it; None: it is not assessed.
     """
@@ -34,8 +35,8 @@ class RunningTeacher(Teacher):
     def __init__(
         self,
         network: nn.Module,
-        record: TeacherRecord,
-        trained_heads: list[bool],
+        record: TeacherRecord | None = None,
+        trained_heads: list[bool] | None = None,
         device: torch.device | None = None,
         labels: Labels | None = None,
     ) -> None:
@@ -49,6 +50,7 @@ class RunningTeacher(Teacher):
         self._stages: dict[str, str] = {}
         self._needs_logits = True
         self._encoder_only = self._skips_decoder = False
+        self._version = self._weights_version()
 
     def __repr__(self) -> str:
         return f"RunningTeacher({self.record})"
@@ -110,7 +112,8 @@ class RunningTeacher(Teacher):
             self._skips_decoder = False
         heads = list(output) if isinstance(output, (list, tuple)) else [output]
         # without deep supervision the network returns its finest head only, whatever heads it has
-        found = [head for head, trained in zip(heads, self.trained_heads, strict=False) if trained]
+        taught = self.trained_heads or [True] * len(heads)
+        found = [head for head, trained in zip(heads, taught, strict=False) if trained]
         return TeacherOutput(found, self.taps.take() if self.taps is not None else {})
 
     def _before_decoder(self, *_: Any) -> None:
@@ -118,18 +121,37 @@ class RunningTeacher(Teacher):
             raise _DecoderSkipped
 
     def records(self) -> list[TeacherRecord]:
-        return [self.record]
+        return [] if self.record is None else [self.record]
 
     def describe(self) -> list[str]:
-        return [f"Teacher: {self.record}, {sum(self.trained_heads)} trained heads"]
+        heads = "all" if self.trained_heads is None else sum(self.trained_heads)
+        return [f"Teacher: {self.record}, {heads} trained heads"]
+
+    def end_epoch(self, epoch: int) -> list[str]:
+        """Nothing to say.
+
+        Raises:
+            KDError: where somebody has changed the teacher's weights.
+        """
+        if self._weights_version() != self._version:
+            raise KDError(
+                f"The teacher's weights were changed during epoch {epoch}. A frozen network was given to the methods; "
+                "one of them, or a trainer of your own, writes into it."
+            )
+        return []
+
+    def _weights_version(self) -> int:
+        """torch counts every change of a tensor in place."""
+        return sum(parameter._version for parameter in self.network.parameters())
 
     def assess(self, batches: Callable[[], Iterable[Batch]], name: str = "teacher") -> list[str]:
         if self.labels is None:
             return []
-        pairs = []
-        for batch in batches():
-            target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
-            pairs.append((self.run(batch["data"].to(self.device)).logits[0], target.to(self.device)))
-        return describe_dice(
-            f"{name.capitalize()}'s pseudo Dice on {len(pairs)} validation batches", pseudo_dice(pairs, self.labels)
-        )
+        given = list(batches())
+        dice = pseudo_dice((self._finest(batch) for batch in given), self.labels)
+        return describe_dice(f"{name.capitalize()}'s pseudo Dice on {len(given)} validation batches", dice)
+
+    def _finest(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and target at full resolution."""
+        target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+        return self.run(batch["data"].to(self.device)).logits[0], target.to(self.device)

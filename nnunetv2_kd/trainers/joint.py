@@ -58,7 +58,6 @@ class LearningTeacher(Teacher):
         self._plans_name = plans_name
         self._loss = trainer.loss
         self._learner: nn.Module = network
-        heads = len(getattr(getattr(network, "decoder", None), "seg_layers", [None]))
         record = TeacherRecord(
             folder=f"trained beside the student, from {plans_name}",
             fold=str(trainer.fold),
@@ -69,7 +68,8 @@ class LearningTeacher(Teacher):
             params=count_params(network),
             seen_validation_cases=0,
         )
-        self.snapshot = RunningTeacher(deepcopy(network), record, [True] * heads)
+        self._record = record
+        self.snapshot = RunningTeacher(deepcopy(network), record)
         self.ema = self.best = 0.0
         self._validated: list[dict] = []
         with self._in_trainer(network=network, loss=self._loss):
@@ -103,7 +103,7 @@ class LearningTeacher(Teacher):
         return self.snapshot.records()
 
     def describe(self) -> list[str]:
-        params = format_count(self.snapshot.record.params)
+        params = format_count(self._record.params)
         return [f"Teacher: the network of {self._plans_name}, {params} parameters, trained beside the student"]
 
     # ---- what learns is the network

@@ -300,8 +300,8 @@ class DistillationMixin(Base):
             result = self.plain_train_step(batch)
         shares = self.teacher.shares() if self.teacher is not None else {}
         self._history.add(self.loss.values, self.loss.weighted, factor, shares, self.loss.gradients if measure else {})
-        if self._guard.add(self.loss.values):
-            judge(self.of_all_workers(self._guard.seen))
+        if self._guard.add(self.loss.values, self.loss.learnable):
+            judge(self.of_all_workers(self._guard.seen), self._guard.learnable)
         return result
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:

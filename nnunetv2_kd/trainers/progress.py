@@ -33,10 +33,15 @@ class TermGuard:
     def __init__(self, iterations: int = GUARDED_ITERATIONS) -> None:
         self.iterations = iterations
         self.seen: Seen = {}
+        self.learnable: dict[str, bool] = {}
         self._count = 0
 
-    def add(self, values: dict[str, Tensor]) -> bool:
+    def add(self, values: dict[str, Tensor], learnable: Mapping[str, bool]) -> bool:
         """Note one iteration's unweighted terms; costs nothing once the first iterations are over.
+
+        Args:
+            values: nnU-Net's loss and every term.
+            learnable: whether each term had a gradient at all.
 
         Returns:
             Whether this was the last of the first iterations, so that it is time to `judge`.
@@ -47,11 +52,16 @@ class TermGuard:
         for name, value in values.items():
             if name != "segmentation":
                 self.seen.setdefault(name, []).append(float(value))
+                self.learnable[name] = self.learnable.get(name, False) or learnable[name]
         return self._count == self.iterations
 
 
-def judge(workers: list[Seen]) -> None:
-    """Whether any term was exactly 0, or not finite, in all first iterations of all workers.
+def judge(workers: list[Seen], learnable: Mapping[str, bool]) -> None:
+    """Whether any term was exactly 0, not finite, or without a gradient, in all first iterations of all workers.
+
+    Args:
+        workers: what each has seen.
+        learnable: whether a term had a gradient in any iteration of this one.
 
     Raises:
         KDError: names the term and what is wrong with it.
@@ -66,6 +76,11 @@ def judge(workers: list[Seen]) -> None:
             )
         if not any(math.isfinite(v) for v in seen):
             raise KDError(f"The term {name} was not finite in any of the first {len(workers[0][name])} iterations.")
+        if not learnable[name]:
+            raise KDError(
+                f"The term {name} had no gradient in any of the first {len(workers[0][name])} iterations, so the "
+                "student learns nothing by it: its value does not depend on the student, or is detached from it."
+            )
 
 
 class TermHistory:

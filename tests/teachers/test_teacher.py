@@ -160,3 +160,13 @@ def test_weights_are_loaded_strictly(tmp_path):
 def test_weights_of_another_width(tmp_path):
     with pytest.raises(KDError, match="and [0-9]+ more"):
         load_strictly(network(), network(features=(4, 8, 16)).state_dict(), CheckpointPath(tmp_path, 0, "c.pth"))
+
+
+def test_whoever_changes_the_teacher_is_stopped():
+    teacher = make_teacher(network())
+    teacher.run(torch.randn(1, 1, 8, 8, 8))
+    assert teacher.end_epoch(0) == []
+    with torch.no_grad():
+        next(teacher.network.parameters()).add_(1)
+    with pytest.raises(KDError, match="teacher's weights were changed during epoch 1"):
+        teacher.end_epoch(1)

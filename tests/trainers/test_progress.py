@@ -9,6 +9,8 @@ from nnunetv2_kd.regions.labels import Labels
 from nnunetv2_kd.teachers.pseudo_dice import pseudo_dice
 from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, judge
 
+TRAINED = {"rad": True, "kl": True}
+
 
 def values(**terms):
     return {"segmentation": torch.tensor(-0.5), **{name: torch.tensor(float(v)) for name, v in terms.items()}}
@@ -23,9 +25,9 @@ def add(history, factor, gradients=None, **terms):
 
 def seen_in(iterations):
     guard = TermGuard(iterations=len(iterations))
-    complete = [guard.add(values(**terms)) for terms in iterations]
+    complete = [guard.add(values(**terms), dict.fromkeys(terms, True)) for terms in iterations]
     assert complete == [False] * (len(iterations) - 1) + [True]
-    assert guard.add(values(rad=1)) is False
+    assert guard.add(values(rad=1), {"rad": True}) is False
     return guard.seen
 
 
@@ -33,22 +35,30 @@ def test_guard_stops_a_term_that_stays_zero():
     seen = seen_in([{"rad": 0, "kl": 1}] * 3)
     assert seen == {"rad": [0, 0, 0], "kl": [1, 1, 1]}
     with pytest.raises(KDError, match="rad was exactly 0 in the first 3 iterations"):
-        judge([seen])
+        judge([seen], TRAINED)
 
 
 def test_guard_lets_a_late_term_pass():
-    judge([seen_in([{"rad": 0}, {"rad": 0}, {"rad": 0.1}])])
+    judge([seen_in([{"rad": 0}, {"rad": 0}, {"rad": 0.1}])], TRAINED)
 
 
 def test_guard_asks_all_workers():
     """Under DDP the first workers may be given random patches only, without any foreground."""
-    judge([seen_in([{"rad": 0}] * 2), seen_in([{"rad": 0.1}] * 2)])
+    judge([seen_in([{"rad": 0}] * 2), seen_in([{"rad": 0.1}] * 2)], TRAINED)
 
 
 def test_guard_stops_a_term_that_is_never_finite():
     with pytest.raises(KDError, match="kl was not finite in any of the first 2 iterations"):
-        judge([seen_in([{"kl": math.nan}, {"kl": math.inf}])])
-    judge([seen_in([{"kl": math.nan}, {"kl": 1}])])
+        judge([seen_in([{"kl": math.nan}, {"kl": math.inf}])], TRAINED)
+    judge([seen_in([{"kl": math.nan}, {"kl": 1}])], TRAINED)
+
+
+def test_guard_stops_a_term_without_a_gradient():
+    guard = TermGuard(iterations=2)
+    for _ in range(2):
+        guard.add(values(rad=1, kl=1), {"rad": False, "kl": True})
+    with pytest.raises(KDError, match="rad had no gradient in any of the first 2 iterations"):
+        judge([guard.seen], guard.learnable)
 
 
 def test_history_means_and_shares(tmp_path):
@@ -116,3 +126,27 @@ def test_pseudo_dice_of_regions():
     target = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]).view(1, 3, 2, 2).bool()
     logits = torch.tensor([[5.0, 5, -5, 5], [-5, -5, -5, -5]]).view(1, 2, 2, 2)
     assert pseudo_dice([(logits, target)], Labels(2, True, 9)) == [1.0, 0.0]
+
+
+def test_shares_of_the_gradient_and_advice(tmp_path):
+    """Lengths 1 of nnU-Net's loss, 0.001 of one term and 30 of another, at half of the schedule's factor."""
+    history = TermHistory(str(tmp_path), {"kl": 2.0, "rad": 0.5})
+    gradients = {"segmentation": torch.tensor(1.0), "kl": torch.tensor(0.0005), "rad": torch.tensor(15.0)}
+    for epoch in range(2):
+        add(history, 0.5, gradients, kl=1, rad=1)
+        row = history.close_epoch(epoch, history.means())
+        assert row["rad_gradient_share"] == pytest.approx(15 / 16.0005)
+        lines = history.advice(row)
+        if epoch == 0:
+            assert "kl 0.0 %, rad 96.8 %; nnU-Net's loss has the rest" in lines[0]
+            # at full factor kl has 0.001 of 31.001; a tenth of all with the rest as it is: 2 * (1 / 9) * 31 / 0.001
+            assert f"A weight of {2 / 9 * 31 / 0.001:.2g} instead of 2 would bring it to 10 %" in lines[1]
+            assert f"A weight of {0.5 * 1.001 / 30:.2g} instead of 0.5 would bring it to 50 %" in lines[2]
+        else:
+            assert lines == []  # once is enough
+
+
+def test_a_term_without_any_gradient_is_told(tmp_path):
+    history = TermHistory(str(tmp_path), {"kl": 1.0})
+    add(history, 1.0, {"segmentation": torch.tensor(1.0), "kl": torch.tensor(0.0)}, kl=1)
+    assert "kl has no gradient on the student at all" in history.advice(history.close_epoch(0, history.means()))[1]

@@ -81,13 +81,13 @@ class CasePredictor:
             own.get_configuration(checkpoint["init_args"]["configuration"]),
             None,
             deepcopy(dataset_json),
-            self.teacher.record.trainer,
+            str(checkpoint["trainer_name"]),
             tuple(self.mirroring) or None,
         )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the store's header."""
-        record = asdict(self.teacher.record)
+        record = asdict(self.teacher.records()[0])
         del record["seen_validation_cases"]  # depends on the student's fold
         return record | {
             "fingerprint": fingerprint(self.path.checkpoint),
