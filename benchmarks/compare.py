@@ -1,6 +1,6 @@
 """Compare ways of training a student: every arm, size, budget and seed, through nnU-Net's own training function.
 
-Reads a grid from a YAML file (see benchmarks/default_terms.yaml), runs what is not finished yet, and prints a table of
+Reads a grid from a YAML file (see benchmarks/stored.yaml), runs what is not finished yet, and prints a table of
 the mean validation Dice per cell with every seed shown. A run is what
 
     nnUNet_kd_config=OPTIONS nnUNetv2_train DATASET CONFIGURATION FOLD -p PLANS -tr TRAINER -device cpu

@@ -46,4 +46,5 @@ def test_difference(report):
     assert report.difference_cell(one, other).endswith("beyond the spread)")
     assert "beyond" not in report.difference_cell(one[:1], other)
     assert report.difference_cell(one, []) == "-"
+    assert report.difference_cell(one, one) == "+0.000 (p 1)"
     assert report.seeds_cell(one) == "0.710 (0.700 0.720)"

@@ -76,9 +76,10 @@ def difference_cell(runs: Runs, reference: Runs) -> str:
     beyond = len(shared) > 1 and (min(dice) > max(before) or max(dice) < min(before))
     a, b = per_case(mine), per_case(others)
     cases = sorted(a.keys() & b.keys())
-    p = wilcoxon([a[c] for c in cases], [b[c] for c in cases]).pvalue
+    differences = [a[case] - b[case] for case in cases]
+    p = f"{wilcoxon(differences).pvalue:.2g}" if any(differences) else "1"
     mark = ", beyond the spread" if beyond else ""
-    return f"{np.mean(dice) - np.mean(before):+.3f} (p {p:.2g}{mark})"
+    return f"{np.mean(dice) - np.mean(before):+.3f} (p {p}{mark})"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

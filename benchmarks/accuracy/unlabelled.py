@@ -48,6 +48,7 @@ def main() -> None:
     after.mkdir(parents=True, exist_ok=True)
     for folder in (raw, after):
         (folder / "dataset.json").write_text(json.dumps(dataset_json))
+    shutil.copyfile(before / "dataset_fingerprint.json", after / "dataset_fingerprint.json")
     for plans in (TEACHER, *DATASETS["4"]["students"]):
         content = json.loads((before / f"{plans}.json").read_text()) | {"dataset_name": NAME}
         (after / f"{plans}.json").write_text(json.dumps(content, indent=2))

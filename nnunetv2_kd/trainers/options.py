@@ -45,7 +45,9 @@ class Options(CheckedOptions):
     balance: Literal["gradient"] | None = Field(
         None, description="gradient: a term's weight is the length of its gradient against that of nnU-Net's loss"
     )
-    optimizer: OptimizerOptions | None = Field(None, description="default: see trainers/optimizer.py")
+    optimizer: OptimizerOptions | None = Field(
+        None, description="default: adamw for shrunken students below 500 k parameters, else nnunet"
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="keep a running mean of the weights, with this decay")
     epochs: int | None = Field(None, ge=1, description="default: the trainer's own, 1000 in nnU-Net")
     iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 250 in nnU-Net")

@@ -36,6 +36,18 @@ def test_loss_is_nnunets_plus_weighted_terms(here):
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
+def test_where_the_factor_is_0_the_teacher_does_not_run(here):
+    trainer = make_trainer(nnUNetTrainerKD, here, schedule={"warmup": 0.5})
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    calls = []
+    trainer.teacher.network.register_forward_hook(lambda *_: calls.append(trainer._iteration))
+    for _ in range(2):
+        trainer.train_step(next(trainer.dataloader_train))
+    assert calls == [1]  # the factor rises from 0 in the first step
+
+
 def test_validation_loss_is_nnunets_own(here):
     trainer = make_trainer(nnUNetTrainerRegionKD, here)
     trainer.on_train_start()

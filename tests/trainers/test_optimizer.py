@@ -123,7 +123,7 @@ def test_nnunets_own_is_the_default_and_described_alike(here):
 
 
 @pytest.mark.parametrize(
-    ("width", "limit", "name"), [(0.5, 1_000_000, "adamw"), (1.0, 1_000_000, "nnunet"), (0.5, 1000, "nnunet")]
+    ("width", "limit", "name"), [(0.5, 500_000, "adamw"), (1.0, 500_000, "nnunet"), (0.5, 1000, "nnunet")]
 )
 def test_small_shrunken_students_have_adamw(here, monkeypatch, width, limit, name):
     monkeypatch.setattr("nnunetv2_kd.trainers.optimizer.SMALL", limit)
