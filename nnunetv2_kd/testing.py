@@ -275,6 +275,18 @@ def check_ignored(method: Method, situation: Situation) -> None:
     assert changed == pytest.approx(expected, rel=1e-3)
 
 
+@_where(lambda method, situation: method.needs.logits and situation.labels.has_regions)
+def check_sigmoid(method: Method, situation: Situation) -> None:
+    """Overlapping regions have sigmoid heads: what is added to all of a voxel's logits, which a softmax does not see,
+    changes the value."""
+    world = World(method, situation)
+    heads, output_t = world.outputs()
+    generator = torch.Generator().manual_seed(4)
+    shifted = [z.detach() + torch.randn((len(z), 1, *z.shape[2:]), generator=generator) for z in heads]
+    value, other = (float(world.term(z, output_t).detach()) for z in (heads, shifted))
+    assert value != pytest.approx(other, rel=1e-6)
+
+
 def check_absent_classes(method: Method, situation: Situation) -> None:
     """Patches of background alone, or of nothing that is labelled, give finite values and gradients."""
     shape = (3, 1, *(SIDE,) * situation.dims)
@@ -290,7 +302,8 @@ def check_absent_classes(method: Method, situation: Situation) -> None:
                 target[:, -1] = 1
             else:
                 target[:] = CLASSES
-        _assert_trains_finitely(world)
+        value = _assert_trains_finitely(world)
+        assert method.counts_ignored_voxels or value == pytest.approx(0, abs=1e-6), "an all-ignored patch must give 0"
 
 
 def check_batch_order(method: Method, situation: Situation) -> None:
@@ -348,6 +361,7 @@ CHECKS: tuple[Check, ...] = (
     check_heads,
     check_options,
     check_ignored,
+    check_sigmoid,
     check_absent_classes,
     check_batch_order,
     check_bfloat16,
@@ -373,12 +387,13 @@ def _always(_method: Method, _situation: Situation) -> bool:
     return True
 
 
-def _assert_trains_finitely(world: World) -> None:
+def _assert_trains_finitely(world: World) -> float:
     value = world.value()
     if value.requires_grad:
         value.backward()
     assert torch.isfinite(value)
     assert all(torch.isfinite(p.grad).all() for p in world.student.parameters() if p.grad is not None)
+    return float(value.detach())
 
 
 def _value_and_gradient(method: Method, situation: Situation) -> tuple[float, Tensor]:
@@ -390,10 +405,12 @@ def _value_and_gradient(method: Method, situation: Situation) -> tuple[float, Te
 
 
 def _changed(tensor: Tensor, by: float) -> Tensor:
-    """With other values where the finest target is ignored, at any grid."""
+    """With other values where the finest target is ignored, at any grid; of every channel by another amount, because a
+    softmax does not see what is added to all of them."""
     changed = tensor.detach().clone()
     factor = SIDE // tensor.shape[2]
-    changed[:, :, IGNORED.start // factor : IGNORED.stop // factor] += by
+    of_channels = by * torch.arange(1, tensor.shape[1] + 1).view(1, -1, *[1] * (tensor.ndim - 2))
+    changed[:, :, IGNORED.start // factor : IGNORED.stop // factor] += of_channels
     return changed
 
 

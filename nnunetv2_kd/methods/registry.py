@@ -105,16 +105,25 @@ def read_methods(terms: Any) -> dict[str, Method]:
         try:
             methods[name] = options if isinstance(options, Method) else find_method(str(name)).model_validate(options)
         except ValidationError as error:
-            problems += [_problem(p["msg"], (str(name), *p["loc"]), p["input"]) for p in error.errors()]
+            problems += [_problem(_told(p, str(name)), (str(name), *p["loc"]), p["input"]) for p in error.errors()]
         except KDError as error:
             problems.append(_problem(str(error), (str(name),), options))
-    names = [method.name for method in methods.values()]
+    names: dict[str, str] = {}
     for name, method in methods.items():
-        if names.count(method.name) > 1:
-            problems.append(_problem(f"two methods call themselves {method.name!r}", (str(name),), method.name))
+        if method.name in names:
+            twice = f"calls itself {method.name!r}, and so does {names[method.name]}: name one of them"
+            problems.append(_problem(twice, (str(name),), method.name))
+        names[method.name] = str(name)
     if problems:
         raise ValidationError.from_exception_data("terms", problems)
     return methods
+
+
+def _told(problem: Any, name: str) -> str:
+    """pydantic's message, and for an unknown option which there are."""
+    if problem["type"] != "extra_forbidden":
+        return str(problem["msg"])
+    return f"unknown option; {name} has {', '.join(find_method(name).model_fields)}"
 
 
 def _problem(message: str, where: tuple[int | str, ...], found: Any) -> InitErrorDetails:

@@ -54,7 +54,7 @@ def load_teacher(
         fold=str(path.fold),
         checkpoint=path.checkpoint_name,
         sha256=sha256(path.checkpoint),
-        trainer=str(checkpoint["trainer_name"]),
+        trainer=str((checkpoint.get("kd") or {}).get("trainer", checkpoint["trainer_name"])),  # ours save stock names
         epoch=int(checkpoint["current_epoch"]),
         params=count_params(network),
         seen_validation_cases=seen_validation_cases(splits, path.fold, student.fold, validation),

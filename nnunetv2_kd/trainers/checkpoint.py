@@ -115,12 +115,6 @@ def recorded_options(record: Record) -> dict[str, Any]:
     return options | {"terms": {name: term for name, term in terms.items() if term is not None}}
 
 
-def without_optimizer_state(file: str, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A checkpoint to validate that another kind of optimizer wrote, whose state this one cannot read."""
-    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
-    return checkpoint | {"optimizer_state": optimizer.state_dict()}
-
-
 def _architecture(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
     return PlansManager(plans).get_configuration(configuration).configuration["architecture"]
 

@@ -39,7 +39,7 @@ def _warnings(record: TeacherRecord, student_params: int, student_fold: int | st
     if student_params >= record.params:
         lines.append(
             f"WARNING: the student ({format_count(student_params)} parameters) is as large as its teacher "
-            f"({format_count(record.params)}). Set student.width below 1 in the options."
+            f"({format_count(record.params)}). Ask for a smaller one: student.width, params or flops in the options."
         )
     if record.seen_validation_cases != 0:
         seen = "an unknown number" if record.seen_validation_cases is None else record.seen_validation_cases

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -38,7 +39,6 @@ from nnunetv2_kd.trainers.checkpoint import (
     make_stock,
     recorded_options,
     stock_name,
-    without_optimizer_state,
 )
 from nnunetv2_kd.trainers.ema import WeightAverage
 from nnunetv2_kd.trainers.messages import about_student, about_teachers
@@ -74,6 +74,7 @@ class DistillationMixin(Base):
     num_val_iterations_per_epoch: int
     save_every: int
     loss: Any
+    optimizer: Any
     folder_with_segs_from_previous_stage: Any
 
     def __init__(
@@ -393,13 +394,18 @@ class DistillationMixin(Base):
             self._resumed, self._resumed_state = check_same_size(
                 Path(filename_or_checkpoint), self.plans_manager.plans, self.configuration_name, self.dataset_json
             )
-            if not self.was_initialized:
-                self.initialize()
-            now = self.options.model_dump(mode="json")["optimizer"]
-            if self._resumed is not None and recorded_options(self._resumed)["optimizer"] != now:
-                # a validation may go on; a training is refused before its first step
-                filename_or_checkpoint = without_optimizer_state(filename_or_checkpoint, self.optimizer)
-        super().load_checkpoint(filename_or_checkpoint)
+        if not self.was_initialized:
+            self.initialize()
+        optimizer = self.optimizer
+        now = self.options.model_dump(mode="json")["optimizer"]
+        if self._resumed is not None and recorded_options(self._resumed)["optimizer"] != now:
+            # another kind of optimizer's state cannot be read by this one: a validation goes on without it, and a
+            # training is refused before its first step
+            self.optimizer = SimpleNamespace(load_state_dict=lambda state: None)
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        finally:
+            self.optimizer = optimizer
 
     # ---- helpers
 

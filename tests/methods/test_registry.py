@@ -50,8 +50,14 @@ def test_a_method_in_a_file_is_checked_like_ours(in_folder):
     assert "SHA-256" in str(source_of("my_losses.py:Brier"))
     with pytest.raises(ValidationError, match="power"):
         read_methods({"my_losses.py:Brier": {"power": 9}})
-    with pytest.raises(ValidationError, match="Extra inputs"):
+    with pytest.raises(ValidationError, match="unknown option; my_losses.py:Brier has weight, power"):
         read_methods({"my_losses.py:Brier": {"powr": 2}})
+
+
+def test_a_method_that_is_named_twice(in_folder):
+    (in_folder / "again.py").write_text(EXAMPLE)
+    with pytest.raises(ValidationError, match="calls itself 'brier', and so does my_losses.py:Brier: name one of them"):
+        read_methods({"my_losses.py:Brier": {}, "again.py:Brier": {}})
 
 
 def brier():
@@ -127,7 +133,7 @@ def test_two_packages_with_one_name(install):
 
 def test_options_with_the_name_of_a_keyword(in_folder):
     """Python's own words are no option's name, and are refused like any other that is unknown."""
-    with pytest.raises(ValidationError, match="lambda"):
+    with pytest.raises(ValidationError, match=r"lambda\n +unknown option; voxel_kl has weight, temperature"):
         read_methods({"voxel_kl": {"lambda": 1}})
 
 
