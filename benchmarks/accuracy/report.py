@@ -236,7 +236,7 @@ def draw(runs: Runs, file: Path) -> None:
             axis.set(xlabel=key if key == "iterations" else "minutes of training, one thread", ylabel="Dice")
             axis.set_title(dataset)
             axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(file, dpi=90, metadata={"Software": None})
     plt.close(figure)
 
