@@ -35,7 +35,7 @@ class nnUNetTrainerRegionGraphKD(DistillationMixin, nnUNetTrainer):
         "terms": {
             "voxel_kl": {"weight": 0.1, "temperature": 4.0},
             "feature_filtering": {"weight": 0.1, "stages": ["encoder.1", "decoder.0"]},
-            "region_graph": {"weight": 1.0, "stages": ["encoder.1", "decoder.0"]},
+            "region_graph": {"weight": 10.0, "stages": ["encoder.1", "decoder.0"]},
         }
     }
 
