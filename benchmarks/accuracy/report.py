@@ -119,7 +119,7 @@ def longer_table(runs: Runs) -> str:
     for dataset in sorted(in_order(study, "dataset")):
         for budget in sorted(in_order(study, "budget"), key=lambda b: int(b.split()[0])):
             both = [chosen(study, dataset=dataset, budget=budget, arm=arm) for arm in (SGD, ALONE)]
-            if all(both):
+            if any(both):
                 rows.append([dataset, budget, *map(seeds_cell, both)])
     return markdown(["student alone", "budget", SGD, ALONE], rows)
 
