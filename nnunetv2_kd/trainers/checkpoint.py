@@ -1,7 +1,6 @@
 """A student's checkpoint is a plain nnU-Net checkpoint: it can be read, and predicts, where this package is not."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,29 +79,26 @@ def check_same_size(
     )
 
 
-METHOD = ("teacher", "teachers", "stored_teacher", "combine", "terms", "schedule", "ema")
+METHOD = ("teacher", "teachers", "stored_teacher", "combine", "terms", "schedule", "balance", "ema", "optimizer")
 
 
-def check_same_method(
-    before: Record | None, options: dict[str, Any], folder: str, keys: Sequence[str] = METHOD
-) -> None:
-    """A training is resumed with the teacher, terms and schedule that it began with.
+def check_same_method(before: Record | None, options: dict[str, Any], folder: str) -> None:
+    """A training is resumed with the teacher, terms, schedule and optimizer that it began with.
 
     Args:
         before: the record in the checkpoint; None where nothing is resumed.
         options: those at hand, in plain values.
         folder: the fold's output folder, which holds the options file of the training.
-        keys: which options must be the same.
 
     Raises:
         KDError: shows what differs, both sides.
     """
     if before is None:
         return
-    then = {"optimizer": OptimizerOptions().model_dump(mode="json")} | before.options  # older ones do not tell
+    then = recorded_options(before)
     differing = [
         f"{key}: {then.get(key)} in the checkpoint, {options.get(key)} now"
-        for key in keys
+        for key in METHOD
         if then.get(key) != options.get(key)
     ]
     if differing:
@@ -110,6 +106,19 @@ def check_same_method(
             listing("The training to resume was begun with other options:", differing)
             + f"\nRepeat them: export nnUNet_kd_config='{Path(folder) / OPTIONS_FILE}'"
         )
+
+
+def recorded_options(record: Record) -> dict[str, Any]:
+    """The options of a record as today's version writes them: older ones name every term, and no optimizer."""
+    options = {"optimizer": OptimizerOptions().model_dump(mode="json")} | record.options
+    terms = options.get("terms") or {}
+    return options | {"terms": {name: term for name, term in terms.items() if term is not None}}
+
+
+def without_optimizer_state(file: str, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A checkpoint to validate that another kind of optimizer wrote, whose state this one cannot read."""
+    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
+    return checkpoint | {"optimizer_state": optimizer.state_dict()}
 
 
 def _architecture(plans: dict[str, Any], configuration: str) -> dict[str, Any]:

@@ -32,7 +32,14 @@ from nnunetv2_kd.teachers.stored.teacher import StoredTeacher, stored_records
 from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput
 from nnunetv2_kd.trainers import environment, trained_parts
 from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
-from nnunetv2_kd.trainers.checkpoint import check_same_method, check_same_size, make_stock, stock_name
+from nnunetv2_kd.trainers.checkpoint import (
+    check_same_method,
+    check_same_size,
+    make_stock,
+    recorded_options,
+    stock_name,
+    without_optimizer_state,
+)
 from nnunetv2_kd.trainers.ema import WeightAverage
 from nnunetv2_kd.trainers.messages import about_student, about_teachers
 from nnunetv2_kd.trainers.optimizer import default_optimizer, make_optimizer
@@ -386,9 +393,12 @@ class DistillationMixin(Base):
             self._resumed, self._resumed_state = check_same_size(
                 Path(filename_or_checkpoint), self.plans_manager.plans, self.configuration_name, self.dataset_json
             )
-            # its state goes into the optimizer at hand, which another kind of optimizer cannot read
-            options = self.options.model_dump(mode="json")
-            check_same_method(self._resumed, options, str(Path(filename_or_checkpoint).parent), ("optimizer",))
+            if not self.was_initialized:
+                self.initialize()
+            now = self.options.model_dump(mode="json")["optimizer"]
+            if self._resumed is not None and recorded_options(self._resumed)["optimizer"] != now:
+                # a validation may go on; a training is refused before its first step
+                filename_or_checkpoint = without_optimizer_state(filename_or_checkpoint, self.optimizer)
         super().load_checkpoint(filename_or_checkpoint)
 
     # ---- helpers

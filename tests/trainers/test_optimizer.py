@@ -173,8 +173,26 @@ def stop_after(trainer, epochs):
 def test_resumed_with_another_optimizer(here):
     stop_after(first := make_trainer(nnUNetTrainerKDBaseline, here, save_every=1), 1)
     resumed = make_trainer(nnUNetTrainerKDBaseline, here, optimizer="adamw")
+    resumed.load_checkpoint(f"{first.output_folder}/checkpoint_latest.pth")  # to validate, as with --val
+    for key, value in first.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[key], value)
     with pytest.raises(KDError, match=r"optimizer: .*'nnunet'.* in the checkpoint, .*'adamw'.* now"):
-        resumed.load_checkpoint(f"{first.output_folder}/checkpoint_latest.pth")
+        resumed.on_train_start()
+
+
+def test_a_checkpoint_of_before_is_resumed(here):
+    """It named every term, and no optimizer."""
+    stop_after(first := make_trainer(nnUNetTrainerKD, here, save_every=1, terms={"voxel_kl": {}}), 1)
+    file = f"{first.output_folder}/checkpoint_latest.pth"
+    checkpoint = torch.load(file, weights_only=False)
+    options = checkpoint["kd"]["options"]
+    options["terms"] |= {"region_kl": None, "lovasz": None}
+    del options["optimizer"]
+    torch.save(checkpoint, file)
+    resumed = make_trainer(nnUNetTrainerKD, here, save_every=1, terms={"voxel_kl": {}})
+    resumed.load_checkpoint(file)
+    resumed.on_train_start()
+    assert resumed.current_epoch == 1
 
 
 def test_the_teacher_that_learns_along_has_its_own(here):
