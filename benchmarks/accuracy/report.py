@@ -119,7 +119,7 @@ def longer_table(runs: Runs) -> str:
     for dataset in sorted(in_order(study, "dataset")):
         for budget in sorted(in_order(study, "budget"), key=lambda b: int(b.split()[0])):
             both = [chosen(study, dataset=dataset, budget=budget, arm=arm) for arm in (SGD, ALONE)]
-            if all(both):
+            if any(both):
                 rows.append([dataset, budget, *map(seeds_cell, both)])
     return markdown(["student alone", "budget", SGD, ALONE], rows)
 
@@ -236,7 +236,7 @@ def draw(runs: Runs, file: Path) -> None:
             axis.set(xlabel=key if key == "iterations" else "minutes of training, one thread", ylabel="Dice")
             axis.set_title(dataset)
             axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(file, dpi=90, metadata={"Software": None})
     plt.close(figure)
 
