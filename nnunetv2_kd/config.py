@@ -57,14 +57,31 @@ class CombineOptions(CheckedOptions):
 
 
 class StudentOptions(CheckedOptions):
-    """How large the student is, relative to the plans given with -p. Give one of width, params and flops."""
+    """How large the student is, relative to the plans given with -p. Give one of width, params, flops, features and
+    latency."""
 
     width: float | None = Field(
         None, gt=0, le=1, description="factor on the channels of the plans given with -p; default: 0.5"
     )
     params: str | None = Field(None, description='at most so many parameters: "0.5M", "120k", or a fraction, "0.1"')
     flops: str | None = Field(None, description='at most so many FLOPs per patch: "20G", or a fraction, "0.1"')
+    features: str | None = Field(None, description='channels per stage: "8,16,32,64", or a list of them')
+    latency: str | None = Field(
+        None,
+        description='milliseconds of a whole case: "300ms", "1.5s". Measured by nnUNetv2_kd plan, which writes the '
+        "shape into the plans; never by a training",
+    )
     convs_per_stage: int | None = Field(None, ge=1, description="convolutions (or blocks) per stage, at most")
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _features(cls, value: Any) -> Any:
+        return None if value is None else ",".join(str(channels) for channels in parse_features(value))
+
+    @field_validator("latency", mode="before")
+    @classmethod
+    def _latency(cls, value: Any) -> Any:
+        return None if value is None else f"{parse_latency(value):g}ms"
 
     @field_validator("params", "flops", mode="before")
     @classmethod
@@ -75,9 +92,10 @@ class StudentOptions(CheckedOptions):
 
     @model_validator(mode="after")
     def _one_size(self) -> "StudentOptions":
-        sizes = [name for name in ("width", "params", "flops") if getattr(self, name) is not None]
+        names = ("width", "params", "flops", "features", "latency")
+        sizes = [name for name in names if getattr(self, name) is not None]
         if len(sizes) > 1:
-            raise ValueError(f"give one of width, params and flops, not {' and '.join(sizes)}")
+            raise ValueError(f"give one of {', '.join(names[:-1])} and {names[-1]}, not {' and '.join(sizes)}")
         return self
 
 
@@ -137,6 +155,31 @@ def parse_budget(value: Any) -> tuple[float, bool]:
         raise ValueError(f'expected a size such as "0.5M" or a fraction such as "0.1", found {value!r}')
     number = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[match[2].lower()]
     return number, match[2] == "" and number <= 1
+
+
+def parse_features(value: Any) -> list[int]:
+    """Channels per stage, of ``"8,16,32,64"`` or a list.
+
+    Raises:
+        ValueError: where they are no whole numbers from 1 on.
+    """
+    parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    if not parts or not all(re.fullmatch(r"\s*[1-9]\d{0,4}\s*", str(part)) for part in parts):
+        raise ValueError(f'expected channels per stage such as "8,16,32,64", found {value!r}')
+    return [int(part) for part in parts]
+
+
+def parse_latency(value: Any) -> float:
+    """Milliseconds of ``"300ms"``, ``"1.5s"`` or ``300``.
+
+    Raises:
+        ValueError: where it is no time, or not between 1 ms and an hour.
+    """
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s)?\s*", str(value))
+    milliseconds = float(match[1]) * (1000 if match[2] == "s" else 1) if match else 0.0
+    if not 1 <= milliseconds <= 3_600_000:
+        raise ValueError(f'expected a time between 1ms and 3600s, such as "300ms" or "1.5s", found {value!r}')
+    return milliseconds
 
 
 def problems_of(error: ValidationError) -> list[str]:

@@ -77,11 +77,15 @@ class ShrinkRecord:
         made_from: name of the plans that were shrunk.
         width: factor on the channels, by configuration.
         convs_per_stage: upper limit on convolutions (or blocks) per stage; None: as in the plans.
+        features: channels per stage, by configuration, where they were given or picked one by one.
+        latency: of a student picked by measured time: what was ``asked``, ``measured_ms``, and how.
     """
 
     made_from: str
     width: dict[str, float]
     convs_per_stage: int | None = None
+    features: dict[str, list[int]] | None = None
+    latency: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, config=_CONFIG)

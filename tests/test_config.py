@@ -88,7 +88,7 @@ def test_every_problem_is_told_at_once(write):
     [
         ("terms: [", "not valid YAML"),
         ("just words", "must hold keys"),
-        ({"student": {"width": 0.5, "params": "1M"}}, "give one of width, params and flops"),
+        ({"student": {"width": 0.5, "params": "1M"}}, "give one of width, params, flops, features and latency"),
         ({"student": {"params": "small"}}, "expected a size"),
         ({"teacher": {"folder": "/a", "trainer": "nnUNetTrainer"}}, "by folder or by trainer"),
         ({"schedule": {"warmup": 0.5, "decay_from": 0.2}}, "must not come before"),

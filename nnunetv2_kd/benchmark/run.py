@@ -11,9 +11,11 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
 from nnunetv2_kd.benchmark.cost import ModelCost, size_of
 from nnunetv2_kd.benchmark.timing import TimedModel, peak_in_own_process, time_in_turns
+from nnunetv2_kd.choices import Precision, RuntimeChoice
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import check_device, device_name
 from nnunetv2_kd.inference.images import cases_in
+from nnunetv2_kd.inference.runtimes import check_runtime
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.nnunet.datasets import trained_dataset, training_images
 from nnunetv2_kd.nnunet.model_folder import parse_model_name
@@ -44,6 +46,13 @@ class BenchmarkRequest:
     cases: int = 5
     repeats: int = 3
     cpu_speeds: Sequence[cpu_mode.CpuSpeed] = (cpu_mode.STOCK,)
+    runtimes: Sequence[RuntimeChoice] = ()
+    precisions: Sequence[Precision] = ("f32",)
+
+    def kinds(self) -> list[dict[str, Any]]:
+        """What every model is timed in: stock nnU-Net's predictor in every CPU speed, then every runtime."""
+        stock: list[dict[str, Any]] = [{"cpu_speed": cpu_speed} for cpu_speed in self.cpu_speeds]
+        return stock + [{"runtime": r, "precision": p} for r in self.runtimes for p in self.precisions]
 
 
 @dataclass
@@ -101,11 +110,11 @@ def benchmark(request: BenchmarkRequest, say: Say) -> Benchmark:
     rows = [
         BenchmarkRow(
             model.name if names.count(model.name) == 1 else str(model.folder),
-            TimedModel(model, cpu_speed, mirroring=(True, False)),
+            TimedModel(model, **kind, mirroring=(True, False)),
             size_of(model),
         )
         for model in models
-        for cpu_speed in request.cpu_speeds
+        for kind in request.kinds()
     ]
     found = Benchmark(rows, device_name(request.device), chosen, where, request.repeats, request.device.type == "cpu")
     say(f"timing {len(rows)} rows, {len(chosen)} cases, {request.repeats} repeats, on {found.device}")
@@ -129,6 +138,9 @@ def check_request(request: BenchmarkRequest) -> None:
     check_device(request.device)
     if request.device.type != "cpu" and tuple(request.cpu_speeds) != (cpu_mode.STOCK,):
         raise KDError(f"--cpu_speed is for -device cpu, found -device {request.device.type}. Leave one of them out.")
+    for runtime in request.runtimes:
+        for precision in request.precisions:
+            check_runtime(runtime, precision, request.device.type)
     for cpu_speed in request.cpu_speeds:
         cpu_mode.check_here(cpu_speed)
     if bool(request.folders) == (request.dataset is not None):

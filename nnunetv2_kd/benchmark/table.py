@@ -29,7 +29,7 @@ HEADINGS = (
 def table_rows(benchmark: Benchmark) -> list[list[str]]:
     """Headings, then one line per row; the way to compute only where it is not everywhere nnU-Net's own."""
     lines = [list(HEADINGS), *(_cells(benchmark, row) for row in benchmark.rows)]
-    if all(row.timed.mode == cpu_mode.STOCK for row in benchmark.rows):
+    if all(row.timed.computes_in == cpu_mode.STOCK for row in benchmark.rows):
         lines = [line[:1] + line[2:] for line in lines]
     return lines
 
@@ -43,7 +43,7 @@ def _cells(benchmark: Benchmark, row: BenchmarkRow) -> list[str]:
     ]
     for mirroring in (True, False):
         values += [_number(row.timed.ms(mirroring), 0), _number(benchmark.times_faster(row, mirroring), 1)]
-    return [row.name, row.timed.mode.replace("_", " "), *values]
+    return [row.name, row.timed.computes_in.replace("_", " "), *values]
 
 
 def footnotes(benchmark: Benchmark) -> list[str]:
@@ -106,7 +106,9 @@ def _as_dict(benchmark: Benchmark, row: BenchmarkRow) -> dict[str, Any]:
         "model": row.name,
         "folder": str(row.timed.model.folder),
         "fold": row.timed.model.predicting_folds[0].name,
-        "cpu_speed": row.timed.mode if benchmark.on_cpu else None,
+        "cpu_speed": row.timed.mode if benchmark.on_cpu and row.timed.runtime is None else None,
+        "runtime": row.timed.runtime,
+        "precision": row.timed.precision if row.timed.runtime is not None else None,
         "params": row.cost.params,
         "gflops_per_patch": row.cost.gflops,
         "peak_mib": row.peak_mib,

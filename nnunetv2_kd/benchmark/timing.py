@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from nnunetv2_kd.choices import Precision, RuntimeChoice
+from nnunetv2_kd.inference.choose import use_runtime
 from nnunetv2_kd.inference.device import process_memory
 from nnunetv2_kd.inference.predict import speed_up
-from nnunetv2_kd.inference.predictor import predictor_of, reader_of
+from nnunetv2_kd.inference.predictor import fast_predictor_of, predictor_of, reader_of
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
@@ -25,7 +27,8 @@ class TimedModel:
 
     Attributes:
         model: only its first fold is timed.
-        cpu_speed: how it is to compute on a CPU.
+        cpu_speed: how it is to compute on a CPU in stock nnU-Net's predictor.
+        runtime, precision: or what it is to run in, in the predictor of ``nnUNetv2_kd predict``; None: stock.
         mirroring: predict with nnU-Net's mirroring, without, or both.
         mode: how it computed on a CPU.
         milliseconds: with and without mirroring, the milliseconds of all repeats, per case.
@@ -35,11 +38,18 @@ class TimedModel:
 
     model: TrainedModel
     cpu_speed: cpu_mode.CpuSpeed = cpu_mode.STOCK
+    runtime: RuntimeChoice | None = None
+    precision: Precision = "f32"
     mirroring: tuple[bool, ...] = (True,)
     mode: cpu_mode.CpuMode = cpu_mode.STOCK
     milliseconds: dict[bool, list[list[float]]] = field(default_factory=dict)
     peak_mib: float | None = None
     problem: str = ""
+
+    @property
+    def computes_in(self) -> str:
+        """In words, for a table."""
+        return self.mode if self.runtime is None else f"{self.runtime} {self.precision}"
 
     def ms(self, mirroring: bool = True) -> float | None:
         """Median over the cases of each one's fastest repeat."""
@@ -66,9 +76,10 @@ def time_in_turns(models: Sequence[TimedModel], cases: list[list[str]], device: 
     for number, timed in enumerate(models):
         timed.milliseconds = {mirroring: [[] for _ in cases] for mirroring in timed.mirroring}
         try:
-            predictors[number] = one_fold(timed.model, device)
-            chosen = speed_up(predictors[number], timed.cpu_speed)
-            timed.mode = cpu_mode.STOCK if chosen is None else chosen.way
+            predictors[number] = one_fold(timed.model, device, timed.runtime, timed.precision)
+            if timed.runtime is None:
+                chosen = speed_up(predictors[number], timed.cpu_speed)
+                timed.mode = cpu_mode.STOCK if chosen is None else chosen.way
         except Exception as error:
             failed(number, error)
     turns: list[tuple[int | None, list[str]]] = [(None, cases[0])]  # for warming up
@@ -94,13 +105,17 @@ def _one_turn(timed: TimedModel, predictor: Any, files: list[str], index: int | 
     predictor.network.to("cpu")  # so that it does not count for the model whose turn is next
 
 
-def one_fold(model: TrainedModel, device: torch.device) -> Any:
-    """nnU-Net's predictor with the first fold of a model."""
+def one_fold(
+    model: TrainedModel, device: torch.device, runtime: RuntimeChoice | None = None, precision: Precision = "f32"
+) -> Any:
+    """nnU-Net's predictor with the first fold of a model; with a runtime the one of ``nnUNetv2_kd predict``."""
     if model.configuration.endswith("cascade_fullres"):
         raise ValueError("a cascade needs its previous stage")
     with contextlib.redirect_stdout(io.StringIO()):
-        predictor = predictor_of(model, device)
+        predictor = predictor_of(model, device) if runtime is None else fast_predictor_of(model, device)
     del predictor.list_of_parameters[1:]
+    if runtime is not None:
+        use_runtime(predictor, [model.predicting_folds[0].checkpoint], runtime, precision)
     return predictor
 
 
@@ -132,16 +147,15 @@ def peak_in_own_process(timed: TimedModel, files: list[str]) -> tuple[float, flo
     Python, torch and nnU-Net. A process's peak never falls, so every model needs one of its own. None where the system
     does not tell."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_of_one_case, timed.model, timed.mode, files, torch.get_num_threads()).result()
+        return pool.submit(_peak_of_one_case, timed, files, torch.get_num_threads()).result()
 
 
-def _peak_of_one_case(
-    model: TrainedModel, mode: cpu_mode.CpuMode, files: list[str], threads: int
-) -> tuple[float, float] | None:
+def _peak_of_one_case(timed: TimedModel, files: list[str], threads: int) -> tuple[float, float] | None:
     torch.set_num_threads(threads)
     before = process_memory("VmRSS")
-    predictor = one_fold(model, torch.device("cpu"))
-    cpu_mode.set_mode(predictor.network, mode)
+    predictor = one_fold(timed.model, torch.device("cpu"), timed.runtime, timed.precision)
+    if timed.runtime is None:
+        cpu_mode.set_mode(predictor.network, timed.mode)
     _predict(predictor, *_image(predictor, files))
     peak = process_memory("VmHWM")
     return (peak, before) if peak is not None and before is not None else None

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_kd import __version__
-from nnunetv2_kd.choices import CPU_SPEEDS, DEVICES
+from nnunetv2_kd.choices import (
+    CPU_SPEEDS,
+    DEVICES,
+    EXPORT_FORMATS,
+    EXPORT_PRECISIONS,
+    PRECISIONS,
+    RUNTIME_CHOICES,
+    RUNTIMES,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nnunetv2_kd {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (_plan, _split_teachers, _store, _predict, _benchmark, _leaderboard, _doctor, _demo):
+    for add in (_plan, _split_teachers, _store, _predict, _export, _benchmark, _leaderboard, _doctor, _demo):
         add(subparsers)
     return parser
 
@@ -39,6 +47,19 @@ def _plan(subparsers: Any) -> None:
     parser.add_argument("--width", type=float, help="factor on the channels; default: 0.5")
     parser.add_argument("--params", help="at most so many parameters: 0.5M, 120k, or a fraction of the teacher's: 0.1")
     parser.add_argument("--flops", help="at most so many FLOPs per patch: 20G, or a fraction of the teacher's: 0.1")
+    parser.add_argument(
+        "--features", metavar="8,16,32,64", help="channels per stage by hand, from full resolution down"
+    )
+    parser.add_argument(
+        "--latency",
+        metavar="300ms",
+        help="at most so much time for a whole case on this machine: shapes are timed, and the one with most FLOPs "
+        "that keeps to it is taken",
+    )
+    parser.add_argument("--runtime", choices=RUNTIMES, help="of --latency; default: openvino, where it is installed")
+    parser.add_argument("--precision", choices=PRECISIONS, default="f32", help="of --latency")
+    parser.add_argument("--disable_tta", action="store_true", help="of --latency: a case without mirroring")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="of --latency: draw the shapes")
     parser.add_argument("--convs-per-stage", type=int, help="at most so many convolutions (or blocks) per stage")
     parser.add_argument("--batch-size", type=int, help="another batch size; default: the teacher's")
     parser.add_argument("--overwrite", action="store_true", help="replace a plans file that is already there")
@@ -116,18 +137,72 @@ def _predict(subparsers: Any) -> None:
         "predict",
         help="nnUNetv2_predict, faster on a CPU",
         description="Predict as nnUNetv2_predict does, and with -m FOLDER as nnUNetv2_predict_from_modelfolder does: "
-        "the same arguments (nnUNetv2_predict -h), the same files. With -device cpu the network computes in the way "
-        "that is fastest on this processor. Works with every nnU-Net model.",
+        "the same arguments (nnUNetv2_predict -h), the same files. With -device cpu the network runs in the fastest "
+        "runtime that is installed (pip install 'nnunetv2_kd[cpu]'), exact to rounding. Works with every nnU-Net "
+        "model, and with folders written by nnUNetv2_kd export.",
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIME_CHOICES,
+        default="measure",
+        help="what the network runs in on a CPU; default: measure, the fastest of those that are installed",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="f32",
+        help="default: f32, nnU-Net's own; bf16 where the processor has it; int8 needs the preprocessed training cases",
     )
     parser.add_argument(
         "--cpu_speed",
         choices=CPU_SPEEDS,
-        default="measure",
         metavar="WAY",
-        help=f"{', '.join(CPU_SPEEDS)}; default: measure, which tries them all first; float32 is nnU-Net's own",
+        help=f"instead: PyTorch in one of its ways, {', '.join(CPU_SPEEDS)}",
     )
     parser.set_defaults(for_nnunet=[])  # what is unknown here is nnU-Net's
+
+
+def _export(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "export",
+        help="write a model for ONNX, OpenVINO or stock nnU-Net, and prove it",
+        description="Export a trained model: its weights without optimizer as a stock nnU-Net folder and zip, or its "
+        "network for ONNX Runtime or OpenVINO, with all that nnUNetv2_kd predict -m FOLDER needs. A model card is "
+        "written beside it. No names of cases and no paths are exported.",
+        epilog="The exported model then predicts the fold's validation cases, or -i, and is compared with PyTorch. "
+        "Where it differs by more than the tolerance, the export fails and nothing is written. docs/deploy.md shows "
+        "the whole way.",
+    )
+    parser.add_argument("-d", metavar="DATASET", help="dataset id or name")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
+    parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="default: nnUNetTrainer")
+    parser.add_argument("-m", type=Path, metavar="FOLDER", help="a model folder instead of -d, -c, -p and -tr")
+    parser.add_argument("-f", nargs="+", default=["0"], metavar="FOLD", help="several: an ensemble; default: 0")
+    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
+    parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="the folder to make")
+    parser.add_argument("--format", choices=EXPORT_FORMATS, default="openvino", help="default: openvino")
+    parser.add_argument(
+        "--precision",
+        choices=EXPORT_PRECISIONS,
+        default="f32",
+        help="of openvino: f32, bf16, int8 compute in it, fp16 keeps the weights in it; nnunet has f32 and fp16, onnx "
+        "has f32; default: f32",
+    )
+    parser.add_argument("-i", type=Path, metavar="IMAGES", help="compare on these; default: the validation cases")
+    parser.add_argument("-gt", type=Path, metavar="LABELS", help="the ground truth of -i")
+    parser.add_argument("-prev_stage_predictions", type=Path, metavar="FOLDER", help="of a cascade, for these images")
+    parser.add_argument("--cases", type=int, metavar="N", help="compare on so many cases only; default: all")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="f32: differing voxels in 100,000 of foreground, default 5; others: change of a structure's Dice, default "
+        "0.001, of int8 0.005",
+    )
+    parser.add_argument("--intended-use", default="", metavar="TEXT", help="for the model card")
+    parser.add_argument("--licence", default="", metavar="TEXT", help="for the model card")
 
 
 def _benchmark(subparsers: Any) -> None:
@@ -156,6 +231,16 @@ def _benchmark(subparsers: Any) -> None:
         help=f"ways to compute on a CPU, one line of the table each: {', '.join(CPU_SPEEDS)}; default: float32, "
         "nnU-Net's",
     )
+    parser.add_argument(
+        "--runtime",
+        nargs="+",
+        choices=RUNTIME_CHOICES,
+        default=[],
+        help="further lines on a CPU: in the predictor of nnUNetv2_kd predict, in these runtimes",
+    )
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=["f32"], help="of --runtime, one line each; default: f32"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers into a file too")
 
@@ -179,6 +264,12 @@ def _leaderboard(subparsers: Any) -> None:
     parser.add_argument("--teacher", metavar="NAME", help="the teacher of the students; default: as recorded in them")
     parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the surface Dice; default: 1.0")
     parser.add_argument("--time", type=int, default=0, metavar="N", help="time every model on N cases; default: 0")
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIME_CHOICES,
+        help="what models run in for -i and --time on a CPU; default: as in stock nnU-Net",
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="f32", help="of --runtime; default: f32")
     parser.add_argument("-np", type=int, metavar="N", help="processes for scoring; default: nnU-Net's")
     parser.add_argument("-device", default="cuda", choices=DEVICES, help="for -i and --time")
 

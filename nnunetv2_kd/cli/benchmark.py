@@ -26,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
         cases=args.cases,
         repeats=args.repeats,
         cpu_speeds=args.cpu_speed,
+        runtimes=args.runtime,
+        precisions=args.precision,
     )
     found = benchmark(request, lambda line: Console(stderr=True).print(line, style="dim", markup=False))
     if args.markdown:

@@ -2,21 +2,29 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
-from nnunetv2_kd.config import StudentOptions, problems_of
+from nnunetv2_kd.config import StudentOptions, parse_features, parse_latency, problems_of
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.formatting import format_count
+from nnunetv2_kd.inference.device import device_name
+from nnunetv2_kd.inference.latency import TimedShape, fastest_within
+from nnunetv2_kd.inference.runtimes import check_runtime, runtimes_for
 from nnunetv2_kd.networks.cost import network_cost
+from nnunetv2_kd.networks.threads import limit_threads
 from nnunetv2_kd.nnunet.datasets import dataset_id, preprocessed_folder
-from nnunetv2_kd.nnunet.files import read_json
-from nnunetv2_kd.nnunet.plans import check_configuration, planned_configurations, read_plans
-from nnunetv2_kd.students.shrink import shrink_plans
-from nnunetv2_kd.students.size import width_for
+from nnunetv2_kd.nnunet.files import check_writable, read_json
+from nnunetv2_kd.nnunet.plans import Plans, check_configuration, planned_configurations, read_plans
+from nnunetv2_kd.students.shapes import candidates
+from nnunetv2_kd.students.shrink import RECORD, shrink_plans
+from nnunetv2_kd.students.size import relative_width, width_for
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,8 +42,11 @@ def run(args: argparse.Namespace) -> int:
         check_configuration(plans, configuration)
     configurations = args.c or planned_configurations(plans)
     options = student_options(args)
-    widths = {c: width_for(plans, c, dataset_json, options) for c in configurations}
-    student = shrink_plans(plans, widths, options.convs_per_stage, name)
+    if options.latency is not None:
+        student = fast_student(args, plans, dataset_json, configurations, options, name)
+    else:
+        student = sized_student(plans, dataset_json, configurations, options, name)
+    widths = student[RECORD]["width"]
     if args.batch_size is not None:
         for configuration in configurations:
             student["configurations"][configuration]["batch_size"] = args.batch_size
@@ -52,9 +63,129 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def sized_student(
+    plans: Plans, dataset_json: dict[str, Any], configurations: list[str], options: StudentOptions, name: str
+) -> Plans:
+    """Of a width, of a budget, or of channels given by hand."""
+    if options.features is not None:
+        by_hand = {c: parse_features(options.features) for c in configurations}
+        widths = {c: relative_width(plans, c, by_hand[c]) for c in configurations}
+        return shrink_plans(plans, widths, options.convs_per_stage, name, by_hand)
+    widths = {c: width_for(plans, c, dataset_json, options) for c in configurations}
+    return shrink_plans(plans, widths, options.convs_per_stage, name)
+
+
+def fast_student(
+    args: argparse.Namespace,
+    plans: Plans,
+    dataset_json: dict[str, Any],
+    configurations: list[str],
+    options: StudentOptions,
+    name: str,
+) -> Plans:
+    """As fast as was asked for, measured here."""
+    if len(configurations) > 1:
+        raise KDError(f"--latency is measured of one configuration. Name it: -c {' or -c '.join(configurations)}")
+    if options.convs_per_stage is not None:
+        raise KDError("--latency chooses the convolutions per stage itself. Leave out --convs-per-stage.")
+    runtime = args.runtime or next(
+        r for r in ("openvino", "onnx", "torch") if r in [*runtimes_for(args.precision), "torch"]
+    )
+    check_runtime(runtime, args.precision, "cpu")
+    if args.plot is not None:
+        check_writable(args.plot.absolute().parent, "--plot")
+    configuration, budget = configurations[0], parse_latency(options.latency)
+    limit_threads()
+    timed, picked = fastest_within(
+        candidates(plans, configuration, dataset_json),
+        budget,
+        plans,
+        configuration,
+        dataset_json,
+        runtime,
+        args.precision,
+        not args.disable_tta,
+        lambda shapes: tqdm(shapes, unit="shape", leave=False),
+    )
+    how = f"{runtime} {args.precision} on {device_name(torch.device('cpu'))}"
+    Console().print(latency_table(timed, picked, budget, f"{configuration} in {how}"))
+    if args.plot is not None:
+        draw(timed, picked, budget, how, args.plot)
+        print(f"Drawn: {args.plot}")
+    record = {
+        "asked": options.latency,
+        "measured_ms": round(picked.ms_case, 1),
+        "runtime": runtime,
+        "precision": args.precision,
+        "mirroring": not args.disable_tta,
+        "processor": device_name(torch.device("cpu")),
+    }
+    return picked.shape.plans(plans, configuration, name, record)
+
+
+def latency_table(timed: list[TimedShape], picked: TimedShape, budget: float, title: str) -> Table:
+    """Every shape with its cost and time; the chosen one is marked. Times that were estimated begin with ~."""
+    table = Table(title=f"{title}; budget {budget:g} ms a case")
+    columns = ("", "channels, convolutions", "parameters", "GFLOPs", "activations", "ms a patch", "ms a case")
+    for column in columns:
+        left = column in columns[:2]
+        table.add_column(column, justify="left" if left else "right", no_wrap=left)
+    for number, entry in enumerate(timed):
+        cost = entry.shape.cost
+        table.add_row(
+            "→" if entry is picked else "teacher" if number == 0 else "",
+            str(entry.shape),
+            format_count(cost.params),
+            f"{cost.flops / 1e9:.2f}",
+            f"{cost.activation_bytes / 2**20:.0f} MiB",
+            f"{entry.ms_patch:.1f}",
+            f"{'' if entry.is_measured else '~'}{entry.ms_case:.0f}",
+            style="bold" if entry is picked else "",
+        )
+    return table
+
+
+def draw(timed: list[TimedShape], picked: TimedShape, budget: float, how: str, file: Path) -> None:
+    """Milliseconds a case against GFLOPs a patch, one point per shape."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    for number, entry in enumerate(timed):
+        colour = "tab:red" if entry is picked else "black" if number == 0 else "tab:blue"
+        one = entry.shape.convs_per_stage == 1
+        x, y = entry.shape.cost.flops / 1e9, entry.ms_case
+        axes.plot(x, y, "^" if one else "o", color=colour, markersize=9 if entry is picked else 6)
+        axes.annotate(
+            "-".join(map(str, entry.shape.features)),
+            (x, y),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=7,
+            color=colour,
+        )
+    axes.axhline(budget, color="gray", linestyle="--", linewidth=1)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="GFLOPs a patch",
+        ylabel="ms a case",
+        title=f"{how}\nblack: teacher, red: chosen, triangles: one convolution a stage, dashed: budget",
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
+    axes.tick_params(which="minor", labelsize=6)
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
 def student_options(args: argparse.Namespace) -> StudentOptions:
     """The flags as options, so that both ways are checked alike."""
-    given = {"width": args.width, "params": args.params, "flops": args.flops, "convs_per_stage": args.convs_per_stage}
+    given = {key: getattr(args, key) for key in ("width", "params", "flops", "features", "latency", "convs_per_stage")}
     try:
         return StudentOptions(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:

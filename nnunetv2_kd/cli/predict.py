@@ -2,9 +2,9 @@
 
 import argparse
 
-from nnunetv2_kd.inference.predict import predict
+from nnunetv2_kd.inference.predict import HowToCompute, predict
 
 
 def run(args: argparse.Namespace) -> int:
-    predict(args.for_nnunet, args.cpu_speed)
+    predict(args.for_nnunet, HowToCompute(args.runtime, args.precision, args.cpu_speed))
     return 0

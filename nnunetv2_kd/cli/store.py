@@ -16,6 +16,7 @@ from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.device import check_device
 from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
+from nnunetv2_kd.networks.threads import limit_threads
 from nnunetv2_kd.nnunet.datasets import preprocessed_folder
 from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.plans import check_configuration, read_plans
@@ -28,6 +29,7 @@ from nnunetv2_kd.teachers.stored.write import Task, make
 
 def run(args: argparse.Namespace) -> int:
     check_device(torch.device(args.device))
+    limit_threads(torch.device(args.device))
     if not (args.teacher_folder or nnUNet_results.is_set()):
         raise KDError(
             "The environment variable nnUNet_results is not set: no trained model can be found. Set it, or "

@@ -1,5 +1,7 @@
 """The device that something runs on: whether it is there, and its name."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -7,6 +9,7 @@ from nnunetv2.configuration import default_num_processes
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.networks.cpu_mode import processor_name
+from nnunetv2_kd.networks.threads import allowed_threads
 
 
 def check_device(device: torch.device) -> None:
@@ -31,8 +34,14 @@ def device_name(device: torch.device) -> str:
 
 
 def prediction_threads() -> int:
-    """nnU-Net's predictor takes no more than ``nnUNet_def_n_proc``."""
-    return min(default_num_processes, torch.get_num_threads())
+    """nnU-Net's predictor takes no more than ``nnUNet_def_n_proc``, and none takes more than are allowed."""
+    return min(default_num_processes, torch.get_num_threads(), allowed_threads())
+
+
+def stopwatch(threads: int) -> Callable[[], float]:
+    """A clock in seconds. With one thread processor time, which is what an idle machine would take, whatever else this
+    one does; with several what passes."""
+    return time.process_time if threads == 1 else time.perf_counter
 
 
 def process_memory(key: str) -> float | None:

@@ -1,94 +1,174 @@
-"""nnU-Net's own prediction, faster on a CPU: its command, its predictor and its files, another way to compute."""
+"""nnU-Net's own prediction, faster on a CPU: its command, its arguments and its files, another runtime."""
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
+from nnunetv2_kd.choices import CpuSpeed, Precision, RuntimeChoice
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.inference.device import check_device, prediction_threads
-from nnunetv2_kd.inference.images import cases_in
+from nnunetv2_kd.inference.choose import use_runtime
+from nnunetv2_kd.inference.device import prediction_threads
+from nnunetv2_kd.inference.exported import exported_folds, is_exported, load_exported
+from nnunetv2_kd.inference.predictor import FastPredictor
+from nnunetv2_kd.inference.runtimes import check_runtime
 from nnunetv2_kd.networks import cpu_mode
+from nnunetv2_kd.networks.threads import torch_threads
+from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+from nnunetv2_kd.nnunet.files import check_writable
+from nnunetv2_kd.nnunet.model_folder import fold_name
 
 
-def predict(arguments: Sequence[str], wanted: cpu_mode.CpuSpeed) -> None:
+@dataclass(frozen=True)
+class HowToCompute:
+    """How a network is to compute on a CPU.
+
+    Attributes:
+        runtime, precision: see `runtimes`.
+        cpu_speed: torch in one of `cpu_mode`'s ways instead; None where it is not asked for.
+    """
+
+    runtime: RuntimeChoice = "measure"
+    precision: Precision = "f32"
+    cpu_speed: CpuSpeed | None = None
+
+    def check(self, device: str) -> None:
+        """This machine can compute like that.
+
+        Raises:
+            KDError: where it cannot; says what to type.
+        """
+        if self.cpu_speed is not None:
+            cpu_mode.check_here(self.cpu_speed)
+            if self.runtime not in ("measure", "torch") or self.precision != "f32":
+                raise KDError(
+                    f"--cpu_speed {self.cpu_speed} is a way of PyTorch to compute, with a precision of its own. Leave "
+                    "out either it, or --runtime and --precision."
+                )
+            return
+        check_runtime(self.runtime, self.precision, device)
+        if self.precision == "bf16":
+            cpu_mode.check_here("bfloat16")
+
+
+def predict(arguments: Sequence[str], how: HowToCompute) -> None:
     """What ``nnUNetv2_predict`` does, or with ``-m`` ``nnUNetv2_predict_from_modelfolder``.
 
     Args:
         arguments: theirs.
-        wanted: how the network computes where ``-device cpu`` is among them.
+        how: the network is to compute where ``-device cpu`` is among them.
 
     Raises:
-        KDError: where the processor lacks what is wanted, or the device, the model or the images are not there.
+        KDError: where the runtime, the device, the model or the images are not there, or the output folder cannot be
+            written to; after the prediction, where single cases failed.
     """
-    cpu_mode.check_here(wanted)
-    is_folder = "-m" in arguments
-    command = "nnUNetv2_predict_from_modelfolder" if is_folder else "nnUNetv2_predict"
-    with _as_command(command, arguments, type("Predictor", (FastPredictor,), {"wanted": wanted})):
-        if is_folder:
+    known = _known(arguments)
+    arguments = list(arguments)
+    if known.output is not None:
+        check_writable(known.output)
+    command = "nnUNetv2_predict"
+    if known.model is not None:
+        command = "nnUNetv2_predict_from_modelfolder"
+        if is_exported(known.model):
+            arguments += [] if known.folds else ["-f", *exported_folds(known.model)]
+        else:
+            how.check(known.device)
+    else:
+        how.check(known.device)
+    with _as_command(command, arguments, type("Predictor", (CommandPredictor,), {"how": how})):
+        if known.model is not None:
             predict_from_raw_data.predict_entry_point_modelfolder()
         else:
             predict_from_raw_data.predict_entry_point()
 
 
-class FastPredictor(nnUNetPredictor):
-    """Tells early what is missing, and lets the network compute in another way on a CPU."""
+class CommandPredictor(FastPredictor):
+    """The predictor of the command: tells early what is missing, and puts the network into its runtime."""
 
-    wanted: ClassVar[cpu_mode.CpuSpeed] = "measure"
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        check_device(self.device)
+    how: ClassVar[HowToCompute] = HowToCompute()
 
     def initialize_from_trained_model_folder(
         self, model_training_output_dir: str, use_folds: Any, checkpoint_name: str = "checkpoint_final.pth"
     ) -> None:
-        check_model(Path(model_training_output_dir), use_folds or (), checkpoint_name)
+        folder = Path(model_training_output_dir)
+        if is_exported(folder):
+            print(f"nnunetv2_kd: the network runs in {load_exported(self, folder, use_folds or ())}")
+            return
+        check_model(folder, use_folds or (), checkpoint_name)
         super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)
-        chosen = speed_up(self, self.wanted)
-        if chosen is not None:
-            print(f"nnunetv2_kd: the network computes in {chosen}")
-
-    def _manage_input_and_output_lists(self, source: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(source, str):
-            cases_in(Path(source), self.dataset_json["file_ending"])
-        return super()._manage_input_and_output_lists(source, *args, **kwargs)
+        if self.device.type != "cpu":
+            return
+        if self.how.cpu_speed is not None:
+            print(f"nnunetv2_kd: the network computes in {speed_up(self, self.how.cpu_speed)}")
+            return
+        found = sorted(fold_name(file.parent) for file in folder.glob(f"fold_*/{checkpoint_name}"))
+        folds = use_folds or [fold for fold in found if fold != "all"]
+        checkpoints = [folder / f"fold_{fold}" / checkpoint_name for fold in folds]
+        chosen = use_runtime(self, checkpoints, self.how.runtime, self.how.precision)
+        for problem in chosen.problems:
+            print(f"nnunetv2_kd: {problem}")
+        print(f"nnunetv2_kd: the network runs in {chosen}")
 
 
 def speed_up(predictor: nnUNetPredictor, wanted: cpu_mode.CpuSpeed) -> cpu_mode.ChosenMode | None:
-    """Let a predictor's network compute in the way that is wanted; on another device than a CPU as nnU-Net does, and
-    None."""
+    """Let a predictor's network compute in torch in the way that is wanted; on another device than a CPU as nnU-Net
+    does, and None."""
     if predictor.device.type != "cpu":
         return None
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
     channels = determine_num_input_channels(plans, configuration, predictor.dataset_json)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(prediction_threads())
-    try:
+    with torch_threads(prediction_threads()):
         return cpu_mode.choose_mode(predictor.network, wanted, (1, channels, *configuration.patch_size))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def check_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str) -> None:
-    """The model's files are there.
+    """The model's files are there, and can be read.
 
     Raises:
-        KDError: names those that are not, and the folds that are.
+        KDError: names those that are not, the folds that are, and trainings that have not come to their end.
     """
     files = [folder / "plans.json", folder / "dataset.json"]
-    files += [folder / f"fold_{fold}" / checkpoint_name for fold in folds]
-    missing = [f"{file} does not exist" for file in files if not file.is_file()]
+    checkpoints = [folder / f"fold_{fold}" / checkpoint_name for fold in folds]
+    missing = [f"{file} does not exist{_begun(file)}" for file in [*files, *checkpoints] if not file.is_file()]
     if missing:
-        trained = sorted(file.parent.name.removeprefix("fold_") for file in folder.glob(f"fold_*/{checkpoint_name}"))
+        trained = sorted(fold_name(file.parent) for file in folder.glob(f"fold_*/{checkpoint_name}"))
         found = f"Folds with {checkpoint_name}: {', '.join(trained)}. Name them: -f {' '.join(trained)}"
         raise KDError(listing("The model is not complete:", missing) + (f"\n{found}" if trained else ""))
+    for file in checkpoints:
+        if file.stat().st_size == 0 or not _is_archive(file):
+            read_checkpoint(file)  # says what is wrong with it
+
+
+def _begun(file: Path) -> str:
+    begun = sorted(other.name for other in file.parent.glob("checkpoint_*.pth"))
+    if file.suffix != ".pth" or not begun:
+        return ""
+    return f": the training has not come to its end (go on: add --c; or predict with -chk {begun[-1]})"
+
+
+def _is_archive(file: Path) -> bool:
+    """torch's format since 1.6 ends with a table of contents, which a file that was cut short lacks."""
+    import zipfile
+
+    return zipfile.is_zipfile(file)
+
+
+def _known(arguments: Sequence[str]) -> argparse.Namespace:
+    """Of nnU-Net's arguments those that are checked early."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", dest="model", type=Path)
+    parser.add_argument("-o", dest="output", type=Path)
+    parser.add_argument("-f", dest="folds", nargs="+")
+    parser.add_argument("-d")  # or argparse takes it for the beginning of -device
+    parser.add_argument("-device", default="cuda")
+    return parser.parse_known_args(list(arguments))[0]
 
 
 @contextmanager

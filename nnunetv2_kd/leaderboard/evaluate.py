@@ -93,7 +93,8 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
     if request.images is not None and request.truths is not None and request.output is not None:
         image_set = check_images(request.images, request.truths, models[0].dataset_json)
         to_score = _predicted(models, image_set, request, request.output / "predictions" / dataset, say)
-        source = f"{len(image_set.cases)} images of {request.images}, predicted by nnU-Net with all trained folds"
+        how = f"predicted by nnU-Net {_computed_in(request)}with all trained folds"
+        source = f"{len(image_set.cases)} images of {request.images}, {how}"
     else:
         to_score = _validated(models, request.tolerance)
         source = "nnU-Net's own validation of each fold (summary.json)"
@@ -179,7 +180,7 @@ def _predicted(
         say(f"predicting with {model.name}")
         folder = output / model.name
         try:
-            predict(model, image_set, folder, request.device)
+            predict(model, image_set, folder, request.device, request.runtime, request.precision)
         except KDError as error:
             to_score.problems.append(f"{model.name}: {error}")
         for job in image_jobs(model, image_set, folder, request.tolerance):
@@ -211,13 +212,19 @@ def _timed(
     if not cases:
         return costs, "", ["Not timed: no image of the scored cases was found (nnUNet_raw, imagesTr)."]
     say(f"timing on {len(cases)} cases")
-    timed = measured([model for model in models if model.predicting_folds], costs, cases, request.device)
+    predicting = [model for model in models if model.predicting_folds]
+    timed = measured(predicting, costs, cases, request.device, request.runtime, request.precision)
     timing = (
         f"ms: median of {len(cases)} cases on {device_name(request.device)}, from image to segmentation, one fold, "
-        "nnU-Net's mirroring and sliding window, models taking turns. Peak memory: "
+        f"nnU-Net's mirroring and sliding window, {_computed_in(request)}models taking turns. Peak memory: "
         + ("CUDA memory allocated." if request.device.type == "cuda" else "of the whole process with Python and torch.")
     )
     return timed, timing, []
+
+
+def _computed_in(request: LeaderboardRequest) -> str:
+    """What the networks ran in, in words, where that is not stock nnU-Net's PyTorch."""
+    return "" if request.runtime is None else f"in {request.runtime} {request.precision}, "
 
 
 def _image_files(model: TrainedModel, case: str, image_set: ImageSet | None) -> list[str]:

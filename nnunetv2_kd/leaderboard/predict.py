@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_kd.choices import Precision, RuntimeChoice
 from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.inference.choose import use_runtime
 from nnunetv2_kd.inference.images import cases_in
-from nnunetv2_kd.inference.predictor import predictor_of, reader_of
+from nnunetv2_kd.inference.predictor import fast_predictor_of, predictor_of, reader_of
 from nnunetv2_kd.leaderboard.scores import ScoringJob, geometry_difference, structures_of
 from nnunetv2_kd.nnunet.files import sha256
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
@@ -68,7 +70,14 @@ def check_images(images: Path, truths: Path, dataset_json: dict[str, Any]) -> Im
     return image_set
 
 
-def predict(model: TrainedModel, image_set: ImageSet, output: Path, device: torch.device) -> None:
+def predict(
+    model: TrainedModel,
+    image_set: ImageSet,
+    output: Path,
+    device: torch.device,
+    runtime: RuntimeChoice | None = None,
+    precision: Precision = "f32",
+) -> None:
     """Predict with nnU-Net, all trained folds of the model together; nothing where that was done before with the same
     checkpoints and all of the predictions are there.
 
@@ -77,13 +86,14 @@ def predict(model: TrainedModel, image_set: ImageSet, output: Path, device: torc
         image_set: what to predict.
         output: folder for the predictions; made where it is not there.
         device: to predict on.
+        runtime, precision: what the network runs in on a CPU; None: as in stock nnU-Net.
 
     Raises:
         KDError: where nnU-Net cannot predict with this model; with its reason.
     """
     output.mkdir(parents=True, exist_ok=True)
     ending = model.dataset_json["file_ending"]
-    stamp = {
+    stamp: dict[str, Any] = {
         "checkpoints": {fold.name: sha256(fold.checkpoint) for fold in model.predicting_folds},
         "images": {
             file: [os.stat(file).st_size, os.stat(file).st_mtime_ns]
@@ -91,6 +101,8 @@ def predict(model: TrainedModel, image_set: ImageSet, output: Path, device: torc
             for file in image_set.image_files(case)
         },
     }
+    if runtime is not None:
+        stamp |= {"runtime": runtime, "precision": precision}
     files = [output / f"{case}{ending}" for case in image_set.cases]
     if _read(output / STAMP) == stamp and all(file.is_file() for file in files):
         return
@@ -99,7 +111,9 @@ def predict(model: TrainedModel, image_set: ImageSet, output: Path, device: torc
         raise KDError("a cascade needs the predictions of its previous stage: not predicted here")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            predictor = predictor_of(model, device)
+            predictor = predictor_of(model, device) if runtime is None else fast_predictor_of(model, device)
+            if runtime is not None:
+                use_runtime(predictor, [fold.checkpoint for fold in model.predicting_folds], runtime, precision)
             predictor.predict_from_files_sequential(
                 [image_set.image_files(case) for case in image_set.cases],
                 [str(output / case) for case in image_set.cases],

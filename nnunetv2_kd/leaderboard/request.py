@@ -6,15 +6,18 @@ from pathlib import Path
 
 import torch
 
+from nnunetv2_kd.choices import Precision, RuntimeChoice
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.device import check_device
+from nnunetv2_kd.inference.runtimes import check_runtime
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class LeaderboardRequest:
-    """The flags. ``timed``: how many cases to time every model on."""
+    """The flags. ``timed``: how many cases to time every model on. ``runtime``: what models run in for that and for
+    ``images``; None: as in stock nnU-Net."""
 
     datasets: Sequence[str]
     device: torch.device
@@ -28,6 +31,8 @@ class LeaderboardRequest:
     tolerance: float = 1.0
     timed: int = 0
     processes: int = 1
+    runtime: RuntimeChoice | None = None
+    precision: Precision = "f32"
 
 
 def check_request(request: LeaderboardRequest) -> None:
@@ -51,3 +56,7 @@ def check_request(request: LeaderboardRequest) -> None:
         raise KDError(f"-np must be at least 1, found {request.processes}.")
     if request.images is not None or request.timed:
         check_device(request.device)
+    if request.runtime is not None:
+        if request.images is None and not request.timed:
+            raise KDError("--runtime is what models run in for -i IMAGES and --time N. Add one of them.")
+        check_runtime(request.runtime, request.precision, request.device.type)

@@ -1,7 +1,7 @@
 """Make a smaller network by writing smaller numbers into a plans file. Nothing else of the plans changes, so the
 student reads the teacher's preprocessed data and nnU-Net builds it like any other network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
@@ -72,8 +72,42 @@ def shrink_architecture(architecture: dict[str, Any], width: float, convs_per_st
     return shrunken
 
 
+def shape_architecture(
+    architecture: dict[str, Any], features: Sequence[int], convs_per_stage: int | None
+) -> dict[str, Any]:
+    """A copy of a plans file's ``architecture`` entry with these channels per stage.
+
+    Args:
+        architecture: of a PlainConvUNet or ResidualEncoderUNet.
+        features: from full resolution down, one per stage.
+        convs_per_stage: upper limit on convolutions (or residual blocks) per stage; None leaves them.
+
+    Raises:
+        KDError: where the network has another number of stages.
+    """
+    shaped = shrink_architecture(architecture, 1.0, convs_per_stage)
+    kwargs = shaped["arch_kwargs"]
+    before = kwargs["features_per_stage"]
+    if len(features) != len(before):
+        raise KDError(
+            f"{len(features)} numbers of channels ({', '.join(map(str, features))}) for a network of {len(before)} "
+            f"stages, whose channels are {', '.join(map(str, before))}. Give {len(before)}."
+        )
+    kwargs["features_per_stage"] = [int(channels) for channels in features]
+    if kwargs.get("stem_channels") is not None:
+        kwargs["stem_channels"] = int(features[0])
+    if kwargs.get("bottleneck_channels") is not None:
+        kwargs["bottleneck_channels"] = scale_channels(kwargs["bottleneck_channels"], features[0] / before[0])
+    return shaped
+
+
 def shrink_plans(
-    plans: Plans, widths: Mapping[str, float], convs_per_stage: int | None = None, name: str | None = None
+    plans: Plans,
+    widths: Mapping[str, float],
+    convs_per_stage: int | None = None,
+    name: str | None = None,
+    features: Mapping[str, Sequence[int]] | None = None,
+    latency: Mapping[str, Any] | None = None,
 ) -> Plans:
     """Student's plans.
 
@@ -82,6 +116,8 @@ def shrink_plans(
         widths: factor on the channels, in (0, 1], for each configuration to shrink. The others stay as they are.
         convs_per_stage: upper limit on convolutions per stage.
         name: the student's plans name; None keeps the teacher's.
+        features: channels per stage of configurations that are shaped by hand; their width is not used.
+        latency: what was asked for and measured, for the record.
 
     Returns:
         New plans whose key ``kd_student`` records where they come from.
@@ -94,12 +130,18 @@ def shrink_plans(
     for configuration, width in widths.items():
         check_configuration(plans, configuration)
         architecture = manager.get_configuration(configuration).configuration["architecture"]
-        student["configurations"][configuration]["architecture"] = shrink_architecture(
-            architecture, width, convs_per_stage
+        channels = (features or {}).get(configuration)
+        student["configurations"][configuration]["architecture"] = (
+            shrink_architecture(architecture, width, convs_per_stage)
+            if channels is None
+            else shape_architecture(architecture, channels, convs_per_stage)
         )
     student["plans_name"] = name or plans["plans_name"]
     student.get("kd", {}).pop("student", None)  # the size that was asked for is now that of the plans
-    student[RECORD] = asdict(ShrinkRecord(plans["plans_name"], dict(widths), convs_per_stage))
+    by_hand = {key: list(channels) for key, channels in features.items()} if features else None
+    student[RECORD] = asdict(
+        ShrinkRecord(plans["plans_name"], dict(widths), convs_per_stage, by_hand, dict(latency) if latency else None)
+    )
     return student
 
 

@@ -1,13 +1,14 @@
 """From the size that the user asked for to a width."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from nnunetv2_kd.config import StudentOptions, parse_budget
+from nnunetv2_kd.config import StudentOptions, parse_budget, parse_features
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.networks.cost import network_cost
 from nnunetv2_kd.nnunet.plans import Plans, check_configuration
-from nnunetv2_kd.students.shrink import made_from, shrink_plans
+from nnunetv2_kd.students.shrink import RECORD, made_from, shrink_plans
 
 DEFAULT_WIDTH = 0.5
 BISECTIONS = 20
@@ -57,6 +58,11 @@ def plans_features(plans: Plans, configuration: str) -> list[int]:
     return list(whole["configurations"][configuration]["architecture"]["arch_kwargs"]["features_per_stage"])
 
 
+def relative_width(plans: Plans, configuration: str, features: Sequence[int]) -> float:
+    """The channels at full resolution relative to those of the plans."""
+    return round(features[0] / plans_features(plans, configuration)[0], 4)
+
+
 def student_plans(
     plans: Plans, configuration: str, dataset_json: dict[str, Any], student: StudentOptions
 ) -> tuple[Plans, bool]:
@@ -70,9 +76,24 @@ def student_plans(
     """
     check_configuration(plans, configuration)
     if made_from(plans) is None:
+        if student.latency is not None:
+            raise KDError(
+                f"student.latency ({student.latency}) is measured on the machine that will predict, before a training: "
+                f"nnUNetv2_kd plan -d {plans['dataset_name']} -c {configuration} -p {plans['plans_name']} --latency "
+                f"{student.latency} -o {plans['plans_name']}Fast\nThen train with -p {plans['plans_name']}Fast"
+            )
+        if student.features is not None:
+            features = {configuration: parse_features(student.features)}
+            widths = {configuration: relative_width(plans, configuration, features[configuration])}
+            return shrink_plans(plans, widths, student.convs_per_stage, features=features), True
         width = width_for(plans, configuration, dataset_json, student)
         return shrink_plans(plans, {configuration: width}, student.convs_per_stage), True
-    asked = sorted(name for name in type(student).model_fields if getattr(student, name) is not None)
+    measured = (plans[RECORD].get("latency") or {}).get("asked")
+    asked = sorted(
+        name
+        for name in type(student).model_fields
+        if getattr(student, name) is not None and not (name == "latency" and student.latency == measured)
+    )
     if asked:
         raise KDError(
             f"The options ask for student.{asked[0]}, but the plans {plans['plans_name']} are a student's already, "

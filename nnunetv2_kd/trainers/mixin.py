@@ -18,6 +18,7 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.networks.build import plain_network
 from nnunetv2_kd.networks.cost import count_params
+from nnunetv2_kd.networks.threads import limit_threads
 from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.splits import read_splits
 from nnunetv2_kd.record import Record
@@ -129,6 +130,7 @@ class DistillationMixin(Base):
     # ---- before the training
 
     def initialize(self) -> None:
+        limit_threads(self.device)
         if self.options.seed is not None:
             environment.seed_everything(self.options.seed)
         super().initialize()

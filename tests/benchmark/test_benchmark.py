@@ -7,6 +7,7 @@ import torch
 from nnunetv2_kd.benchmark import run as module
 from nnunetv2_kd.benchmark.timing import TimedModel
 from nnunetv2_kd.cli.main import main
+from nnunetv2_kd.inference.runtimes import is_installed
 from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from tests.untrained_models import DATASET, add_images, add_model, make_folders
 
@@ -42,6 +43,22 @@ def in_no_time(monkeypatch):
 def models(here):
     """Teacher, student."""
     return [str(folder) for folder in sorted((here / "results" / DATASET).iterdir(), reverse=True)]
+
+
+@pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
+def test_runtimes_are_further_lines(here, capsys, monkeypatch):
+    monkeypatch.setenv("nnUNet_kd_cache", str(here / "cache"))
+    command = ["benchmark", "-m", models(here)[1], "-device", "cpu", "--repeats", "1", "--json", "found.json"]
+    assert main([*command, "--runtime", "torch", "openvino"]) == 0
+    out = capsys.readouterr().out
+    assert "openvino f32" in out
+    rows = json.loads((here / "found.json").read_text())["models"]
+    assert [(row["cpu_speed"], row["runtime"], row["precision"]) for row in rows] == [
+        ("float32", None, None),
+        (None, "torch", "f32"),
+        (None, "openvino", "f32"),
+    ]
+    assert all(row["ms_per_case"] > 0 and row["peak_mib"] > 50 for row in rows)
 
 
 def test_real_models(here, capsys):
@@ -121,6 +138,7 @@ def test_a_model_that_cannot_be_timed_does_not_stop_the_others(here, capsys):
             ["-m", "MODEL", "-device", "mps", "--cpu_speed", "measure"],
             "--cpu_speed is for -device cpu, found -device mps",
         ),
+        (["-m", "MODEL", "--runtime", "onnx", "--precision", "int8"], "--runtime onnx has no --precision int8"),
         (["-m", "MODEL", "-device", "cuda"], "There is no device cuda here. Add: -device cpu"),
         (["-m", "MODEL", "--json", "/dev/null/x/y.json"], "--json /dev/null/x cannot be written to"),
         (["-d", "7", "-p", "nnUNetOther"], "has the -p and -tr asked for. Trained:\n  - nnUNetTrainerKD__"),

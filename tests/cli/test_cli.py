@@ -75,7 +75,7 @@ def test_plan_keeps_a_file_that_is_there(folders, capsys):
         (["-d", "999", "-c", "3d_lowres"], "no configuration '3d_lowres', only 2d, 3d_fullres"),
         (["-d", "999", "--width", "0.01"], "leaves a stage without channels"),
         (["-d", "999", "--width", "2"], "width: Input should be less than or equal to 1"),
-        (["-d", "999", "--width", "0.5", "--params", "1M"], "give one of width, params and flops"),
+        (["-d", "999", "--width", "0.5", "--params", "1M"], "give one of width, params, flops, features and latency"),
         (["-d", "999", "--params", "tiny"], "expected a size"),
         (["-d", "999", "--convs-per-stage", "0"], "convs_per_stage"),
         (["-d", "999", "--batch-size", "0"], "--batch-size must be at least 1"),

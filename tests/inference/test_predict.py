@@ -19,6 +19,7 @@ ALONE = ["-device", "cpu", "-npp", "0", "-nps", "0", "--disable_progress_bar"]
 def here(tmp_path, monkeypatch):
     """A model, two images, and nnU-Net's folders."""
     make_folders(tmp_path, monkeypatch)
+    monkeypatch.setenv("nnUNet_kd_cache", str(tmp_path / "cache"))
     add_model(tmp_path / "results", "nnUNetTrainer")
     add_images(tmp_path / "my images", 1)
     monkeypatch.chdir(tmp_path)
@@ -36,11 +37,11 @@ def test_the_files_of_nnunetv2_predict(here, monkeypatch, capsys):
     expected = segmentations(here / "stock")
     assert len(np.unique(expected)) > 1
     names = sorted(f.name for f in (here / "stock").iterdir())
-    for way in ("float32", "measure"):
+    for way in ("float32", "measure", "fastest"):
         command[3] = way
-        assert main(["predict", "--cpu_speed", way, *command]) == 0
+        assert main(["predict", *([] if way == "fastest" else ["--cpu_speed", way]), *command]) == 0
         assert sorted(f.name for f in (here / way).iterdir()) == names
-        assert (segmentations(here / way) == expected).mean() >= (1 if way == "float32" else 0.95)
+        assert (segmentations(here / way) == expected).mean() >= {"float32": 1, "measure": 0.95, "fastest": 0.999}[way]
     out = capsys.readouterr().out
     assert "nnunetv2_kd: the network computes in float32\n" in out
     assert "(measured, forward: float32 " in out
@@ -67,6 +68,70 @@ def test_model_folder(here, monkeypatch):
     assert calls == [("my images", "out")]
 
 
+def test_a_case_that_fails_is_named_and_the_others_go_on(here, capsys):
+    add_images(here / "three", 3)
+    (here / "three" / "box1_0000.nii.gz").write_bytes(b"no image")
+    two = sitk.GetImageFromArray(np.zeros((4, 4, 4, 2), np.float32), isVector=True)
+    sitk.WriteImage(two, str(here / "three" / "box2_0000.nii.gz"))
+    (here / "three" / "box2_0001.nii.gz").write_bytes((here / "three" / "box0_0000.nii.gz").read_bytes())
+    assert main(["predict", "-i", "three", "-o", "out", *MODEL, *ALONE, "--runtime", "torch"]) == 1
+    error = capsys.readouterr().err
+    assert "2 of 3 cases were not predicted; 1 were:" in error
+    assert "  - box1: " in error
+    assert "  - box2: " in error
+    assert [f.name for f in (here / "out").glob("*.nii.gz")] == ["box0.nii.gz"]
+    assert not list((here / "out").glob(".unfinished*"))
+
+
+def test_another_number_of_channels(here, capsys):
+    files = sorted((here / "my images").iterdir())
+    (here / "my images" / "box0_0001.nii.gz").write_bytes(files[0].read_bytes())
+    assert main(["predict", "-i", "my images", "-o", "out", *MODEL, *ALONE, "--runtime", "torch"]) == 1
+    assert "box0: has 2 channels, the model expects 1: MRI" in capsys.readouterr().err
+
+
+def test_threads_and_no_threads_write_the_same(here, monkeypatch):
+    add_images(here / "many", 5)
+    monkeypatch.setattr("nnunetv2_kd.inference.predictor.prediction_threads", lambda: 3)
+    for output, workers in (("alone", "0"), ("threads", "3")):
+        command = ["-i", "many", "-o", output, *MODEL, "-device", "cpu", "--disable_progress_bar"]
+        assert main(["predict", *command, "-npp", workers, "-nps", workers, "--runtime", "torch"]) == 0
+    assert (segmentations(here / "alone") == segmentations(here / "threads")).all()
+    assert len(segmentations(here / "threads")) == 5
+
+
+def test_a_file_cut_short_and_a_training_that_goes_on(here, capsys):
+    fold = here / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    whole = (fold / "checkpoint_final.pth").read_bytes()
+    command = ["predict", "-i", "my images", "-o", "out", *MODEL, *ALONE]
+    for content in (whole[:5000], b""):
+        (fold / "checkpoint_final.pth").write_bytes(content)
+        assert main(command) == 1
+        assert "it is cut short, empty, or something else" in capsys.readouterr().err
+    (fold / "checkpoint_final.pth").unlink()
+    (fold / "checkpoint_best.pth").write_bytes(whole)
+    assert main(command) == 1
+    assert "the training has not come to its end (go on: add --c; or predict with -chk checkpoint_best.pth)" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("runtime", "packages"), [("openvino", ["openvino", "onnx"]), ("onnx", ["onnxruntime", "onnx"])]
+)
+def test_a_runtime_that_is_not_installed(here, capsys, monkeypatch, runtime, packages):
+    monkeypatch.setattr("nnunetv2_kd.inference.runtimes.package_version", lambda name: "1" if name == "torch" else None)
+    command = ["predict", "-i", "my images", "-o", "out", *MODEL, *ALONE]
+    assert main([*command, "--runtime", runtime]) == 1
+    error = capsys.readouterr().err
+    assert "is not installed. Type: pip install 'nnunetv2_kd[cpu]'" in error
+    assert all(f"  - {package}" in error for package in packages)
+    assert main([*command, "--precision", "int8"]) == 1
+    assert "--precision int8 needs OpenVINO, not installed here. Type: pip install" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "the network runs in PyTorch, f32" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -79,6 +144,11 @@ def test_model_folder(here, monkeypatch):
         ({"-i": "raw"}, "-i raw holds no image named CASE_0000.nii.gz"),
         ({"-device": "cuda"}, "There is no device cuda here. Add: -device cpu"),
         ({"--cpu_speed": "bfloat16"}, "bfloat16 needs a processor with bfloat16 instructions"),
+        ({"--precision": "bf16"}, "bfloat16 needs a processor with bfloat16 instructions"),
+        ({"--runtime": "torch", "--precision": "int8"}, "--runtime torch has no --precision int8"),
+        ({"--runtime": "onnx", "-device": "cuda"}, "--runtime onnx --precision f32 is for -device cpu"),
+        ({"--runtime": "onnx", "--cpu_speed": "float32"}, "Leave out either it, or --runtime and --precision"),
+        ({"-o": "my images/box0_0000.nii.gz/out"}, "cannot be written to"),
     ],
 )
 def test_refuses(here, capsys, monkeypatch, change, expected):

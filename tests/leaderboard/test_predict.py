@@ -1,16 +1,22 @@
+import json
 import re
 import shutil
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+import torch
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.inference.runtimes import is_installed
 from nnunetv2_kd.leaderboard import predict as module
 from nnunetv2_kd.leaderboard.predict import check_images, predict
 from nnunetv2_kd.nnunet.files import check_writable
 from nnunetv2_kd.nnunet.trained_models import find_models
 from tests.scored_models import DATASET, Results, shifted, truth_of, write
 from tests.small_networks import DATASET_JSON
+from tests.untrained_models import DATASET as UNTRAINED
+from tests.untrained_models import add_images, add_model, make_folders
 
 
 @pytest.fixture
@@ -109,3 +115,24 @@ def test_output_that_cannot_be_written(tmp_path, monkeypatch):
     )  # a test may run as root, who can write anywhere
     with pytest.raises(KDError, match="Permission denied"):
         check_writable(tmp_path / "out")
+
+
+@pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
+def test_in_another_runtime(tmp_path, monkeypatch):
+    """The same voxels, and not taken for predictions of another runtime."""
+    make_folders(tmp_path, monkeypatch)
+    monkeypatch.setenv("nnUNet_kd_cache", str(tmp_path / "cache"))
+    add_model(tmp_path / "results", "nnUNetTrainer")
+    cases = add_images(tmp_path / "images", 1)
+    (model,), _ = find_models(UNTRAINED)
+    images = module.ImageSet(tmp_path / "images", tmp_path, tuple(cases), 1, ".nii.gz")
+    stamps = []
+    for runtime in (None, "openvino"):
+        predict(model, images, tmp_path / "out", torch.device("cpu"), runtime)
+        stamps.append(json.loads((tmp_path / "out" / module.STAMP).read_text()))
+        segmentation = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "box0.nii.gz")))
+        if runtime is None:
+            expected = segmentation
+    assert (segmentation != expected).sum() <= 3
+    assert "runtime" not in stamps[0]
+    assert stamps[1]["runtime"] == "openvino"

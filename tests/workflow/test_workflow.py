@@ -198,7 +198,7 @@ WRONG = {
     "wrong type": ({"folds": ["zero"]}, "folds.0"),
     "missing": ({"sizes": {}}, "sizes"),
     "twice": ({"seeds": [0, 0]}, "same value twice"),
-    "size": ({"sizes": {"a": {"width": 0.5, "flops": 0.1}}}, "give one of width, params and flops"),
+    "size": ({"sizes": {"a": {"width": 0.5, "flops": 0.1}}}, "give one of width, params, flops, features and latency"),
     "name": ({"methods": {"a__b": {"trainer": "nnUNetTrainerKD"}}}, "methods.a__b"),
     "teacher": ({"methods": {"a": {"trainer": "nnUNetTrainerKD", "teachers": ["x"]}}}, "methods.a.teachers names x"),
     "stock": ({"teachers": {"a": {"options": {"epochs": 3}}}}, "reads no options"),

@@ -1,0 +1,82 @@
+"""``nnUNetv2_kd export``: write a model for a machine without GPU, or without this package."""
+
+import argparse
+import math
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_results
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.inference.agreement import Agreement
+from nnunetv2_kd.inference.export import ExportRequest, export
+from nnunetv2_kd.nnunet.datasets import trained_dataset
+from nnunetv2_kd.nnunet.model_folder import ModelName
+
+
+def run(args: argparse.Namespace) -> int:
+    if (args.m is None) == (args.d is None):
+        raise KDError("Name the model either by -d DATASET (and -c, -p, -tr) or by -m FOLDER.")
+    if args.m is not None:
+        model = args.m.expanduser().absolute()
+    else:
+        model = Path(nnUNet_results) / trained_dataset(args.d) / str(ModelName(args.tr, args.p, args.c))
+    request = ExportRequest(
+        model=model,
+        folds=args.f,
+        output=args.o.absolute(),
+        format=args.format,
+        precision=args.precision,
+        checkpoint=args.chk,
+        images=args.i,
+        truths=args.gt,
+        previous=args.prev_stage_predictions,
+        cases=args.cases,
+        tolerance=args.tolerance,
+        intended_use=args.intended_use,
+        licence=args.licence,
+    )
+    console = Console()
+    found = export(
+        request,
+        lambda line: console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True),
+        lambda cases: tqdm(cases, unit="case", leave=False),
+    )
+    console.print(agreement_table(found))
+    console.print(
+        f"{found.differing} of {found.voxels} voxels differ from PyTorch ({found.foreground} of foreground); "
+        f"{found.ms[0]:.0f} ms a case in PyTorch, {found.ms[1]:.0f} ms in the export",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"Written: {request.output}", soft_wrap=True, highlight=False)
+    for line in next_steps(args.format, request):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def next_steps(format_: str, request: ExportRequest) -> list[str]:
+    """What to type with the export."""
+    if format_ != "nnunet":
+        return ["Predict with it:", f"  nnUNetv2_kd predict -m {request.output} -i IN -o OUT -device cpu"]
+    trainer, plans, configuration = request.model.name.split("__")
+    dataset = request.model.parent.name
+    return [
+        "Where nnU-Net is, with or without nnunetv2_kd:",
+        f"  nnUNetv2_install_pretrained_model_from_zip {request.output / dataset}.zip",
+        f"  nnUNetv2_predict -d {dataset} -c {configuration} -tr {trainer} -p {plans} -f {' '.join(request.folds)} "
+        "-i IN -o OUT -device cpu",
+    ]
+
+
+def agreement_table(found: Agreement) -> Table:
+    """Dice and surface Dice per structure, of the model in PyTorch and of the export, and between both."""
+    table = Table("structure", "Dice PyTorch", "Dice export", "NSD PyTorch", "NSD export", "Dice between both")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, between in found.between.items():
+        scores = [part.get(name, math.nan) for pair in (found.dice, found.nsd) for part in pair]
+        table.add_row(name, *("-" if math.isnan(v) else f"{v:.4f}" for v in scores), f"{between:.5f}")
+    return table

@@ -1,0 +1,175 @@
+"""How far two models agree on real cases, and how good each is."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.inference.device import prediction_threads, stopwatch
+from nnunetv2_kd.inference.predictor import FastPredictor, reader_of
+from nnunetv2_kd.inference.preprocess import preprocess
+
+NSD_TOLERANCE = 1.0  # mm
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case to predict.
+
+    Attributes:
+        files: of its channels.
+        truth: file with the ground truth; None where there is none.
+        previous: of a cascade, the file with the previous stage's segmentation.
+    """
+
+    files: list[str]
+    truth: Path | None = None
+    previous: str | None = None
+
+
+@dataclass
+class Agreement:
+    """What two models say of the same cases: the first is the reference.
+
+    Attributes:
+        cases, voxels, foreground, differing: counts; foreground and differing voxels are against the reference.
+        between: Dice between both, per structure; mean over the cases where either has the structure.
+        dice, nsd: with the ground truth, per structure, of the reference and of the other; empty without ground truth.
+        ms: median milliseconds of a case, preprocessing to segmentation, of the reference and of the other.
+    """
+
+    cases: int = 0
+    voxels: int = 0
+    foreground: int = 0
+    differing: int = 0
+    between: dict[str, float] = field(default_factory=dict)
+    dice: tuple[dict[str, float], dict[str, float]] = field(default_factory=lambda: ({}, {}))
+    nsd: tuple[dict[str, float], dict[str, float]] = field(default_factory=lambda: ({}, {}))
+    ms: tuple[float, float] = (math.nan, math.nan)
+
+    @property
+    def per_100000(self) -> float:
+        """Differing voxels in 100,000 of foreground."""
+        return 1e5 * self.differing / max(1, self.foreground)
+
+    @property
+    def dice_lost(self) -> float:
+        """The largest change of a structure's Dice: with the ground truth where there is one, else what is missing to
+        1 between both."""
+        first, second = self.dice
+        changes = [abs(first[name] - second[name]) for name in first] or [1 - value for value in self.between.values()]
+        return max((change for change in changes if not math.isnan(change)), default=0.0)
+
+
+def structures_of(dataset_json: dict[str, Any]) -> dict[str, list[int]]:
+    """The foreground structures and the labels that each consists of."""
+    found = {}
+    for name, value in dataset_json["labels"].items():
+        labels = [int(label) for label in np.atleast_1d(value)]
+        if name != "ignore" and labels != [0]:
+            found[name] = labels
+    return found
+
+
+def compare(
+    reference: FastPredictor, other: FastPredictor, cases: Sequence[Case], progress: Callable[..., Iterable] = iter
+) -> Agreement:
+    """Predict cases with two models that see the same images.
+
+    Args:
+        reference, other: initialized, of the same plans.
+        cases: at least one.
+        progress: wraps the cases, to show how far it is.
+
+    Raises:
+        KDError: where a case cannot be read; names it.
+    """
+    found = Agreement(cases=len(cases))
+    structures = structures_of(reference.dataset_json)
+    reader = reader_of(reference.dataset_json)()
+    between: dict[str, list[float]] = {name: [] for name in structures}
+    dice, nsd = ([{name: list[float]() for name in structures} for _ in range(2)] for _ in range(2))
+    took: list[list[float]] = [[], []]
+    clock = stopwatch(prediction_threads())
+    for case in progress(cases):
+        segmentations = []
+        for number, predictor in enumerate((reference, other)):
+            started = clock()
+            segmentations.append(_predict(predictor, case))
+            took[number].append(1000 * (clock() - started))
+        first, second = segmentations
+        found.voxels += first.size
+        found.foreground += int((first > 0).sum())
+        found.differing += int((first != second).sum())
+        truth, properties = reader.read_seg(str(case.truth)) if case.truth is not None else (None, {})
+        for name, labels in structures.items():
+            masks = [np.isin(segmentation, labels) for segmentation in segmentations]
+            between[name].append(_dice(*masks))
+            if truth is not None:
+                true = np.isin(truth[0], labels)
+                for number, mask in enumerate(masks):
+                    dice[number][name].append(_dice(true, mask))
+                    nsd[number][name].append(_surface_dice(true, mask, properties["spacing"]))
+    found.between = _means(between)
+    if any(case.truth is not None for case in cases):
+        found.dice = (_means(dice[0]), _means(dice[1]))
+        found.nsd = (_means(nsd[0]), _means(nsd[1]))
+    found.ms = (median(took[0]), median(took[1]))
+    return found
+
+
+def _predict(predictor: FastPredictor, case: Case) -> np.ndarray:
+    try:
+        image, properties = preprocess(
+            case.files,
+            case.previous,
+            predictor.plans_manager,
+            predictor.configuration_manager,
+            predictor.dataset_json,
+        )
+    except Exception as error:  # the reader's, of any kind
+        raise KDError(f"{Path(case.files[0]).name} cannot be read: {type(error).__name__}: {error}") from error
+    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu()
+    return predictor.segmentation_of(logits, properties)
+
+
+def _dice(first: np.ndarray, second: np.ndarray) -> float:
+    """nan where both are empty, as nnU-Net has it."""
+    size = int(first.sum()) + int(second.sum())
+    return 2 * int((first & second).sum()) / size if size else math.nan
+
+
+def _surface_dice(truth: np.ndarray, mask: np.ndarray, spacing: Sequence[float]) -> float:
+    """Normalised surface Dice at `NSD_TOLERANCE` (Nikolov et al., JMIR 23, 2021), MONAI's; nan where both are empty."""
+    if not (truth.any() and mask.any()):
+        return 0.0 if truth.any() or mask.any() else math.nan
+    if truth.shape[0] == 1:  # a 2d image
+        truth, mask, spacing = truth[0], mask[0], list(spacing)[1:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI's, about its own deprecations
+        from monai.metrics import compute_surface_dice  # seconds to import
+
+        predicted, true = (torch.from_numpy(np.ascontiguousarray(part))[None, None] for part in (mask, truth))
+        return float(
+            compute_surface_dice(
+                predicted,
+                true,
+                [NSD_TOLERANCE],
+                include_background=True,
+                spacing=[float(value) for value in spacing],
+                use_subvoxels=True,
+            )
+        )
+
+
+def _means(scores: dict[str, list[float]]) -> dict[str, float]:
+    """Of every structure over the cases where it is something."""
+    present = {name: [value for value in values if not math.isnan(value)] for name, values in scores.items()}
+    return {name: sum(values) / len(values) if values else math.nan for name, values in present.items()}

@@ -1,0 +1,72 @@
+"""Converted networks on the disk, so that every model is converted once."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_kd.nnunet.files import sha256, why_not_writable
+
+VARIABLE = "nnUNet_kd_cache"
+ABOUT = "about.json"
+
+
+def cache_folder() -> Path:
+    """The folder that the environment variable ``nnUNet_kd_cache`` names, else one in the user's cache; a temporary one
+    where that cannot be written to."""
+    named = os.environ.get(VARIABLE)
+    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(named).expanduser() if named else users / "nnunetv2_kd"
+    return Path(tempfile.mkdtemp(prefix="nnunetv2_kd_")) if why_not_writable(folder) else folder
+
+
+def cached(key: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:
+    """A folder of files that are made at most once.
+
+    It is made under another name and moved to its place as a whole, so that a process that is killed leaves nothing
+    that looks finished, and of two processes that make the same one the first wins. Files that have changed since
+    are made anew.
+
+    Args:
+        key: plain values; everything that the content depends on.
+        make: writes the files into the folder that it is given.
+    """
+    root = cache_folder()
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    entry = root / name
+    if _is_whole(entry):
+        return entry
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=root))
+    try:
+        make(unfinished)
+        content = {"key": key, "files": {file.name: sha256(file) for file in sorted(unfinished.iterdir())}}
+        (unfinished / ABOUT).write_text(json.dumps(content, indent=2) + "\n")
+        return _move(unfinished, entry)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _move(made: Path, entry: Path) -> Path:
+    """Put a finished folder in its place, over one that is damaged."""
+    for _ in range(2):
+        try:
+            os.rename(made, entry)
+        except OSError:  # another process was first, or what is there is damaged
+            if _is_whole(entry):
+                return entry
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            return entry
+    raise OSError(f"{entry} can neither be read nor replaced")
+
+
+def _is_whole(entry: Path) -> bool:
+    try:
+        files: dict[str, str] = json.loads((entry / ABOUT).read_text())["files"]
+        return all(sha256(entry / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError):
+        return False

@@ -1,0 +1,334 @@
+"""Export a trained model, and prove that the export predicts what the model predicts."""
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.paths import nnUNet_preprocessed
+
+from nnunetv2_kd.choices import EXPORT_PRECISIONS, ExportFormat, ExportPrecision
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.inference.agreement import Agreement, Case, compare
+from nnunetv2_kd.inference.choose import convert, use_runtime
+from nnunetv2_kd.inference.exported import EXPORT_FILE, load_exported
+from nnunetv2_kd.inference.images import cases_in
+from nnunetv2_kd.inference.model_card import without_origin, write_card
+from nnunetv2_kd.inference.predict import check_model
+from nnunetv2_kd.inference.predictor import FastPredictor
+from nnunetv2_kd.inference.runtimes import check_runtime
+from nnunetv2_kd.networks import cpu_mode
+from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+from nnunetv2_kd.nnunet.datasets import ground_truth_folder, training_images
+from nnunetv2_kd.nnunet.files import check_writable, read_json, sha256
+from nnunetv2_kd.nnunet.model_folder import FINAL, parse_model_name
+from nnunetv2_kd.nnunet.splits import read_splits
+
+PRECISIONS_OF: dict[ExportFormat, tuple[ExportPrecision, ...]] = {
+    "nnunet": ("f32", "fp16"),
+    "onnx": ("f32",),
+    "openvino": EXPORT_PRECISIONS,
+}
+# f32: differing voxels in 100,000 of foreground; the others: change of a structure's mean Dice
+TOLERANCES: dict[ExportPrecision, float] = {"f32": 5.0, "bf16": 0.001, "fp16": 0.001, "int8": 0.005}
+NEEDED = ("network_weights", "init_args", "trainer_name", "inference_allowed_mirroring_axes", "current_epoch")
+# of dataset.json; other keys can hold names of cases and paths
+DATASET_KEYS = (
+    "name",
+    "description",
+    "channel_names",
+    "modality",
+    "labels",
+    "regions_class_order",
+    "file_ending",
+    "overwrite_image_reader_writer",
+    "numTraining",
+    "licence",
+    "license",
+    "reference",
+)
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """The flags of ``nnUNetv2_kd export``.
+
+    Attributes:
+        model: the model's folder, ``TRAINER__PLANS__CONFIGURATION``.
+        folds: that predict together.
+        output: the folder to make.
+        images: to compare on; None: the first fold's validation cases.
+        truths: their ground truth; None: there is none.
+        previous: a cascade's segmentations of the previous stage of these images.
+        cases: compare on so many only.
+        tolerance: instead of `TOLERANCES`.
+        intended_use, licence: for the model card.
+    """
+
+    model: Path
+    folds: Sequence[str]
+    output: Path
+    format: ExportFormat
+    precision: ExportPrecision = "f32"
+    checkpoint: str = FINAL
+    images: Path | None = None
+    truths: Path | None = None
+    previous: Path | None = None
+    cases: int | None = None
+    tolerance: float | None = None
+    intended_use: str = ""
+    licence: str = ""
+
+    @property
+    def limit(self) -> float:
+        return TOLERANCES[self.precision] if self.tolerance is None else self.tolerance
+
+
+def export(request: ExportRequest, say: Callable[[str], None], progress: Callable[..., Iterable] = iter) -> Agreement:
+    """Write the exported model; the folder appears when it is whole and has proved itself.
+
+    Raises:
+        KDError: where the model, the runtime or the cases are not there, the network cannot be converted, or the
+            export does not predict what the model predicts; nothing is left behind then.
+    """
+    check_request(request)
+    dataset_json = read_json(request.model / "dataset.json")
+    cases = cases_to_compare(request, dataset_json)
+    request.output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{request.output.name}.", dir=request.output.parent))
+    try:
+        say(f"exporting {request.model.name}, fold {' '.join(request.folds)}, as {request.format} {request.precision}")
+        reference = _reference(request)
+        about = _write(request, reference, unfinished)
+        other = _exported(request, unfinished)
+        say(f"comparing with PyTorch on {len(cases)} case{'s' if len(cases) > 1 else ''}")
+        found = compare(reference, other, cases, progress)
+        check_agreement(found, request)
+        about["proof"] = proof(found, request)
+        write_card(unfinished, about, request, reference, found)
+        if request.format == "nnunet":
+            _zip(unfinished, request)
+        _write_about(about, unfinished)
+        unfinished.chmod(0o755)
+        if request.output.exists():
+            request.output.rmdir()  # empty: checked
+        os.rename(unfinished, request.output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return found
+
+
+def check_request(request: ExportRequest) -> None:
+    """The flags fit each other and what is here.
+
+    Raises:
+        KDError: where they do not; with what to type.
+    """
+    able = PRECISIONS_OF[request.format]
+    if request.precision not in able:
+        raise KDError(
+            f"--format {request.format} has no --precision {request.precision}, only {', '.join(able)}. "
+            "All of them: --format openvino"
+        )
+    if request.format != "nnunet":
+        check_runtime(request.format, "int8" if request.precision == "int8" else "f32", "cpu")
+    if request.precision == "bf16":
+        cpu_mode.check_here("bfloat16")
+    if request.tolerance is not None and not request.tolerance >= 0:
+        raise KDError(f"--tolerance must be 0 or more, found {request.tolerance:g}.")
+    if request.cases is not None and request.cases < 1:
+        raise KDError(f"--cases must be at least 1, found {request.cases}.")
+    if request.output.is_dir() and any(request.output.iterdir()):
+        raise KDError(f"-o {request.output} is not empty and was left alone. Choose another folder, or remove it.")
+    if request.output.exists() and not request.output.is_dir():
+        raise KDError(f"-o {request.output} is a file. Choose another name for the folder.")
+    check_writable(request.output.absolute().parent)
+    if parse_model_name(request.model.name) is None or not request.model.is_dir():
+        raise KDError(f"{request.model} is no model folder: expected TRAINER__PLANS__CONFIGURATION with trained folds.")
+    check_model(request.model, request.folds, request.checkpoint)
+
+
+def cases_to_compare(request: ExportRequest, dataset_json: dict[str, Any]) -> list[Case]:
+    """The images of ``-i``, or the validation cases of the first fold.
+
+    Raises:
+        KDError: where there are none.
+    """
+    ending = dataset_json["file_ending"]
+    if request.images is not None:
+        truths, images = request.truths, request.images
+        files = {
+            name: sorted(str(f) for f in images.iterdir() if _is_channel(f.name, name, ending))
+            for name in cases_in(images, ending)
+        }
+    else:
+        dataset = request.model.parent.name
+        truths = ground_truth_folder(dataset)
+        names = _validation_cases(dataset, request.folds[0])
+        files = {name: found for name in names if (found := training_images(dataset, name, ending))}
+        if not files:
+            raise KDError(
+                f"An export is compared with PyTorch on the validation cases of fold {request.folds[0]} of {dataset}; "
+                "their images are not under nnUNet_raw, or there is no splits_final.json under nnUNet_preprocessed. "
+                "Name images: -i IMAGES"
+            )
+    chosen = sorted(files)[: request.cases]
+    previous = {name: request.previous / f"{name}{ending}" for name in chosen} if request.previous else {}
+    lacking = [str(file) for file in previous.values() if not file.is_file()]
+    if lacking:
+        raise KDError(listing("-prev_stage_predictions lacks segmentations of the cases to compare on:", lacking))
+    if truths is not None and not truths.is_dir():
+        raise KDError(f"-gt {truths} is no folder.")
+    truth_of = {name: truths / f"{name}{ending}" for name in chosen} if truths is not None else {}
+    return [
+        Case(
+            files[name],
+            truth_of[name] if name in truth_of and truth_of[name].is_file() else None,
+            str(previous[name]) if previous else None,
+        )
+        for name in chosen
+    ]
+
+
+def check_agreement(found: Agreement, request: ExportRequest) -> None:
+    """The export predicts what the model predicts.
+
+    Raises:
+        KDError: where it differs by more than is allowed.
+    """
+    by = found.per_100000 if request.precision == "f32" else found.dice_lost
+    if by <= request.limit:
+        return
+    what = (
+        f"{found.per_100000:.1f} voxels in 100,000 of foreground differ"
+        if request.precision == "f32"
+        else f"the Dice of a structure changes by {found.dice_lost:.4f}"
+    )
+    raise KDError(
+        f"The export does not predict what the model predicts: {what}, allowed are {request.limit:g}. Nothing was "
+        f"written. Choose another --precision or --format, or allow it: --tolerance {by:.2g}"
+    )
+
+
+def proof(found: Agreement, request: ExportRequest) -> dict[str, Any]:
+    """The comparison in plain values, for ``export.json``."""
+    values = asdict(found)
+    for key in ("dice", "nsd", "ms"):
+        values[key] = dict(zip(("pytorch", "export"), values[key], strict=True))
+    unit = "differing voxels in 100,000 of foreground" if request.precision == "f32" else "change of Dice"
+    return values | {"per_100000": found.per_100000, "tolerance": request.limit, "unit": unit}
+
+
+def _validation_cases(dataset: str, fold: str) -> list[str]:
+    splits = read_splits(Path(nnUNet_preprocessed) / dataset) if nnUNet_preprocessed.is_set() else []
+    return splits[int(fold)]["val"] if fold.isdigit() and int(fold) < len(splits) else []
+
+
+def _is_channel(file: str, case: str, ending: str) -> bool:
+    return file.startswith(f"{case}_") and file.endswith(ending) and len(file) == len(case) + 5 + len(ending)
+
+
+def _reference(request: ExportRequest) -> FastPredictor:
+    """The model in PyTorch, float32."""
+    predictor = FastPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    folds = [fold if fold == "all" else int(fold) for fold in request.folds]
+    predictor.initialize_from_trained_model_folder(str(request.model), folds, request.checkpoint)
+    checkpoints = [request.model / f"fold_{fold}" / request.checkpoint for fold in request.folds]
+    use_runtime(predictor, checkpoints, "torch", "f32")
+    return predictor
+
+
+def _exported(request: ExportRequest, folder: Path) -> FastPredictor:
+    predictor = FastPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    if request.format == "nnunet":
+        folds = [fold if fold == "all" else int(fold) for fold in request.folds]
+        model = folder / request.model.parent.name / request.model.name
+        predictor.initialize_from_trained_model_folder(str(model), folds, FINAL)
+    else:
+        load_exported(predictor, folder, request.folds)
+    return predictor
+
+
+def _write(request: ExportRequest, reference: FastPredictor, folder: Path) -> dict[str, Any]:
+    """The model's files; what ``export.json`` says of them."""
+    plans = without_origin(read_json(request.model / "plans.json"))
+    dataset_json = without_origin(read_json(request.model / "dataset.json"))
+    dataset_json = {key: dataset_json[key] for key in DATASET_KEYS if key in dataset_json}
+    axes = reference.allowed_mirroring_axes
+    about: dict[str, Any] = {
+        "format": request.format,
+        "precision": request.precision,
+        "configuration": request.model.name.split("__")[-1],
+        "trainer": reference.trainer_name,
+        "mirroring_axes": list(axes) if axes is not None else None,
+        "folds": {},
+        "checkpoints": {fold: sha256(request.model / f"fold_{fold}" / request.checkpoint) for fold in request.folds},
+        "files": {},
+    }
+    home = folder if request.format != "nnunet" else folder / request.model.parent.name / request.model.name
+    home.mkdir(parents=True, exist_ok=True)
+    for number, fold in enumerate(request.folds):
+        fold_folder = home / f"fold_{fold}"
+        fold_folder.mkdir()
+        if request.format == "nnunet":
+            file = fold_folder / FINAL
+            source = request.model / f"fold_{fold}" / request.checkpoint
+            torch.save(_stock_checkpoint(source, plans, dataset_json, request.precision), file)
+        else:
+            file = convert(
+                reference,
+                number,
+                fold,
+                request.format,
+                "int8" if request.precision == "int8" else "f32",
+                fold_folder,
+                request.precision == "fp16",
+            )
+        about["folds"][fold] = str(file.relative_to(folder))
+    for name, content in (("plans.json", plans), ("dataset.json", dataset_json)):
+        (home / name).write_text(json.dumps(content, indent=4, sort_keys=False) + "\n")
+    _write_about(about, folder)
+    return about
+
+
+def _write_about(about: dict[str, Any], folder: Path) -> None:
+    """``export.json``, with the SHA-256 of every other file."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != EXPORT_FILE]
+    about["files"] = {str(file.relative_to(folder)): sha256(file) for file in files}
+    (folder / EXPORT_FILE).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _stock_checkpoint(
+    source: Path, plans: dict[str, Any], dataset_json: dict[str, Any], precision: str
+) -> dict[str, Any]:
+    """What nnU-Net's predictor reads of a checkpoint: weights, and how to build the network."""
+    whole = read_checkpoint(source)
+    kept = {key: whole[key] for key in NEEDED if key in whole}
+    before = whole["init_args"]
+    kept["init_args"] = {
+        "plans": plans,
+        "configuration": before["configuration"],
+        "fold": before.get("fold"),
+        "dataset_json": dataset_json,
+    }
+    if precision == "fp16":  # nnU-Net copies them into a network of float32
+        kept["network_weights"] = {
+            name: value.half() if value.is_floating_point() else value
+            for name, value in whole["network_weights"].items()
+        }
+    return kept
+
+
+def _zip(folder: Path, request: ExportRequest) -> None:
+    """What nnUNetv2_install_pretrained_model_from_zip takes: paths as under nnUNet_results."""
+    dataset = request.model.parent.name
+    files = [file for file in sorted((folder / dataset).rglob("*")) if file.is_file()]
+    with zipfile.ZipFile(folder / f"{dataset}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in files:
+            archive.write(file, file.relative_to(folder))

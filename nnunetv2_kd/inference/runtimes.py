@@ -1,0 +1,72 @@
+"""What a network can run in on a CPU: torch, OpenVINO or ONNX Runtime, and in which precision. Nothing here imports
+any of them."""
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from nnunetv2_kd.choices import RUNTIMES, Precision, Runtime, RuntimeChoice
+from nnunetv2_kd.errors import KDError, listing
+
+PRECISIONS_OF: dict[Runtime, tuple[Precision, ...]] = {
+    "torch": ("f32", "bf16"),
+    "openvino": ("f32", "bf16", "int8"),
+    "onnx": ("f32",),  # its int8 was slower than its f32 on every 3D network that was tried
+}
+NAMES: dict[Runtime, str] = {"torch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}
+# OpenVINO reads networks that torch has written as ONNX
+PACKAGES: dict[Runtime, tuple[str, ...]] = {
+    "torch": ("torch",),
+    "openvino": ("openvino", "onnx"),
+    "onnx": ("onnxruntime", "onnx"),
+}
+INSTALL = "pip install 'nnunetv2_kd[cpu]'"
+CALIBRATION_PACKAGE = "nncf"
+
+
+def package_version(package: str) -> str | None:
+    """``2026.4.1``; None where the package is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def is_installed(runtime: Runtime, precision: Precision = "f32") -> bool:
+    """Whether all packages are there that a runtime needs for a precision."""
+    return not _missing(runtime, precision)
+
+
+def runtimes_for(precision: Precision) -> list[Runtime]:
+    """The runtimes that are installed and can compute in a precision."""
+    return [r for r in RUNTIMES if precision in PRECISIONS_OF[r] and is_installed(r, precision)]
+
+
+def check_runtime(choice: RuntimeChoice, precision: Precision, device: str) -> None:
+    """What was asked for is possible here.
+
+    Raises:
+        KDError: where it is not; says what to install or to choose.
+    """
+    if device != "cpu":
+        if choice not in ("measure", "torch") or precision != "f32":
+            raise KDError(
+                f"--runtime {choice} --precision {precision} is for -device cpu, found -device {device}, where "
+                "PyTorch computes as nnU-Net lets it. Leave both out, or add: -device cpu"
+            )
+        return
+    if choice == "measure":
+        if not runtimes_for(precision):
+            able = [NAMES[r] for r in RUNTIMES if precision in PRECISIONS_OF[r]]
+            raise KDError(f"--precision {precision} needs {' or '.join(able)}, not installed here. Type: {INSTALL}")
+        return
+    if precision not in PRECISIONS_OF[choice]:
+        able = [f"--runtime {r}" for r in RUNTIMES if precision in PRECISIONS_OF[r]]
+        raise KDError(f"--runtime {choice} has no --precision {precision}. Choose {' or '.join(able)}.")
+    missing = _missing(choice, precision)
+    if missing:
+        raise KDError(listing(f"--runtime {choice} is not installed. Type: {INSTALL}\nMissing:", missing))
+
+
+def _missing(runtime: Runtime, precision: Precision) -> Sequence[str]:
+    needed = PACKAGES[runtime] + ((CALIBRATION_PACKAGE,) if precision == "int8" and runtime == "openvino" else ())
+    return [package for package in needed if package_version(package) is None]

@@ -1,0 +1,226 @@
+"""Exports, and what stock nnU-Net makes of them."""
+
+import json
+import re
+import subprocess
+import zipfile
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from nnunetv2_kd.cli.main import main
+from nnunetv2_kd.inference.model_card import without_origin
+from nnunetv2_kd.inference.runtimes import is_installed
+from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
+from tests.inference.models import KINDS, make_images, make_model, make_previous
+from tests.untrained_models import DATASET, make_folders
+
+ALONE = ["-device", "cpu", "-npp", "0", "-nps", "0", "--disable_progress_bar"]
+needs_openvino = pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
+SECRET = "/home/somebody/patient_anna"
+RUNS = [
+    *(pytest.param("openvino", "f32", kind, marks=needs_openvino) for kind in ("residual", "2d", "regions", "cascade")),
+    pytest.param("openvino", "fp16", "plain", marks=needs_openvino),
+    pytest.param(
+        "openvino",
+        "bf16",
+        "plain",
+        marks=[needs_openvino, pytest.mark.skipif(not cpu_has_bfloat16(), reason="no bfloat16 instructions here")],
+    ),
+    pytest.param(
+        "onnx",
+        "f32",
+        "plain",
+        marks=pytest.mark.skipif(not is_installed("onnx"), reason="onnxruntime is not installed"),
+    ),
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    make_folders(tmp_path, monkeypatch)
+    monkeypatch.setenv("nnUNet_kd_cache", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def segmentations(folder):
+    return np.stack([sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for f in sorted(folder.glob("*.nii.gz"))])
+
+
+def command(model, output, *more):
+    configuration = model.name.split("__")[-1]
+    return ["export", "-d", "7", "-c", configuration, "-o", output, "-i", "images", "-gt", "labels", *more]
+
+
+@pytest.mark.parametrize(("format_", "precision", "kind"), RUNS)
+def test_an_export_predicts_what_the_model_predicts(here, format_, precision, kind, capsys):
+    model = make_model(here / "results", folds=(0, 1), **KINDS[kind])
+    cases = make_images(here / "images", labels=here / "labels")
+    previous = ["-prev_stage_predictions", "previous"] if kind == "cascade" else []
+    if previous:
+        make_previous(here / "previous", cases)
+    flags = ["--format", format_, "--precision", precision, "-f", "0", "1", "--tolerance", "300", *previous]
+    assert main(command(model, "out", *flags)) == 0
+    assert "voxels differ from PyTorch" in capsys.readouterr().out
+    about = json.loads((here / "out" / "export.json").read_text())
+    proof = about["proof"]
+    assert proof["cases"] == 2
+    assert proof["voxels"] == 2 * 21 * 18 * 19
+    assert proof["per_100000"] <= (30 if precision == "f32" else 3000)
+    assert set(proof["dice"]) == set(proof["nsd"]) == {"pytorch", "export"}
+    assert all(0 <= value <= 1 for value in proof["dice"]["export"].values())
+    arguments = ["-i", "images", *ALONE[:2], "--disable_progress_bar", *previous]
+    assert main(["predict", "-m", "out", "-o", "of export", *arguments]) == 0
+    configuration = model.name.split("__")[-1]
+    reference = ["-d", "7", "-c", configuration, "-f", "0", "1", "-i", "images", "-o", "stock", *ALONE, *previous]
+    assert main(["predict", "--runtime", "torch", *reference]) == 0
+    expected, found = segmentations(here / "stock"), segmentations(here / "of export")
+    assert (expected != found).sum() <= (3 if precision == "f32" else 0.05 * expected.size)
+    card = json.loads((here / "out" / "model_card.json").read_text())
+    assert card["model"]["parameters"] > 0
+    assert set(card["quality"]["dice"]) == set(proof["dice"]["export"])
+    assert "## Quality" in (here / "out" / "MODEL_CARD.md").read_text()
+
+
+def test_no_names_of_cases_and_no_paths(here):
+    model = make_model(here / "results")
+    make_images(here / "images", labels=here / "labels")
+    file = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=False)
+    checkpoint["kd"] = {"command": f"train {SECRET}", "teachers": [{"folder": SECRET, "sha256": "ab" * 32}]}
+    checkpoint["logging"] = {"cases": ["patient_anna"]}
+    checkpoint["init_args"]["plans"]["kd"] = {"teacher": {"folder": SECRET}}
+    torch.save(checkpoint, file)
+    for name, more in (
+        ("plans.json", {"kd": {"teacher": {"folder": SECRET}}}),
+        ("dataset.json", {"training": [SECRET]}),
+    ):
+        content = json.loads((model / name).read_text()) | more
+        (model / name).write_text(json.dumps(content))
+    (model / "fold_0" / "training_log.txt").write_text(SECRET)
+    formats = ["nnunet"] + (["openvino"] if is_installed("openvino") else [])
+    for format_ in formats:
+        assert main(command(model, format_, "--format", format_, "--tolerance", "300")) == 0
+        files = [f for f in (here / format_).rglob("*") if f.is_file()]
+        for content in [f.read_bytes() for f in files]:
+            assert b"anna" not in content
+            assert str(here).encode() not in content
+            assert b"box0" not in content
+        assert "ab" * 32 in (here / format_ / "MODEL_CARD.md").read_text()
+    archive = zipfile.ZipFile(here / "nnunet" / f"{DATASET}.zip")
+    assert sorted(archive.namelist()) == sorted(
+        f"{DATASET}/{model.name}/{name}" for name in ("plans.json", "dataset.json", "fold_0/checkpoint_final.pth")
+    )
+    kept = torch.load(here / "nnunet" / DATASET / model.name / "fold_0" / "checkpoint_final.pth", weights_only=True)
+    assert "optimizer_state" not in kept
+
+
+def test_paths_in_plain_values():
+    assert without_origin({"a": "/tmp/x", "b": ["C:\\x", "ok"], "folder": "x", "c": {"d": "~/x", "e": 1}}) == {
+        "b": ["ok"],
+        "c": {"e": 1},
+    }
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("precision", ["f32", "fp16"])
+def test_stock_nnunet_takes_the_zip(here, stock_python, precision, monkeypatch):
+    """In an environment without this package."""
+    model = make_model(here / "results")
+    make_images(here / "images", labels=here / "labels")
+    assert main(command(model, "out", "--format", "nnunet", "--precision", precision, "--tolerance", "300")) == 0
+    arguments = ["-i", "images", "-d", "7", "-c", "3d_fullres", "-f", "0", *ALONE]
+    assert main(["predict", "--runtime", "torch", *arguments, "-o", "here"]) == 0
+    (here / "elsewhere").mkdir()
+    monkeypatch.setenv("nnUNet_results", str(here / "elsewhere"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = "import sys; sys.argv[0] = 'x'; from nnunetv2.{} import {} as run; run()"
+    for where, entry, given in (
+        ("model_sharing.entry_points", "install_from_zip_entry_point", [f"out/{DATASET}.zip"]),
+        ("inference.predict_from_raw_data", "predict_entry_point", [*arguments, "-o", "there"]),
+    ):
+        done = subprocess.run(
+            [stock_python, "-c", run.format(where, entry), *given], cwd=here, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    differing = (segmentations(here / "here") != segmentations(here / "there")).mean()
+    assert differing <= (0 if precision == "f32" else 0.01)
+
+
+@needs_openvino
+def test_an_export_that_differs_is_refused(here, monkeypatch, capsys):
+    model = make_model(here / "results")
+    make_images(here / "images", labels=here / "labels")
+    from nnunetv2_kd.inference import exported
+
+    real = exported.open_session
+
+    def wrong(*args):
+        session = real(*args)
+        return lambda data: session(data)[:, ::-1].copy()
+
+    monkeypatch.setattr(exported, "open_session", wrong)
+    assert main(command(model, "out")) == 1
+    error = capsys.readouterr().err
+    assert "The export does not predict what the model predicts" in error
+    allowed = re.search(r"--tolerance (\S+)", error)[1]
+    assert float(allowed) > 1000
+    assert sorted(f.name for f in here.iterdir() if "out" in f.name) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["-f", "3"], "fold_3/checkpoint_final.pth does not exist"),
+        (["--format", "onnx", "--precision", "int8"], "--format onnx has no --precision int8, only f32"),
+        (["--tolerance", "-1"], "--tolerance must be 0 or more, found -1"),
+        (["--cases", "0"], "--cases must be at least 1, found 0"),
+        (["-o", "full"], "is not empty and was left alone"),
+        (["-o", "full/file"], "is a file. Choose another name"),
+        (["-o", "full/file/out"], "cannot be written to"),
+        (["-i", "nowhere"], "-i nowhere is no folder"),
+        (["-gt", "nowhere"], "-gt nowhere is no folder"),
+        (["-c", "2d"], "is no model folder"),
+        (["-m", "results"], "either by -d DATASET (and -c, -p, -tr) or by -m FOLDER"),
+    ],
+)
+def test_refuses(here, capsys, flags, expected):
+    model = make_model(here / "results")
+    make_images(here / "images", 1, labels=here / "labels")
+    (here / "full").mkdir()
+    (here / "full" / "file").write_text("")
+    before = sorted(here.rglob("*"))
+    assert main(command(model, "out", "--format", "nnunet", *flags)) == 1
+    assert expected in capsys.readouterr().err
+    assert sorted(here.rglob("*")) == before
+
+
+@needs_openvino
+@pytest.mark.parametrize("damage", ["cut", "gone", "swapped"])
+def test_a_damaged_export_is_refused(here, capsys, damage):
+    model = make_model(here / "results", folds=(0, 1))
+    make_images(here / "images", 1, labels=here / "labels")
+    assert main(command(model, "out", "-f", "0", "1", "--tolerance", "300")) == 0
+    file = here / "out" / "fold_0" / "model.bin"
+    if damage == "gone":
+        file.unlink()
+    else:
+        content = file.read_bytes()[:-9] if damage == "cut" else (here / "out/fold_1/model.bin").read_bytes()
+        file.write_bytes(content)
+    assert main(["predict", "-m", "out", "-i", "images", "-o", "predictions", "-device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert "out is damaged. Copy it again, or export it again:" in error
+    assert ("fold_0/model.bin is missing" if damage == "gone" else "SHA-256 differs") in error
+
+
+@needs_openvino
+def test_folds_and_device_of_an_export(here, capsys):
+    model = make_model(here / "results")
+    make_images(here / "images", 1, labels=here / "labels")
+    assert main(command(model, "out", "--tolerance", "300")) == 0
+    arguments = ["predict", "-m", "out", "-i", "images", "-o", "predictions"]
+    assert main([*arguments, "-device", "cpu", "-f", "4"]) == 1
+    assert "out holds no fold 4. Name what it holds: -f 0" in capsys.readouterr().err
