@@ -5,8 +5,10 @@ import torch
 
 from nnunetv2_kd.methods import OWN_METHODS
 from nnunetv2_kd.methods.lovasz import Lovasz, lovasz
+from nnunetv2_kd.methods.region_affinity import RegionAffinity
 from nnunetv2_kd.methods.soft_dice import SoftDice, soft_dice
 from nnunetv2_kd.testing import Situation, World
+from tests.methods.given import region_affinity
 
 BOTH = ("encoder.0", "decoder.0")
 # it weighs stages by depth and compares encoder stages
@@ -33,3 +35,14 @@ def test_the_term_is_its_formula_on_every_head(method, formula, kind):
             for weight, z_s, z_t, y in zip((2 / 3, 1 / 3), heads, output_t.logits, world.targets, strict=True)
         )
     assert float(world.term(heads, output_t).detach()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_region_affinity_leaves_absent_regions_out():
+    """One sample lacks a class: its pairs are fewer, and not pairs with cosines of 0."""
+    stage = "encoder.0"
+    world = World(RegionAffinity(stages=(stage,)), Situation(2, "labels"))
+    world.targets[0][0] = world.targets[0][0].clamp(max=1)
+    heads, output_t = world.outputs()
+    regions = world.situation.labels.regions(world.targets[0])
+    expected = region_affinity(world.features_s[stage].detach(), output_t.features[stage], regions)
+    assert float(world.term(heads, output_t).detach()) == pytest.approx(float(expected), rel=1e-4)
