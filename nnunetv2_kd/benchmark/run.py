@@ -72,7 +72,7 @@ class Benchmark:
     Attributes:
         cases: by name.
         images: where they are from, in words.
-        on_cpu: whether a row's way to compute counts; a GPU has its own.
+        on_cpu: whether a row's CPU mode counts; a GPU has its own.
         empty_mib: memory on a CPU of a process before it loads a model.
     """
 

@@ -79,7 +79,7 @@ def time_in_turns(models: Sequence[TimedModel], cases: list[list[str]], device: 
             predictors[number] = one_fold(timed.model, device, timed.runtime, timed.precision)
             if timed.runtime is None:
                 chosen = speed_up(predictors[number], timed.cpu_speed)
-                timed.mode = cpu_mode.STOCK if chosen is None else chosen.way
+                timed.mode = cpu_mode.STOCK if chosen is None else chosen.mode
         except Exception as error:
             failed(number, error)
     turns: list[tuple[int | None, list[str]]] = [(None, cases[0])]  # for warming up

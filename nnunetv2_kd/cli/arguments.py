@@ -158,7 +158,7 @@ def _predict(subparsers: Any) -> None:
         "--cpu_speed",
         choices=CPU_SPEEDS,
         metavar="WAY",
-        help=f"instead: PyTorch in one of its ways, {', '.join(CPU_SPEEDS)}",
+        help=f"instead: PyTorch in one of its modes, {', '.join(CPU_SPEEDS)}",
     )
     parser.set_defaults(for_nnunet=[])  # what is unknown here is nnU-Net's
 
@@ -228,8 +228,7 @@ def _benchmark(subparsers: Any) -> None:
         choices=CPU_SPEEDS,
         default=["float32"],
         metavar="WAY",
-        help=f"ways to compute on a CPU, one line of the table each: {', '.join(CPU_SPEEDS)}; default: float32, "
-        "nnU-Net's",
+        help=f"CPU modes, one line of the table each: {', '.join(CPU_SPEEDS)}; default: float32, nnU-Net's",
     )
     parser.add_argument(
         "--runtime",

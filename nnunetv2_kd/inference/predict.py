@@ -32,7 +32,7 @@ class HowToCompute:
 
     Attributes:
         runtime, precision: see `runtimes`.
-        cpu_speed: torch in one of `cpu_mode`'s ways instead; None where it is not asked for.
+        cpu_speed: torch in one of `cpu_mode`'s modes instead; None where it is not asked for.
     """
 
     runtime: RuntimeChoice = "measure"

@@ -31,22 +31,22 @@ WORTH_IT = 0.95  # of the time of float32; a smaller gain is noise, and float32 
 class ChosenMode:
     """How a network computes from now on, and in words why."""
 
-    way: CpuMode
+    mode: CpuMode
     reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.way} ({self.reason})" if self.reason else self.way
+        return f"{self.mode} ({self.reason})" if self.reason else self.mode
 
 
 @dataclass(frozen=True)
 class MeasuredModes:
-    """The fastest way for a network, and the milliseconds of one pass in every way."""
+    """The fastest mode for a network, and the milliseconds of one pass in every mode."""
 
-    way: CpuMode
+    mode: CpuMode
     ms: dict[CpuMode, float]
 
     def __str__(self) -> str:
-        return ", ".join(f"{way} {ms:.1f}" for way, ms in self.ms.items()) + " ms"
+        return ", ".join(f"{mode} {ms:.1f}" for mode, ms in self.ms.items()) + " ms"
 
 
 def cpu_has_bfloat16() -> bool:
@@ -65,16 +65,16 @@ def processor_name() -> str:
 
 
 def modes_here() -> tuple[CpuMode, ...]:
-    """The ways that are worth trying on this processor."""
-    return tuple(way for way in CPU_MODES if cpu_has_bfloat16() or not is_bfloat16(way))
+    """The modes that are worth trying on this processor."""
+    return tuple(mode for mode in CPU_MODES if cpu_has_bfloat16() or not is_bfloat16(mode))
 
 
-def is_bfloat16(way: str) -> bool:
-    return way.startswith("bfloat16")
+def is_bfloat16(mode: str) -> bool:
+    return mode.startswith("bfloat16")
 
 
 def check_here(wanted: CpuSpeed) -> None:
-    """The processor can compute in the way that was asked for.
+    """The processor can compute in the mode that was asked for.
 
     Raises:
         KDError: where it has no instructions for it.
@@ -86,19 +86,19 @@ def check_here(wanted: CpuSpeed) -> None:
         )
 
 
-def set_mode(network: nn.Module, way: CpuMode, in_training_only: bool = False) -> None:
-    """Let a network compute in this way on the CPU from now on. Its weights stay float32, its outputs are float32.
+def set_mode(network: nn.Module, mode: CpuMode, in_training_only: bool = False) -> None:
+    """Let a network compute in this mode on the CPU from now on. Its weights stay float32, its outputs are float32.
 
     Args:
         network: may be compiled or wrapped in DDP. Call it once.
-        way: ``float32`` leaves the network as it is.
+        mode: ``float32`` leaves the network as it is.
         in_training_only: in eval mode compute in float32, so that a validation is what stock nnU-Net predicts.
     """
-    if way == STOCK:
+    if mode == STOCK:
         return
     network = plain_network(network)
     memory_format = torch.contiguous_format
-    if way.endswith("channels_last"):
+    if mode.endswith("channels_last"):
         convolution = next((m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), None)
         memory_format = torch.channels_last_3d if isinstance(convolution, nn.Conv3d) else torch.channels_last
         network.to(memory_format=memory_format)
@@ -109,7 +109,7 @@ def set_mode(network: nn.Module, way: CpuMode, in_training_only: bool = False) -
         if in_training_only and not network.training:
             return plain_forward(data)
         # autocast is a state of the thread, so it is entered here and not around the caller
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bfloat16(way)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bfloat16(mode)):
             output = plain_forward(data.contiguous(memory_format=memory_format))
         return [head.float() for head in output] if isinstance(output, (list, tuple)) else output.float()
 
@@ -117,7 +117,7 @@ def set_mode(network: nn.Module, way: CpuMode, in_training_only: bool = False) -
 
 
 def measure(network: nn.Module, shape: Sequence[int], trained: bool = False) -> MeasuredModes:
-    """Time a network in every way that this processor is good for. The network is left as it was, and so are the
+    """Time a network in every mode that this processor is good for. The network is left as it was, and so are the
     random numbers.
 
     Args:
@@ -125,46 +125,46 @@ def measure(network: nn.Module, shape: Sequence[int], trained: bool = False) -> 
         shape: of its input, ``(B, C, *S)``.
         trained: whether to time forward and backward of a training step, or a forward pass alone.
     """
-    took: dict[CpuMode, list[float]] = {way: [] for way in modes_here()}
+    took: dict[CpuMode, list[float]] = {mode: [] for mode in modes_here()}
     with torch.random.fork_rng(devices=[]):
         data = torch.randn(tuple(shape))
-        copies = {way: copy.deepcopy(plain_network(network)).train(trained) for way in took}
-        for way, copied in copies.items():
-            set_mode(copied, way)
+        copies = {mode: copy.deepcopy(plain_network(network)).train(trained) for mode in took}
+        for mode, copied in copies.items():
+            set_mode(copied, mode)
         started = time.perf_counter()
         # in turns, so that what else the machine does weighs on all alike
         for _ in range(ROUNDS):
-            for way, copied in copies.items():
-                took[way].append(_milliseconds(copied, data, trained))
+            for mode, copied in copies.items():
+                took[mode].append(_milliseconds(copied, data, trained))
             if time.perf_counter() - started > SECONDS:
                 break
     # the first round warms up; of a network so slow that there is no other, it has to do
-    ms = {way: min(times[1:] or times) for way, times in took.items()}
-    fastest = min(ms, key=lambda way: ms[way])
+    ms = {mode: min(times[1:] or times) for mode, times in took.items()}
+    fastest = min(ms, key=lambda mode: ms[mode])
     return MeasuredModes(fastest if ms[fastest] < WORTH_IT * ms[STOCK] else STOCK, ms)
 
 
 def choose_mode(network: nn.Module, wanted: CpuSpeed, shape: Sequence[int], trained: bool = False) -> ChosenMode:
-    """Let a network compute in the way that the user wants, or in the fastest one.
+    """Let a network compute in the mode that the user wants, or in the fastest one.
 
     Args:
         network: on the CPU.
-        wanted: a way, or ``measure``.
+        wanted: a mode, or ``measure``.
         shape: of its input, ``(B, C, *S)``, to measure with.
         trained: whether it is trained; then in eval mode it still computes as stock nnU-Net does, see `set_mode`.
 
     Raises:
-        KDError: where this processor lacks the instructions for the way that is wanted.
+        KDError: where this processor lacks the instructions for the mode that is wanted.
     """
     check_here(wanted)
     if wanted != "measure":
         set_mode(network, wanted, in_training_only=trained)
         return ChosenMode(wanted)
     measured = measure(network, shape, trained)
-    set_mode(network, measured.way, in_training_only=trained)
+    set_mode(network, measured.mode, in_training_only=trained)
     what = "forward and backward" if trained else "forward"
     missing = "" if cpu_has_bfloat16() else "; no bfloat16 instructions here"
-    return ChosenMode(measured.way, f"measured, {what}: {measured}{missing}")
+    return ChosenMode(measured.mode, f"measured, {what}: {measured}{missing}")
 
 
 def _milliseconds(network: nn.Module, data: Tensor, trained: bool) -> float:

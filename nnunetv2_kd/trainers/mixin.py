@@ -434,7 +434,7 @@ class DistillationMixin(Base):
             shape = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
             chosen = cpu_mode.choose_mode(network, self._cpu_speed, shape, trained)
             self._say(f"The {name} computes in {chosen}.")
-            return chosen.way
+            return chosen.mode
         return cpu_mode.STOCK
 
     def _identity(self) -> StudentIdentity:

@@ -105,7 +105,7 @@ def test_measuring_leaves_the_network_and_the_random_numbers_alone():
     before, state = deepcopy(measured.state_dict()), torch.get_rng_state()
     found = cpu_mode.measure(measured, (1, 1, 16, 16, 16), trained=True)
     assert set(found.ms) == set(cpu_mode.modes_here())
-    assert found.way in found.ms
+    assert found.mode in found.ms
     assert torch.equal(torch.get_rng_state(), state)
     assert "forward" not in vars(measured)
     assert all(p.grad is None for p in measured.parameters())
