@@ -27,6 +27,7 @@ def test_writes_into_a_folder(family, capsys, tmp_path):
     assert loaded["datasets"][0]["tolerance_mm"] == 2
 
 
+@pytest.mark.slow
 def test_worker_processes_score_the_same(family, tmp_path):
     for processes in ("1", "2"):
         assert main(["leaderboard", "-d", "7", "-f", "0", "-np", processes, "-o", str(tmp_path / processes)]) == 0
@@ -67,6 +68,7 @@ def test_models_that_cannot_be_timed_are_told(family, capsys):
 
 
 @pytest.mark.commands
+@pytest.mark.slow
 def test_real_models_predict_and_are_timed(world):
     """The command as a user types it, on a trained teacher and its student."""
     world.train("nnUNetTrainerRegionKD")

@@ -70,7 +70,7 @@ def test_taps_do_not_change_the_checkpoint():
     assert list(net.state_dict()) == before
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_taps_see_through_torch_compile(backend):
     """Same features and same gradients with and without compilation, and no recompilation at every step."""
     torch.manual_seed(0)
