@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.choices import Precision, Runtime
@@ -21,6 +19,7 @@ from nnunetv2_kd.inference.device import prediction_threads, stopwatch
 from nnunetv2_kd.inference.predictor import FastPredictor
 from nnunetv2_kd.inference.sessions import open_session
 from nnunetv2_kd.networks import cpu_mode
+from nnunetv2_kd.networks.build import build_network
 from nnunetv2_kd.nnunet.plans import Plans
 from nnunetv2_kd.students.shapes import Shape
 
@@ -104,14 +103,7 @@ def untrained_predictor(
     """A predictor with the network that the plans describe and weights as they are before a training."""
     manager = PlansManager(deepcopy(plans))
     config = manager.get_configuration(configuration)
-    network = get_network_from_plans(
-        config.network_arch_class_name,
-        config.network_arch_init_kwargs,
-        config.network_arch_init_kwargs_req_import,
-        determine_num_input_channels(manager, config, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-        deep_supervision=False,
-    ).eval()
+    network = build_network(plans, configuration, dataset_json, "nnUNetTrainer", deep_supervision=False).eval()
     predictor = FastPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=mirroring)
     axes = tuple(range(len(config.patch_size)))
     predictor.manual_initialization(
