@@ -21,7 +21,7 @@ DATASETS = {
         "batch_size": 8,
         "spacing": None,
         "features": [16, 32, 64, 128],
-        "students": {"nnUNetPlansS4": 0.5, "nnUNetPlansS16": 0.25},
+        "students": {"nnUNetPlansS4": 0.5, "nnUNetPlansS16": 0.25, "nnUNetPlansS64": 0.125},
     },
     "61": {
         "name": "Dataset061_USGRA",
@@ -29,7 +29,7 @@ DATASETS = {
         "batch_size": 4,
         "spacing": [2.0, 2.0],
         "features": [8, 16, 32, 64, 128, 128],
-        "students": {"nnUNetPlansS4": 0.5, "nnUNetPlansS16": 0.25},
+        "students": {"nnUNetPlansS4": 0.5, "nnUNetPlansS16": 0.25, "nnUNetPlansS64": 0.125},
     },
 }
 TEACHER = "nnUNetPlansTeacher"

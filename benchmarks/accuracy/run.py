@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -19,6 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from nnunetv2.paths import nnUNet_preprocessed
+
+from nnunetv2_kd.leaderboard.scores import score, validation_jobs
+from nnunetv2_kd.nnunet.trained_models import read_model
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -75,7 +80,7 @@ def train(study: dict[str, Any], cell: dict[str, Any], work: Path, results: Path
     resumed = next(folder.glob("*/*/fold_*/checkpoint_latest.pth"), None) is not None
     command = [data["id"], data["configuration"], data["fold"], arm["trainer"], data["plans"], resumed]
     env = os.environ | ENVIRONMENT | {"nnUNet_results": str(folder), "nnUNet_kd_config": str(file)}
-    started = time.perf_counter()
+    started, used = time.perf_counter(), processor_minutes()
     with (folder / "log.txt").open("a") as log:
         done = subprocess.run(
             [sys.executable, "-c", RUN, *map(str, command)], env=env, stdout=log, stderr=subprocess.STDOUT
@@ -84,9 +89,17 @@ def train(study: dict[str, Any], cell: dict[str, Any], work: Path, results: Path
     print(f"{name_of(cell)}: {'done' if done.returncode == 0 else 'FAILED'} in {minutes:.1f} min", flush=True)
     if done.returncode == 0:
         result = result_of(study, cell, options, data, next(folder.glob("*/*/fold_*")))
+        # of the last start only where a training was killed and went on
+        result |= {"processor_minutes": None if resumed else round(processor_minutes() - used, 2)}
         results.mkdir(parents=True, exist_ok=True)
         written = json.dumps(result, indent=1)
         (results / f"{name_of(cell)}.json").write_text(written + "\n")
+
+
+def processor_minutes() -> float:
+    """Processor time of all ended child processes and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (used.ru_utime + used.ru_stime) / 60
 
 
 def teacher_folder(work: Path, name: str) -> Path:
@@ -122,6 +135,7 @@ def result_of(
         "training": record["training"],
         "student": record["student"],
         "dice": rounded(summary["foreground_mean"]["Dice"]),
+        "nsd_per_structure": surface_dice(fold_folder),
         "dice_per_structure": {labels[label]: rounded(scores["Dice"]) for label, scores in summary["mean"].items()},
         "iterations": record["training"]["epochs"] * record["training"]["iterations_per_epoch"],
         "minutes": round(sum(seconds) / 60, 2),
@@ -131,6 +145,19 @@ def result_of(
         ).stdout.strip(),
         "dice_per_case": per_case,
     }
+
+
+def surface_dice(fold_folder: Path) -> dict[str, float | None]:
+    """Normalised surface Dice of every structure, tolerance 1 mm, mean over the validation cases; the leaderboard's."""
+    truths = Path(str(nnUNet_preprocessed)) / fold_folder.parents[1].name / "gt_segmentations"
+    model = read_model(fold_folder.parent, [fold_folder.name.removeprefix("fold_")])
+    jobs, missing, problems = validation_jobs(model, truths, (), tolerance=1.0)
+    if missing or problems:
+        raise SystemExit(f"{fold_folder}: {missing or problems}")
+    rows = [row for job in jobs for row in score(job)]
+    names = dict.fromkeys(row["structure"] for row in rows)
+    values = {name: [r["nsd"] for r in rows if r["structure"] == name and not math.isnan(r["nsd"])] for name in names}
+    return {name: rounded(sum(found) / len(found)) if found else None for name, found in values.items()}
 
 
 def rounded(value: float) -> float | None:
