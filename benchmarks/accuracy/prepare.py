@@ -33,6 +33,12 @@ DATASETS = {
     },
 }
 TEACHER = "nnUNetPlansTeacher"
+SHAPES = {  # of shapes.yaml, hippocampus: channels, convolutions a stage
+    "nnUNetPlansShapeA": ("8,16,16,24", 1),
+    "nnUNetPlansShapeB": ("8,16,32,64", 1),
+    "nnUNetPlansShapeC": ("8,16,16,24", 2),
+    "nnUNetPlansShapeD": ("16,24,32,56", 1),
+}
 FEW, UNLABELLED = 8, 32  # labelled cases, and scans that join them, of fold 0's training cases
 
 
@@ -89,6 +95,9 @@ def main() -> None:
         (folder / "splits_final.json").write_text(json.dumps(splits_of(cases), indent=2))
         for name, width in wanted["students"].items():
             run("nnUNetv2_kd", "plan", "-d", number, "-c", "2d", "-p", TEACHER, "--width", str(width), "-o", name)
+    for name, (features, convs) in SHAPES.items():
+        shape = ("--features", features, "--convs-per-stage", str(convs))
+        run("nnUNetv2_kd", "plan", "-d", "4", "-c", "2d", "-p", TEACHER, *shape, "-o", name)
 
 
 if __name__ == "__main__":

@@ -318,11 +318,18 @@ def _stock_checkpoint(
         "dataset_json": dataset_json,
     }
     if precision == "fp16":  # nnU-Net copies them into a network of float32
-        kept["network_weights"] = {
-            name: value.half() if value.is_floating_point() else value
-            for name, value in whole["network_weights"].items()
-        }
+        kept["network_weights"] = as_float16(whole["network_weights"])
     return kept
+
+
+def as_float16(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights in half precision. nnU-Net's networks name most tensors more than once; they stay one tensor, which
+    torch saves once."""
+    halved: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for value in weights.values():
+        if value.is_floating_point():
+            halved.setdefault((value.data_ptr(), value.shape), value.half())
+    return {name: halved.get((value.data_ptr(), value.shape), value) for name, value in weights.items()}
 
 
 def _zip(folder: Path, request: ExportRequest) -> None:

@@ -1,5 +1,6 @@
 """Exports, and what stock nnU-Net makes of them."""
 
+import io
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ import SimpleITK as sitk
 import torch
 
 from nnunetv2_kd.cli.main import main
+from nnunetv2_kd.inference.export import as_float16
 from nnunetv2_kd.inference.model_card import without_origin
 from nnunetv2_kd.inference.runtimes import is_installed
 from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
@@ -123,6 +125,22 @@ def test_paths_in_plain_values():
         "b": ["ok"],
         "c": {"e": 1},
     }
+
+
+def test_half_precision_halves_the_size():
+    """Names that share a tensor, as nnU-Net's networks have them, still do."""
+    conv = torch.randn(64, 8, 3, 3, 3)
+    weights = {"conv.weight": conv, "all_modules.0.weight": conv, "bias": torch.randn(64), "count": torch.tensor(3)}
+    sizes = []
+    for saved in (weights, as_float16(weights)):
+        file = io.BytesIO()
+        torch.save(saved, file)
+        sizes.append(file.tell())
+    assert sizes[1] < 0.55 * sizes[0]
+    halved = as_float16(weights)
+    assert halved["conv.weight"] is halved["all_modules.0.weight"]
+    torch.testing.assert_close(halved["bias"], weights["bias"].half(), rtol=0, atol=0)
+    assert halved["count"] is weights["count"]
 
 
 @pytest.mark.commands
