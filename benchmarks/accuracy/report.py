@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from nnunetv2_kd.leaderboard.equal_arms import unequal
+from nnunetv2_kd.leaderboard.statistics import gap_closed, intervals
 from nnunetv2_kd.record import TrainingRecord
 
 mpl.use("Agg")
@@ -28,6 +29,7 @@ ROOT = HERE.parents[1]
 PAGES = [ROOT / "docs" / "results.md", ROOT / "README.md"]
 FIGURE = ROOT / "docs" / "dice.png"
 SGD, ALONE = "SGD 0.01 (nnU-Net's)", "AdamW 0.01"
+OWN_TABLE = ("longer", "sizes", "shapes")  # studies of the student alone whose structures are not listed
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Runs = list[dict[str, Any]]
@@ -82,6 +84,38 @@ def difference_cell(runs: Runs, reference: Runs) -> str:
     return f"{np.mean(dice) - np.mean(before):+.3f} (p {p}{mark})"
 
 
+def surface_cell(runs: Runs) -> str:
+    """Mean surface Dice over structures and seeds; trainings of the first part have none."""
+    values = [v for run in runs for v in (run.get("nsd_per_structure") or {}).values() if v is not None]
+    return f"{np.mean(values):.3f}" if values else "-"
+
+
+def gap_cell(runs: Runs, alone: Runs, teacher: Runs) -> str:
+    """Share of the gap between the student alone and the teacher, with its 95 % interval over cases; means of the seeds
+    that both arms have."""
+    shared = {r["seed"] for r in runs} & {r["seed"] for r in alone}
+    if not shared or not teacher:
+        return "-"
+    models = [teacher, *([r for r in group if r["seed"] in shared] for group in (alone, runs))]
+    dice = np.array([mean_of_seeds(group) for group in models])
+    gap = gap_closed(0, 1, 2, intervals(dice))
+    if gap.share is None:
+        return "-"
+    return f"{gap.share:.0%}" + ("" if gap.low is None else f" ({gap.low:.0%} to {gap.high:.0%})")
+
+
+def mean_of_seeds(runs: Runs) -> np.ndarray:
+    """Dice ``(cases, structures)``, the mean of the seeds; nan where a structure is in neither segmentation in any."""
+    tables = [
+        [
+            [np.nan if d is None else d for d in run["dice_per_case"][case].values()]
+            for case in sorted(run["dice_per_case"])
+        ]
+        for run in runs
+    ]
+    return np.ma.masked_invalid(np.array(tables)).mean(axis=0).filled(np.nan)
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
 
@@ -125,23 +159,85 @@ def longer_table(runs: Runs) -> str:
 
 
 def taught_table(runs: Runs) -> str:
-    """Study 2: one row per arm, against the student alone."""
-    study, alone = chosen(runs, study="same_cases"), chosen(runs, study="optimizer", arm=ALONE)
-    datasets = sorted(in_order(study, "dataset"))
-    rows = [["student alone"], *([arm] for arm in arms_of(study, ("RegionKD as it is",)))]
-    for row in rows:
-        for dataset in datasets:
-            reference = chosen(alone, dataset=dataset)
-            mine = reference if row[0] == "student alone" else chosen(study, dataset=dataset, arm=row[0])
-            row += [seeds_cell(mine), "" if mine is reference else difference_cell(mine, reference), minutes_cell(mine)]
-    teachers = ["teacher, 2500 iterations"]
-    for dataset in datasets:
-        own = chosen(runs, study="teachers", dataset=dataset)
-        teachers += [seeds_cell(own), "", minutes_cell(own)]
-    header = ["AdamW 0.01, 1000 iterations"]
-    for dataset in datasets:
-        header += [dataset, "against alone", "minutes"]
-    return f"{markdown(header, [teachers, *rows])}\n\n{equality(study, alone)}"
+    """Study 2."""
+    return arms_table(runs, "same_cases", "optimizer", "1000 iterations")
+
+
+def taught_longer_table(runs: Runs) -> str:
+    """Study 5."""
+    return arms_table(runs, "same_cases_longer", "longer", "3000 iterations")
+
+
+def arms_table(runs: Runs, name: str, of_alone: str, budget: str) -> str:
+    """Per data set one row per arm, against the student alone.
+
+    Args:
+        name: of the study with the taught students.
+        of_alone: of the study with the student alone.
+        budget: of both.
+    """
+    study, alone = chosen(runs, study=name), chosen(runs, study=of_alone, arm=ALONE, budget=budget)
+    rows = []
+    for dataset in sorted(in_order(study, "dataset")):
+        reference, teacher = chosen(alone, dataset=dataset), chosen(runs, study="teachers", dataset=dataset)
+        rows.append([dataset, "teacher, 2500 iterations", seeds_cell(teacher), "", "", *costs(teacher)])
+        rows.append([dataset, "student alone", seeds_cell(reference), "", "", *costs(reference)])
+        for arm in arms_of(chosen(study, dataset=dataset), ("RegionKD as it is",)):
+            mine = chosen(study, dataset=dataset, arm=arm)
+            gap = gap_cell(mine, reference, teacher)
+            rows.append([dataset, arm, seeds_cell(mine), difference_cell(mine, reference), gap, *costs(mine)])
+    header = [f"AdamW 0.01, {budget}", "", "Dice", "against alone", "share of the gap", "NSD", "minutes"]
+    return f"{markdown(header, rows)}\n\n{equality(study, alone)}"
+
+
+def costs(runs: Runs) -> list[str]:
+    return [surface_cell(runs), minutes_cell(runs)]
+
+
+def sizes_table(runs: Runs) -> str:
+    """Study 7, with the 1/16 of study 1."""
+    study = [*chosen(runs, study="optimizer"), *chosen(runs, study="sizes")]
+    arms = (SGD, "AdamW 0.003", ALONE)
+    names = sorted(in_order(study, "dataset"), key=lambda name: (name.split(",")[0], -size_of(name)))
+    rows = [[name, *(seeds_cell(chosen(study, dataset=name, arm=arm)) for arm in arms)] for name in names]
+    rows = [[f"{row[0]}, 1/16" if "/" not in row[0] else row[0], *row[1:]] for row in rows]
+    return markdown(["student alone, 1000 iterations", *arms], rows)
+
+
+def size_of(dataset: str) -> float:
+    """The share of the teacher's parameters in a name such as ``ultrasound 2d, 1/64``; without it 1/16."""
+    found = re.search(r"1/(\d+)", dataset)
+    return 1 / int(found[1]) if found else 1 / 16
+
+
+def other_fold_table(runs: Runs) -> str:
+    """Study 8."""
+    study = chosen(runs, study="other_fold")
+    if not study:
+        return "Not run."
+    rows = []
+    for dataset in in_order(study, "dataset"):
+        teacher, alone = chosen(runs, study="teachers", dataset=dataset), chosen(study, dataset=dataset, arm=ALONE)
+        rows.append(["teacher, 2500 iterations", seeds_cell(teacher), "", "", *costs(teacher)])
+        for arm in arms_of(study, (ALONE, "RegionKD as it is")):
+            mine = chosen(study, dataset=dataset, arm=arm)
+            compared = ["", ""] if arm == ALONE else [difference_cell(mine, alone), gap_cell(mine, alone, teacher)]
+            rows.append(["student alone" if arm == ALONE else arm, seeds_cell(mine), *compared, *costs(mine)])
+    return markdown(["hippocampus 2d, fold 1", "Dice", "against alone", "share of the gap", "NSD", "minutes"], rows)
+
+
+def shapes_table(runs: Runs) -> str:
+    """Study 9."""
+    study = chosen(runs, study="shapes")
+    if not study:
+        return "Not run."
+    first = "4-8-16-32, two convolutions"
+    reference = chosen(study, arm=first)
+    rows = []
+    for arm in arms_of(study, (first,)):
+        mine = chosen(study, arm=arm)
+        rows.append([arm, seeds_cell(mine), "" if arm == first else difference_cell(mine, reference)])
+    return markdown(["student alone, 1000 iterations", "Dice", f"against {first}"], rows)
 
 
 def equality(runs: Runs, reference: Runs) -> str:
@@ -159,49 +255,74 @@ def equality(runs: Runs, reference: Runs) -> str:
 
 
 def minutes_cell(runs: Runs) -> str:
-    return f"{np.median([run['minutes'] for run in runs]):.1f}" if runs else "-"
+    """Median minutes of training epochs, and of the processor for all of a training where it was measured."""
+    if not runs:
+        return "-"
+    used = [run["processor_minutes"] for run in runs if run.get("processor_minutes") is not None]
+    processor = f", processor {np.median(used):.1f}" if used else ""
+    return f"{np.median([run['minutes'] for run in runs]):.1f}{processor}"
 
 
 def few_labels_table(runs: Runs) -> str:
-    """Study 4: one row per arm."""
+    """Study 4: one row per arm and budget."""
     study = chosen(runs, study="few_labels")
     if not study:
         return "Not run."
-    alone = chosen(study, arm="8 labelled, alone")
+    first = ("8 labelled, alone", "8 labelled, RegionKD", "8 labelled and 32 by the teacher, alone")
     rows = []
-    for arm in in_order(study, "arm"):
-        mine = chosen(study, arm=arm)
-        rows.append([arm, seeds_cell(mine), "" if mine[0]["arm"] == alone[0]["arm"] else difference_cell(mine, alone)])
-    return markdown(["hippocampus 2d, AdamW 0.01, 1000 iterations", "Dice", "against 8 labelled, alone"], rows)
+    for budget in sorted(in_order(study, "budget"), key=budget_of):
+        alone = chosen(study, arm=first[0], budget=budget)
+        for arm in arms_of(chosen(study, budget=budget), first):
+            mine = chosen(study, arm=arm, budget=budget)
+            compared = "" if arm == first[0] else difference_cell(mine, alone)
+            rows.append([budget, arm, seeds_cell(mine), compared, *costs(mine)])
+    return markdown(["hippocampus 2d, AdamW 0.01", "", "Dice", "against 8 labelled, alone", "NSD", "minutes"], rows)
 
 
 def structures_table(runs: Runs) -> str:
     """Every structure of every arm."""
-    study = [r | {"arm": "teacher"} if r["study"] == "teachers" else r for r in runs if r["study"] != "longer"]
+    study = [r | {"arm": "teacher"} if r["study"] == "teachers" else r for r in runs if r["study"] not in OWN_TABLE]
     rows = []
     for dataset in sorted(in_order(study, "dataset")):
-        for arm in in_order(chosen(study, dataset=dataset), "arm"):
-            mine = chosen(study, dataset=dataset, arm=arm)
-            for structure in mine[0]["dice_per_structure"]:
-                rows.append([dataset, arm, structure, seeds_cell(mine, structure)])
-    return markdown(["data", "arm", "structure", "Dice"], rows)
+        for budget in sorted(in_order(chosen(study, dataset=dataset), "budget"), key=budget_of):
+            for arm in in_order(chosen(study, dataset=dataset, budget=budget), "arm"):
+                mine = chosen(study, dataset=dataset, budget=budget, arm=arm)
+                for structure in mine[0]["dice_per_structure"]:
+                    rows.append([dataset, budget, arm, structure, seeds_cell(mine, structure)])
+    return markdown(["data", "budget", "arm", "structure", "Dice"], rows)
 
 
 def top_table(runs: Runs) -> str:
-    """One row per data set and budget: the teacher, both students alone, RegionKD and the best other arm."""
+    """One row per situation and budget: the teacher, both students alone, RegionKD and the best other arm."""
     rows = []
     for dataset in sorted(in_order(chosen(runs, study="optimizer"), "dataset")):
-        at = {"dataset": dataset, "budget": "1000 iterations"}
-        taught = chosen(runs, study="same_cases", **at)
-        others = [chosen(taught, arm=arm) for arm in in_order(taught, "arm") if arm != "RegionKD as it is"]
-        best = max(others, key=lambda mine: np.mean([dice_of(r) for r in mine]), default=[])
-        named = f"{seeds_cell(best)}: {best[0]['arm']}" if best else "-"
-        sgd, adamw = (chosen(runs, study="optimizer", arm=arm, **at) for arm in (SGD, ALONE))
-        region = chosen(taught, arm="RegionKD as it is")
-        own = chosen(runs, study="teachers", dataset=dataset)
-        rows.append([dataset, *map(seeds_cell, (own, sgd, adamw, region)), named])
-    header = ["1/16 of the parameters, 1000 iterations", "teacher (2500)", "alone, SGD", "alone, AdamW"]
-    return markdown([*header, "RegionKD, AdamW", "best other way of teaching, AdamW"], rows)
+        for budget, of_alone, name in (
+            ("1000 iterations", "optimizer", "same_cases"),
+            ("3000 iterations", "longer", "same_cases_longer"),
+        ):
+            alone, taught = (chosen(runs, study=s, dataset=dataset, budget=budget) for s in (of_alone, name))
+            teacher = chosen(runs, study="teachers", dataset=dataset)
+            if alone and taught:
+                rows.append(situation(f"{dataset}, the same labels as the teacher, {budget}", teacher, alone, ALONE, taught))
+    few = chosen(runs, study="few_labels", budget="3000 iterations")
+    if few:
+        teacher = chosen(runs, study="teachers", dataset="hippocampus 2d, 120 others")
+        taught = [run for run in few if run["arm"] != "40 labelled, alone"]
+        named = "hippocampus 2d, 8 labels (teacher: 120), 3000 iterations"
+        rows.append(situation(named, teacher, few, "8 labelled, alone", taught, "8 labelled, RegionKD"))
+    header = ["1/16 of the parameters", "teacher", "alone, SGD", "alone, AdamW", "RegionKD, AdamW"]
+    return markdown([*header, "best other way of teaching, AdamW"], rows)
+
+
+def situation(
+    name: str, teacher: Runs, alone: Runs, arm_alone: str, taught: Runs, region: str = "RegionKD as it is"
+) -> list[str]:
+    """A row of the first table."""
+    others = [chosen(taught, arm=arm) for arm in in_order(taught, "arm") if arm not in (region, arm_alone)]
+    best = max(others, key=lambda mine: np.mean([dice_of(r) for r in mine]), default=[])
+    named = f"{seeds_cell(best)}: {best[0]['arm']}" if best else "-"
+    cells = (teacher, chosen(alone, arm=SGD), chosen(alone, arm=arm_alone), chosen(taught, arm=region))
+    return [name, *map(seeds_cell, cells), named]
 
 
 TABLES: dict[str, Callable[[Runs], str]] = {
@@ -209,6 +330,10 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "optimizer": optimizer_table,
     "longer": longer_table,
     "taught": taught_table,
+    "taught_longer": taught_longer_table,
+    "sizes": sizes_table,
+    "other_fold": other_fold_table,
+    "shapes": shapes_table,
     "few_labels": few_labels_table,
     "structures": structures_table,
 }
@@ -221,9 +346,9 @@ def rendered(page: str, runs: Runs) -> str:
 
 def draw(runs: Runs, file: Path) -> None:
     """Dice against iterations and against minutes, a point per training and a line through the means."""
-    wanted = [r for r in runs if r["study"] in ("optimizer", "longer", "same_cases")]
+    wanted = [r for r in runs if r["study"] in ("optimizer", "longer", "same_cases", "same_cases_longer")]
     datasets = sorted(in_order(wanted, "dataset"))
-    arms = [SGD, "AdamW 0.003", ALONE, *(a for a in in_order(chosen(runs, study="same_cases"), "arm"))]
+    arms = [SGD, "AdamW 0.003", ALONE, *(a for a in in_order([r for r in wanted if r["teacher"]], "arm"))]
     figure, axes = plt.subplots(len(datasets), 2, figsize=(10, 4 * len(datasets)), layout="constrained", squeeze=False)
     for row, dataset in zip(axes, datasets, strict=True):
         for axis, key in zip(row, ("iterations", "minutes"), strict=True):
