@@ -286,11 +286,16 @@ def _demo(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="distil a student on bundled real data",
-        description="Train a small teacher, a student alone and a distilled student with nnU-Net's own commands on "
-        "bundled hippocampus cases, and compare them. Runs on a CPU; nothing of yours is touched.",
+        description="Install a bundled teacher, train a student alone and a distilled student with nnU-Net's own "
+        "commands on bundled hippocampus cases, and compare them. Runs on a CPU; nothing of yours is touched.",
         epilog="The data are 32 cases of the Medical Segmentation Decathlon's hippocampus task (CC-BY-SA 4.0, see "
         "ATTRIBUTION.md in the demo's data folder).",
     )
     parser.add_argument("-o", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: demo_output")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--train-teacher",
+        action="store_true",
+        help="train the teacher first, on the demo's 24 cases; takes several times as long",
+    )
     parser.add_argument("--smoke", action="store_true", help="two training iterations only, to check the installation")

@@ -4,15 +4,18 @@ import argparse
 
 from rich.console import Console
 
-from nnunetv2_kd.demo.report import measure, picture, table_of
+from nnunetv2_kd.demo.report import measure, picture, sentences, table_of
 from nnunetv2_kd.demo.run import run_demo
 
 
 def run(args: argparse.Namespace) -> int:
     console = Console()
     output = args.o.absolute()
-    run_demo(output, args.seed, console, args.smoke)
-    console.print(table_of(measure(output)))
+    run_demo(output, args.seed, console, args.train_teacher, args.smoke)
+    rows = measure(output)
+    console.print(table_of(rows))
+    for sentence in sentences(rows):
+        console.print(sentence, highlight=False)
     console.print(f"Picture: {picture(output)}", soft_wrap=True)
     console.print(f"Models, predictions and numbers: {output}", soft_wrap=True)
     return 0

@@ -1,5 +1,5 @@
-"""Plan, preprocess, train a small teacher, a student alone and a distilled student, predict held-aside cases: nnU-Net's
-own commands all along, each shown as a user would type it."""
+"""Install the bundled teacher (or train one), plan, preprocess, train a student alone and a distilled student, predict
+held-aside cases: nnU-Net's own commands all along, each shown as a user would type it."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from nnunetv2_kd.errors import KDError
 
 DATA = Path(__file__).parent / "data"
 OPTIONS = Path(__file__).parent / "options"
+BUNDLED_TEACHER = Path(__file__).parent / "teacher" / "teacher.zip"
 DATASET = "Dataset004_Hippocampus"
 CONFIGURATION = "3d_fullres"
 SMOKE = {"epochs": 1, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1}
@@ -31,15 +32,21 @@ class DemoModel:
     trainer: str
     plans: str
     options: str
+    fold: str = "0"
 
     def folder(self, output: Path) -> Path:
         return output / "results" / DATASET / f"{self.trainer}__{self.plans}__{CONFIGURATION}"
 
     def predictions(self, output: Path) -> Path:
+        """Of nnUNetv2_predict."""
         return output / "predictions" / f"{self.trainer}__{self.plans}"
 
+    def fast_predictions(self, output: Path) -> Path:
+        """Of nnUNetv2_kd predict."""
+        return output / "predictions" / f"{self.trainer}__{self.plans}__fast"
 
-TEACHER = DemoModel("teacher", "nnUNetTrainerKDBaseline", "nnUNetPlansTeacher", "teacher.yaml")
+
+TEACHER = DemoModel("teacher", "nnUNetTrainerKDBaseline", "nnUNetPlansTeacher", "teacher.yaml", fold="all")
 ALONE = DemoModel("student alone", "nnUNetTrainerKDBaseline", "nnUNetPlansStudent", "student.yaml")
 DISTILLED = DemoModel("student distilled", "nnUNetTrainerRegionKD", "nnUNetPlansStudent", "student.yaml")
 MODELS = (TEACHER, ALONE, DISTILLED)
@@ -88,14 +95,15 @@ class Runner:
         self.console.print(f"  {time.perf_counter() - started:.0f} s", style="dim")
 
 
-def run_demo(output: Path, seed: int, console: Console, smoke: bool = False) -> None:
+def run_demo(output: Path, seed: int, console: Console, train_teacher: bool = False, smoke: bool = False) -> None:
     """Everything up to the predictions of the held-aside cases.
 
     Args:
         output: a folder that does not exist yet or is empty.
-        seed: of all three trainings.
+        seed: of all trainings.
         console: where to show progress.
-        smoke: train networks of few channels for two iterations only, to see that everything runs.
+        train_teacher: on the demo's own 24 cases, instead of taking the bundled one.
+        smoke: train for two iterations only, to see that everything runs; a teacher that is trained has few channels.
 
     Raises:
         KDError: where the folder is in use or a command fails.
@@ -106,18 +114,34 @@ def run_demo(output: Path, seed: int, console: Console, smoke: bool = False) -> 
     (output / "predictions").mkdir()
     run = Runner(output, console)
     run(f"nnUNetv2_plan_and_preprocess -d 4 -c {CONFIGURATION} -np 2")
-    width = 0.125 if smoke else 0.5
+    width = 0.125 if smoke and train_teacher else 0.5
     run(f"nnUNetv2_kd plan -d 4 -c {CONFIGURATION} --width {width} --batch-size 2 -o {TEACHER.plans}")
-    run(f"nnUNetv2_kd plan -d 4 -c {CONFIGURATION} -p {TEACHER.plans} --width 0.5 -o {ALONE.plans}")
+    run(
+        f"nnUNetv2_kd plan -d 4 -c {CONFIGURATION} -p {TEACHER.plans} --width 0.5 --convs-per-stage 1 "
+        f"-o {DISTILLED.plans}"
+    )
+    if train_teacher:
+        train(TEACHER, run, seed, smoke)
+    else:
+        run(f"nnUNetv2_install_pretrained_model_from_zip {shlex.quote(str(BUNDLED_TEACHER))}")
+    for model in (ALONE, DISTILLED):
+        train(model, run, seed, smoke)
     for model in MODELS:
-        options = write_options(model, output, seed, smoke)
-        run(f"nnUNetv2_train 4 {CONFIGURATION} 0 -p {model.plans} -tr {model.trainer} -device cpu", options)
-    for model in MODELS:
-        run(
-            f"nnUNetv2_predict -i {shlex.quote(str(output / 'raw' / DATASET / 'imagesTs'))} "
-            f"-o {shlex.quote(str(model.predictions(output)))} -d 4 -c {CONFIGURATION} -f 0 -p {model.plans} "
-            f"-tr {model.trainer} -device cpu -npp 1 -nps 1"
-        )
+        predict(model, run)
+
+
+def train(model: DemoModel, run: Runner, seed: int, smoke: bool) -> None:
+    options = write_options(model, run.output, seed, smoke)
+    run(f"nnUNetv2_train 4 {CONFIGURATION} {model.fold} -p {model.plans} -tr {model.trainer} -device cpu", options)
+
+
+def predict(model: DemoModel, run: Runner) -> None:
+    """The held-aside cases, by nnU-Net's command and by ours."""
+    images = shlex.quote(str(run.output / "raw" / DATASET / "imagesTs"))
+    of_model = f"-d 4 -c {CONFIGURATION} -f {model.fold} -p {model.plans} -tr {model.trainer} -device cpu"
+    stock, fast = (shlex.quote(str(folder(run.output))) for folder in (model.predictions, model.fast_predictions))
+    run(f"nnUNetv2_predict -i {images} -o {stock} {of_model} -npp 1 -nps 1")
+    run(f"nnUNetv2_kd predict -i {images} -o {fast} {of_model} -npp 1 -nps 1")
 
 
 def write_options(model: DemoModel, output: Path, seed: int, smoke: bool) -> Path:

@@ -1,13 +1,17 @@
+import io
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from unittest import mock
 
 import matplotlib.image
 import pytest
+import torch
 
 from nnunetv2_kd.cli.main import main
-from nnunetv2_kd.demo.run import DATA, MODELS, write_options
+from nnunetv2_kd.demo.run import BUNDLED_TEACHER, DATA, MODELS, TEACHER, write_options
+from nnunetv2_kd.nnunet.files import sha256
 from tests.conftest import World, fewer_intensities
 from tests.in_process import run_in_process
 
@@ -21,6 +25,18 @@ def test_bundled_data_are_whole_and_attributed():
         assert len(images) == count
     assert "CC-BY-SA 4.0" in (DATA / "ATTRIBUTION.md").read_text()
     assert sum(f.stat().st_size for f in DATA.rglob("*")) < 3e6
+
+
+def test_bundled_teacher_is_the_one_that_its_readme_tells_of():
+    readme = (BUNDLED_TEACHER.parent / "README.md").read_text()
+    assert sha256(BUNDLED_TEACHER) in readme
+    assert "CC-BY-SA 4.0" in readme
+    assert BUNDLED_TEACHER.stat().st_size < 4e6
+    with zipfile.ZipFile(BUNDLED_TEACHER) as zipped:
+        (checkpoint,) = (name for name in zipped.namelist() if name.endswith("checkpoint_final.pth"))
+        assert f"{TEACHER.trainer}__{TEACHER.plans}__3d_fullres/fold_{TEACHER.fold}/" in checkpoint
+        with zipped.open(checkpoint) as file:
+            assert "hippocampus_" not in str(torch.load(io.BytesIO(file.read()), weights_only=True)["init_args"])
 
 
 def test_students_train_alike(tmp_path):
@@ -42,8 +58,11 @@ def test_a_folder_in_use_is_left_alone(tmp_path, capsys):
 @pytest.mark.commands
 def test_demo_from_start_to_end(tmp_path):
     output = tmp_path / "with a space"
-    done = World(tmp_path).run("nnUNetv2_kd", "demo", "--smoke", "-o", output, installed=True, COLUMNS="160")
+    done = World(tmp_path).run(
+        "nnUNetv2_kd", "demo", "--smoke", "--train-teacher", "-o", output, installed=True, COLUMNS="160"
+    )
     check_demo(output, done.stdout)
+    assert json.loads((output / "results.json").read_text())[0]["labelled_cases"] == 24
 
 
 @pytest.mark.commands
@@ -53,7 +72,8 @@ def test_demo_of_few_cases(tmp_path, monkeypatch, capsys):
 
     def run(command, env, stdout, **_):
         program = Path(command[0]).name
-        alone = ["-npp", "0", "-nps", "0"] if program == "nnUNetv2_predict" else []
+        predicts = program == "nnUNetv2_predict" or command[1] == "predict"
+        alone = ["-npp", "0", "-nps", "0"] if predicts else []
         augmented_here = {"nnUNet_n_proc_DA": "0"} if program == "nnUNetv2_train" else {}
         done = run_in_process(program, [*command[1:], *alone], {**env, **augmented_here}, tmp_path)
         stdout.write(done.stdout + done.stderr)
@@ -65,6 +85,10 @@ def test_demo_of_few_cases(tmp_path, monkeypatch, capsys):
     with fewer_intensities():
         assert main(["demo", "--smoke", "-o", str(output)]) == 0
     check_demo(output, capsys.readouterr().out)
+    teacher, *students = json.loads((output / "results.json").read_text())
+    assert teacher["labelled_cases"] == 193
+    assert teacher["mean_dice"] > 0.8
+    assert [student["labelled_cases"] for student in students] == [4, 4]
 
 
 def few_cases(folder):
@@ -80,15 +104,7 @@ def few_cases(folder):
 
 
 def check_demo(output, printed):
-    for words in (
-        "teacher",
-        "student alone",
-        "student distilled",
-        "Dice Anterior",
-        "Dice Posterior",
-        "GFLOPs/patch",
-        "ms/case",
-    ):
+    for words in ("teacher", "student alone", "student distilled", "Anterior", "Posterior", "params", "stock", "fast"):
         assert words in printed
     rows = json.loads((output / "results.json").read_text())
     assert [row["model"] for row in rows] == [model.name for model in MODELS]
@@ -96,5 +112,7 @@ def check_demo(output, printed):
         summary = json.loads((model.predictions(output) / "summary.json").read_text())
         assert row["mean_dice"] == summary["foreground_mean"]["Dice"]
         assert row["ms_per_case"] > 0
+        assert row["ms_per_case_fast"] > 0
+        assert row["differing_voxels"] <= 20  # float32 in another order
     assert rows[0]["params"] > 3 * rows[1]["params"] == 3 * rows[2]["params"]
     assert matplotlib.image.imread(output / "comparison.png").shape[2] in (3, 4)
