@@ -1,5 +1,7 @@
 """Converted networks on the disk, so that every model is converted once."""
 
+import atexit
+import functools
 import hashlib
 import json
 import os
@@ -16,12 +18,19 @@ ABOUT = "about.json"
 
 
 def cache_folder() -> Path:
-    """The folder that the environment variable ``nnUNet_kd_cache`` names, else one in the user's cache; a temporary one
-    where that cannot be written to."""
+    """The folder that the environment variable ``nnUNet_kd_cache`` names, else one in the user's cache; where that
+    cannot be written to a temporary one, which goes with this process."""
     named = os.environ.get(VARIABLE)
     users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(named).expanduser() if named else users / "nnunetv2_kd"
-    return Path(tempfile.mkdtemp(prefix="nnunetv2_kd_")) if why_not_writable(folder) else folder
+    return _temporary_folder() if why_not_writable(folder) else folder
+
+
+@functools.cache
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="nnunetv2_kd_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def cached(key: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:

@@ -100,3 +100,16 @@ def test_nowhere_to_write(monkeypatch, tmp_path):
     entry = cache.cached(KEY, write(str(time.time())))
     assert (entry / "file").is_file()
     assert tmp_path not in entry.parents
+    assert cache.cached(KEY, lambda folder: pytest.fail("made again")) == entry
+
+
+def test_a_temporary_cache_goes_with_its_process(tmp_path):
+    (tmp_path / "file").write_text("")
+    script = (
+        "from nnunetv2_kd.inference.cache import cached\n"
+        "print(cached({'k': 1}, lambda folder: (folder / 'file').write_text('content')))"
+    )
+    environment = os.environ | {"nnUNet_kd_cache": str(tmp_path / "file" / "cache"), "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.stdout.startswith(str(tmp_path / "nnunetv2_kd_")), done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

@@ -1,3 +1,4 @@
+import shutil
 import sys
 
 import numpy as np
@@ -114,6 +115,24 @@ def test_a_file_cut_short_and_a_training_that_goes_on(here, capsys):
     assert "the training has not come to its end (go on: add --c; or predict with -chk checkpoint_best.pth)" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("swapped", [0, 1])
+@pytest.mark.parametrize("runtime", ["torch", "measure"])
+def test_weights_of_another_model(here, capsys, swapped, runtime):
+    """In the first fold, and in a later one, which nnU-Net would not load before the first case."""
+    other = add_model(here / "elsewhere", "nnUNetTrainer", features=(8, 16))
+    for fold in (0, 1):
+        folder = add_model(here / "results", "nnUNetTrainerTwo", fold=fold) / f"fold_{fold}"
+        if fold == swapped:
+            shutil.copyfile(other / "fold_0" / "checkpoint_final.pth", folder / "checkpoint_final.pth")
+    command = ["predict", "-i", "my images", "-o", "out", *MODEL[:-1], "0", "1", "-tr", "nnUNetTrainerTwo", *ALONE]
+    assert main([*command, "--runtime", runtime]) == 1
+    error = capsys.readouterr().err
+    assert "nnU-Net cannot load checkpoint_final.pth of " in error
+    assert "size mismatch" in error
+    assert "Weights, plans.json and dataset.json must be of one and the same training" in error
+    assert not list((here / "out").glob("*.nii.gz"))
 
 
 @pytest.mark.parametrize(
