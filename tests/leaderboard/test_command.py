@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -101,7 +102,11 @@ def test_a_row_per_model_and_runtime(family, tmp_path, capsys, monkeypatch):
     }
     assert [(row.runtime, row.precision) for row in timed[:4]] == [tuple(way.split()) for way in ways]
     assert all((row["rank"] is None) == ("bf16" in row["model"]) for row in board["models"])
-    assert "in torch bf16: not scored: nnU-Net's validation was predicted in f32" in capsys.readouterr().out
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert "in torch bf16: not scored: nnU-Net's validation was predicted in f32" in out
+    sizes = re.search(r"best Dice at each size: (.*?\))\.", out)
+    assert sizes is not None
+    assert sizes[1].count("measure f32") + sizes[1].count("torch f32") == 2  # teacher, one student
 
 
 @pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
