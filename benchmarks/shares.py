@@ -77,9 +77,9 @@ def run_timed(ours: bool, arguments: list[str]) -> dict[str, float]:
     """Run a command in this process."""
     parts = Parts()
     # what the command imports before it does anything
-    main = importlib.import_module("nnunetv2_kd.cli.main").main if ours else None
-    if ours:
-        importlib.import_module("nnunetv2_kd.cli.predict")
+    cli = importlib.import_module("nnunetv2_kd.cli.main") if ours else None
+    if cli is not None:
+        cli.import_command("predict", whole_process=True)
     export = importlib.import_module("nnunetv2.inference.export_prediction")
     raw = importlib.import_module("nnunetv2.inference.predict_from_raw_data")
     parts.leave()
@@ -107,8 +107,8 @@ def run_timed(ours: bool, arguments: list[str]) -> dict[str, float]:
     kind.initialize_from_trained_model_folder = initialized
     parts.time(kind, "predict_logits_from_preprocessed_data", tiles)
     parts.time(kind, "_internal_maybe_mirror_and_predict", mirroring)
-    if main is not None:
-        assert main(["predict", *arguments]) == 0
+    if cli is not None:
+        assert cli.main(["predict", *arguments]) == 0
     else:
         sys.argv = ["nnUNetv2_predict", *arguments]
         raw.predict_entry_point()

@@ -303,7 +303,9 @@ def top_table(runs: Runs) -> str:
             alone, taught = (chosen(runs, study=s, dataset=dataset, budget=budget) for s in (of_alone, name))
             teacher = chosen(runs, study="teachers", dataset=dataset)
             if alone and taught:
-                rows.append(situation(f"{dataset}, the same labels as the teacher, {budget}", teacher, alone, ALONE, taught))
+                rows.append(
+                    situation(f"{dataset}, the same labels as the teacher, {budget}", teacher, alone, ALONE, taught)
+                )
     few = chosen(runs, study="few_labels", budget="3000 iterations")
     if few:
         teacher = chosen(runs, study="teachers", dataset="hippocampus 2d, 120 others")

@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.choose import use_runtime
-from nnunetv2_kd.inference.images import cases_in
+from nnunetv2_kd.inference.images import cases_in, check_whole
 from nnunetv2_kd.inference.predictor import fast_predictor_of, predictor_of, reader_of
 from nnunetv2_kd.leaderboard.request import STOCK, RunsIn
 from nnunetv2_kd.leaderboard.scores import ScoringJob, geometry_difference, structures_of
@@ -155,6 +155,8 @@ def _problem(case: str, image_set: ImageSet, dataset_json: dict[str, Any]) -> st
     """What keeps a case from being scored, in words; empty where nothing does."""
     reader = reader_of(dataset_json)()
     try:
+        for file in (*image_set.image_files(case), str(image_set.truths / f"{case}{image_set.ending}")):
+            check_whole(Path(file))
         image, image_properties = reader.read_images(image_set.image_files(case))
         truth, truth_properties = reader.read_seg(str(image_set.truths / f"{case}{image_set.ending}"))
     except Exception as error:  # the reader's, of any kind

@@ -75,9 +75,12 @@ def test_a_case_that_fails_is_named_and_the_others_go_on(here, capsys):
     two = sitk.GetImageFromArray(np.zeros((4, 4, 4, 2), np.float32), isVector=True)
     sitk.WriteImage(two, str(here / "three" / "box2_0000.nii.gz"))
     (here / "three" / "box2_0001.nii.gz").write_bytes((here / "three" / "box0_0000.nii.gz").read_bytes())
+    whole = (here / "three" / "box0_0000.nii.gz").read_bytes()
+    (here / "three" / "box3_0000.nii.gz").write_bytes(whole[: len(whole) // 2])  # which ITK fills with 0
     assert main(["predict", "-i", "three", "-o", "out", *MODEL, *ALONE, "--runtime", "torch"]) == 1
     error = capsys.readouterr().err
-    assert "2 of 3 cases were not predicted; 1 were:" in error
+    assert "3 of 4 cases were not predicted; 1 were:" in error
+    assert "  - box3: box3_0000.nii.gz cannot be read: it is cut short or damaged" in error
     assert "  - box1: " in error
     assert "  - box2: " in error
     assert [f.name for f in (here / "out").glob("*.nii.gz")] == ["box0.nii.gz"]
