@@ -63,6 +63,18 @@ def test_nothing_is_left_of_what_fails(root):
     assert list(root.iterdir()) == []
 
 
+def test_what_killed_processes_have_left(root):
+    entry = cache.cached(KEY, write("content"))
+    old, new, users = root / f"{entry.name}.x1", root / f"{entry.name}.x2", root / "my.folder"
+    for folder in (old, new, users):
+        folder.mkdir()
+        (folder / "file").write_text("half")
+    for folder in (old, entry, users):
+        os.utime(folder, (0, time.time() - 2 * cache.DAY))
+    other = cache.cached(KEY | {"number": 2}, write("other"))
+    assert sorted(root.iterdir()) == sorted([entry, other, new, users])
+
+
 def test_another_process_was_first(root):
     def make(folder):
         if not first.calls:
