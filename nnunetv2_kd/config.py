@@ -81,7 +81,7 @@ class StudentOptions(CheckedOptions):
     @field_validator("latency", mode="before")
     @classmethod
     def _latency(cls, value: Any) -> Any:
-        return None if value is None else f"{parse_latency(value):g}ms"
+        return None if value is None else f"{parse_latency(value):.6f}".rstrip("0").rstrip(".") + "ms"
 
     @field_validator("params", "flops", mode="before")
     @classmethod

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from nnunetv2_kd.benchmark.timing import TimedModel, peak_in_own_process, time_in_turns
-from nnunetv2_kd.choices import Precision, RuntimeChoice
 from nnunetv2_kd.networks.cost import network_cost
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
@@ -45,23 +44,16 @@ def size_of(model: TrainedModel) -> ModelCost:
 
 
 def measured(
-    models: Sequence[TrainedModel],
-    costs: Mapping[str, ModelCost],
-    cases: list[list[str]],
-    device: torch.device,
-    runtime: RuntimeChoice | None = None,
-    precision: Precision = "f32",
+    timed: Sequence[TimedModel], costs: Mapping[str, ModelCost], cases: list[list[str]], device: torch.device
 ) -> dict[str, ModelCost]:
     """The costs with `ModelCost.ms` and `ModelCost.peak_mib` of these models; see `timing.time_in_turns`.
 
     Args:
-        models: to be timed; cascades are left out.
+        timed: filled in; cascades are left out.
         costs: by the models' names, of at least these.
         cases: the files of the channels of each case; at least one.
         device: to predict on.
-        runtime, precision: what the networks run in on a CPU; None: as in stock nnU-Net.
     """
-    timed = [TimedModel(model, runtime=runtime, precision=precision) for model in models]
     time_in_turns(timed, cases, device)
     return {**costs, **{t.model.name: _with_time(costs[t.model.name], t, cases[0], device) for t in timed}}
 

@@ -15,7 +15,7 @@ from nnunetv2_kd.choices import Precision, RuntimeChoice
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import check_device, device_name
 from nnunetv2_kd.inference.images import cases_in
-from nnunetv2_kd.inference.runtimes import check_runtime
+from nnunetv2_kd.inference.runtimes import check_runtime, combinations
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.nnunet.datasets import trained_dataset, training_images
 from nnunetv2_kd.nnunet.model_folder import parse_model_name
@@ -50,9 +50,14 @@ class BenchmarkRequest:
     precisions: Sequence[Precision] = ("f32",)
 
     def kinds(self) -> list[dict[str, Any]]:
-        """What every model is timed in: stock nnU-Net's predictor in every CPU speed, then every runtime."""
+        """What every model is timed in: stock nnU-Net's predictor in every CPU speed, then every runtime in every
+        precision that it has.
+
+        Raises:
+            KDError: where runtimes and precisions do not fit each other.
+        """
         stock: list[dict[str, Any]] = [{"cpu_speed": cpu_speed} for cpu_speed in self.cpu_speeds]
-        return stock + [{"runtime": r, "precision": p} for r in self.runtimes for p in self.precisions]
+        return stock + [{"runtime": r, "precision": p} for r, p in combinations(self.runtimes, self.precisions)]
 
 
 @dataclass
@@ -138,9 +143,12 @@ def check_request(request: BenchmarkRequest) -> None:
     check_device(request.device)
     if request.device.type != "cpu" and tuple(request.cpu_speeds) != (cpu_mode.STOCK,):
         raise KDError(f"--cpu_speed is for -device cpu, found -device {request.device.type}. Leave one of them out.")
-    for runtime in request.runtimes:
-        for precision in request.precisions:
-            check_runtime(runtime, precision, request.device.type)
+    if not request.runtimes and tuple(request.precisions) != ("f32",):
+        raise KDError(f"--precision {' '.join(request.precisions)} is of --runtime. Add: --runtime openvino")
+    for runtime, precision in combinations(request.runtimes, request.precisions):
+        check_runtime(runtime, precision, request.device.type)
+        if precision == "bf16":
+            cpu_mode.check_here("bfloat16")
     for cpu_speed in request.cpu_speeds:
         cpu_mode.check_here(cpu_speed)
     if bool(request.folders) == (request.dataset is not None):

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from nnunetv2_kd.choices import Precision, RuntimeChoice
-from nnunetv2_kd.inference.choose import use_runtime
+from nnunetv2_kd.inference.choose import ChosenRuntime, use_runtime
 from nnunetv2_kd.inference.device import process_memory
 from nnunetv2_kd.inference.predict import speed_up
 from nnunetv2_kd.inference.predictor import fast_predictor_of, predictor_of, reader_of
+from nnunetv2_kd.inference.runtimes import NAMES
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
@@ -31,6 +32,7 @@ class TimedModel:
         runtime, precision: or what it is to run in, in the predictor of ``nnUNetv2_kd predict``; None: stock.
         mirroring: predict with nnU-Net's mirroring, without, or both.
         mode: how it computed on a CPU.
+        chosen: what it ran in, where the runtime was measured.
         milliseconds: with and without mirroring, the milliseconds of all repeats, per case.
         peak_mib: on CUDA, peak memory allocated in MiB.
         problem: why it was not timed; "" where it was.
@@ -42,6 +44,7 @@ class TimedModel:
     precision: Precision = "f32"
     mirroring: tuple[bool, ...] = (True,)
     mode: cpu_mode.CpuMode = cpu_mode.STOCK
+    chosen: str = ""
     milliseconds: dict[bool, list[list[float]]] = field(default_factory=dict)
     peak_mib: float | None = None
     problem: str = ""
@@ -49,7 +52,9 @@ class TimedModel:
     @property
     def computes_in(self) -> str:
         """In words, for a table."""
-        return self.mode if self.runtime is None else f"{self.runtime} {self.precision}"
+        if self.runtime is None:
+            return self.mode
+        return f"{self.runtime} {self.precision}" + (f": {self.chosen}" if self.chosen else "")
 
     def ms(self, mirroring: bool = True) -> float | None:
         """Median over the cases of each one's fastest repeat."""
@@ -76,10 +81,12 @@ def time_in_turns(models: Sequence[TimedModel], cases: list[list[str]], device: 
     for number, timed in enumerate(models):
         timed.milliseconds = {mirroring: [[] for _ in cases] for mirroring in timed.mirroring}
         try:
-            predictors[number] = one_fold(timed.model, device, timed.runtime, timed.precision)
+            predictors[number], ran_in = one_fold(timed.model, device, timed.runtime, timed.precision)
             if timed.runtime is None:
                 chosen = speed_up(predictors[number], timed.cpu_speed)
                 timed.mode = cpu_mode.STOCK if chosen is None else chosen.mode
+            if timed.runtime == "measure" and ran_in is not None:
+                timed.chosen = NAMES[ran_in.runtime]
         except Exception as error:
             failed(number, error)
     turns: list[tuple[int | None, list[str]]] = [(None, cases[0])]  # for warming up
@@ -107,16 +114,17 @@ def _one_turn(timed: TimedModel, predictor: Any, files: list[str], index: int | 
 
 def one_fold(
     model: TrainedModel, device: torch.device, runtime: RuntimeChoice | None = None, precision: Precision = "f32"
-) -> Any:
-    """nnU-Net's predictor with the first fold of a model; with a runtime the one of ``nnUNetv2_kd predict``."""
+) -> tuple[Any, ChosenRuntime | None]:
+    """nnU-Net's predictor with the first fold of a model; with a runtime the one of ``nnUNetv2_kd predict``, and what
+    it runs in."""
     if model.configuration.endswith("cascade_fullres"):
         raise ValueError("a cascade needs its previous stage")
     with contextlib.redirect_stdout(io.StringIO()):
         predictor = predictor_of(model, device) if runtime is None else fast_predictor_of(model, device)
     del predictor.list_of_parameters[1:]
-    if runtime is not None:
-        use_runtime(predictor, [model.predicting_folds[0].checkpoint], runtime, precision)
-    return predictor
+    if runtime is None:
+        return predictor, None
+    return predictor, use_runtime(predictor, [model.predicting_folds[0].checkpoint], runtime, precision)
 
 
 def _image(predictor: Any, files: list[str]) -> tuple[Any, dict]:
@@ -153,7 +161,7 @@ def peak_in_own_process(timed: TimedModel, files: list[str]) -> tuple[float, flo
 def _peak_of_one_case(timed: TimedModel, files: list[str], threads: int) -> tuple[float, float] | None:
     torch.set_num_threads(threads)
     before = process_memory("VmRSS")
-    predictor = one_fold(timed.model, torch.device("cpu"), timed.runtime, timed.precision)
+    predictor, _ = one_fold(timed.model, torch.device("cpu"), timed.runtime, timed.precision)
     if timed.runtime is None:
         cpu_mode.set_mode(predictor.network, timed.mode)
     _predict(predictor, *_image(predictor, files))

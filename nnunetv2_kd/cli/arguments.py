@@ -265,10 +265,14 @@ def _leaderboard(subparsers: Any) -> None:
     parser.add_argument("--time", type=int, default=0, metavar="N", help="time every model on N cases; default: 0")
     parser.add_argument(
         "--runtime",
+        nargs="+",
         choices=RUNTIME_CHOICES,
-        help="what models run in for -i and --time on a CPU; default: as in stock nnU-Net",
+        default=[],
+        help="what models run in for -i and --time on a CPU, one row each; default: as in stock nnU-Net",
     )
-    parser.add_argument("--precision", choices=PRECISIONS, default="f32", help="of --runtime; default: f32")
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=["f32"], help="of --runtime, one row each; default: f32"
+    )
     parser.add_argument("-np", type=int, metavar="N", help="processes for scoring; default: nnU-Net's")
     parser.add_argument("-device", default="cuda", choices=DEVICES, help="for -i and --time")
 

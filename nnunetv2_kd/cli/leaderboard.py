@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
         teacher=args.teacher,
         tolerance=args.tolerance,
         timed=args.time,
-        runtime=args.runtime,
-        precision=args.precision,
+        runtimes=args.runtime,
+        precisions=args.precision,
         processes=default_num_processes if args.np is None else args.np,
     )
     check_request(request)

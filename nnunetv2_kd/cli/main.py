@@ -1,9 +1,11 @@
 """``nnUNetv2_kd <sub-command>``."""
 
 import argparse
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from nnunetv2_kd.cli.arguments import build_parser
 from nnunetv2_kd.errors import KDError
@@ -23,9 +25,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def import_command(name: str, whole_process: bool) -> ModuleType:
+    """The module of a sub-command, with torch and nnU-Net: seconds, which help spares.
+
+    Args:
+        whole_process: whether the process is there for this command. Then nothing is looked through for garbage while
+            it is imported, nor what was imported when the process ends, which takes as long as the imports themselves.
+    """
+    if whole_process:
+        gc.disable()
+    module = importlib.import_module(f"nnunetv2_kd.cli.{name.replace('-', '_')}")
+    if whole_process:
+        gc.freeze()
+        gc.enable()
+    return module
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    command = importlib.import_module(f"nnunetv2_kd.cli.{args.command.replace('-', '_')}")  # seconds, which help spares
+    command = import_command(args.command, whole_process=argv is None)
     try:
         return int(command.run(args))
     except KDError as error:

@@ -134,6 +134,9 @@ def _predict(predictor: FastPredictor, case: Case) -> np.ndarray:
             predictor.configuration_manager,
             predictor.dataset_json,
         )
+    except KDError as error:
+        name = Path(case.files[0]).name
+        raise KDError(str(error) if name in str(error) else f"{name}: {error}") from error
     except Exception as error:  # the reader's, of any kind
         raise KDError(f"{Path(case.files[0]).name} cannot be read: {type(error).__name__}: {error}") from error
     logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu()

@@ -1,10 +1,15 @@
 """Converted networks on the disk, so that every model is converted once."""
 
+import atexit
+import contextlib
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +18,24 @@ from nnunetv2_kd.nnunet.files import sha256, why_not_writable
 
 VARIABLE = "nnUNet_kd_cache"
 ABOUT = "about.json"
+UNFINISHED = re.compile(r"[0-9a-f]{32}\.\w+")
+DAY = 24 * 3600.0
 
 
 def cache_folder() -> Path:
-    """The folder that the environment variable ``nnUNet_kd_cache`` names, else one in the user's cache; a temporary one
-    where that cannot be written to."""
+    """The folder that the environment variable ``nnUNet_kd_cache`` names, else one in the user's cache; where that
+    cannot be written to a temporary one, which goes with this process."""
     named = os.environ.get(VARIABLE)
     users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(named).expanduser() if named else users / "nnunetv2_kd"
-    return Path(tempfile.mkdtemp(prefix="nnunetv2_kd_")) if why_not_writable(folder) else folder
+    return _temporary_folder() if why_not_writable(folder) else folder
+
+
+@functools.cache
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="nnunetv2_kd_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def cached(key: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:
@@ -40,6 +54,7 @@ def cached(key: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:
     entry = root / name
     if _is_whole(entry):
         return entry
+    _remove_unfinished(root)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=root))
     try:
         make(unfinished)
@@ -48,6 +63,16 @@ def cached(key: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:
         return _move(unfinished, entry)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _remove_unfinished(root: Path) -> None:
+    """What processes that were killed have left behind; nothing takes a day to make."""
+    for folder in root.glob("*.*"):
+        if not UNFINISHED.fullmatch(folder.name):  # a user may keep other things here
+            continue
+        with contextlib.suppress(OSError):  # another process was first
+            if folder.stat().st_mtime < time.time() - DAY:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _move(made: Path, entry: Path) -> Path:

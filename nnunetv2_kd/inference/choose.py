@@ -72,7 +72,8 @@ def use_runtime(
     choice: RuntimeChoice = "measure",
     precision: Precision = "f32",
 ) -> ChosenRuntime:
-    """Let an initialized predictor on a CPU compute in another runtime. Its files, tiles and mirroring stay.
+    """Let an initialized predictor on a CPU compute in another runtime; one on another device is left as it is. Its
+    files, tiles and mirroring stay.
 
     Args:
         predictor: with one set of weights per checkpoint.
@@ -84,6 +85,8 @@ def use_runtime(
         KDError: where the runtime is not there, or its converter cannot take the network.
     """
     check_runtime(choice, precision, predictor.device.type)
+    if predictor.device.type != "cpu":
+        return ChosenRuntime("torch", precision)
     if precision == "bf16":
         cpu_mode.check_here("bfloat16")
     threads = prediction_threads()
@@ -191,7 +194,8 @@ def check_conversion(network: nn.Module, shape: Sequence[int], file: Path, runti
     if not error <= ROUNDING * largest:
         raise KDError(
             f"{type(network).__name__} computes something else in {NAMES[runtime]} than in PyTorch: logits differ by "
-            f"{error:.3g}, the largest is {largest:.3g}. It is not used. Predict with it in PyTorch: --runtime torch"
+            f"{error:.3g}, the largest is {largest:.3g}. It is not used. Predict with it in PyTorch: --runtime torch. "
+            "Export it for nnU-Net: --format nnunet"
         )
 
 

@@ -45,7 +45,7 @@ def write_onnx(network: nn.Module, shape: Sequence[int], folder: Path) -> Path:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise KDError(
             f"{type(network).__name__} cannot be converted to ONNX: {type(error).__name__}: {first}\nPredict with it "
-            "in PyTorch: --runtime torch"
+            "in PyTorch: --runtime torch. Export it for nnU-Net: --format nnunet"
         ) from error
     return file
 

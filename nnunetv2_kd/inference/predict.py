@@ -22,8 +22,9 @@ from nnunetv2_kd.inference.runtimes import check_runtime
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.networks.threads import torch_threads
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+from nnunetv2_kd.nnunet.datasets import trained_dataset
 from nnunetv2_kd.nnunet.files import check_writable
-from nnunetv2_kd.nnunet.model_folder import fold_name
+from nnunetv2_kd.nnunet.model_folder import ALL, fold_name
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,19 @@ def predict(arguments: Sequence[str], how: HowToCompute) -> None:
             how.check(known.device)
     else:
         how.check(known.device)
+        if known.dataset is not None:
+            trained_dataset(known.dataset)
+    strange = [fold for fold in known.folds or () if not fold.isdigit() and fold != ALL]
+    if strange:
+        raise KDError(f"-f takes numbers of folds, or {ALL}; found {' '.join(strange)}.")
     with _as_command(command, arguments, type("Predictor", (CommandPredictor,), {"how": how})):
-        if known.model is not None:
-            predict_from_raw_data.predict_entry_point_modelfolder()
-        else:
-            predict_from_raw_data.predict_entry_point()
+        try:
+            if known.model is not None:
+                predict_from_raw_data.predict_entry_point_modelfolder()
+            else:
+                predict_from_raw_data.predict_entry_point()
+        except AssertionError as error:  # how nnU-Net refuses arguments
+            raise KDError(f"nnU-Net refuses: {error or 'it gives no reason'}") from error
 
 
 class CommandPredictor(FastPredictor):
@@ -166,7 +175,7 @@ def _known(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-m", dest="model", type=Path)
     parser.add_argument("-o", dest="output", type=Path)
     parser.add_argument("-f", dest="folds", nargs="+")
-    parser.add_argument("-d")  # or argparse takes it for the beginning of -device
+    parser.add_argument("-d", dest="dataset")
     parser.add_argument("-device", default="cuda")
     return parser.parse_known_args(list(arguments))[0]
 

@@ -25,6 +25,7 @@ from nnunetv2_kd.inference.mirroring import MirroredMean
 from nnunetv2_kd.inference.pipeline import Background, Prefetched
 from nnunetv2_kd.inference.preprocess import check_channels, preprocess, preprocess_array
 from nnunetv2_kd.inference.sessions import SessionNetwork
+from nnunetv2_kd.networks.build import plain_network
 from nnunetv2_kd.networks.threads import limit_threads, torch_threads
 from nnunetv2_kd.nnunet.model_folder import FINAL
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
@@ -66,6 +67,25 @@ class FastPredictor(nnUNetPredictor):
         self._mirrored_mean = MirroredMean()
         check_device(self.device)
         limit_threads(self.device)
+
+    def initialize_from_trained_model_folder(
+        self, model_training_output_dir: str, use_folds: Any, checkpoint_name: str = FINAL
+    ) -> None:
+        """As nnU-Net's.
+
+        Raises:
+            KDError: where the weights of a fold do not fit the network that plans.json describes, or nnU-Net cannot
+                load them for another reason.
+        """
+        try:
+            super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)
+            for weights in reversed(self.list_of_parameters):  # else those of a later fold fail with the first case
+                plain_network(self.network).load_state_dict(weights)
+        except Exception as error:  # nnU-Net's and torch's, of any kind
+            raise KDError(
+                f"nnU-Net cannot load {checkpoint_name} of {model_training_output_dir}: {_told(error)}\nWeights, "
+                "plans.json and dataset.json must be of one and the same training: copy its folder again."
+            ) from error
 
     def _manage_input_and_output_lists(self, source: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(source, str):

@@ -5,6 +5,7 @@ prediction needs neither, unless a channel is normalised inside of the mask: the
 its holes are filled.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.inference.images import check_whole
 
 # those of nnU-Net look at the mask only where `use_mask_for_norm` says so
 KNOWN_NORMALIZATIONS = {
@@ -45,8 +47,10 @@ def preprocess(
         channels, and nnU-Net's properties of the case.
 
     Raises:
-        KDError: where the case has another number of channels than the model.
+        KDError: where a file is cut short, or the case has another number of channels than the model.
     """
+    for file in [*files, previous] if previous is not None else files:
+        check_whole(Path(file))
     reader = plans.image_reader_writer_class()
     image, properties = reader.read_images(files)
     check_channels(image, dataset_json)

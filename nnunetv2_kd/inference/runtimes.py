@@ -67,6 +67,26 @@ def check_runtime(choice: RuntimeChoice, precision: Precision, device: str) -> N
         raise KDError(listing(f"--runtime {choice} is not installed. Type: {INSTALL}\nMissing:", missing))
 
 
+def combinations(
+    runtimes: Sequence[RuntimeChoice], precisions: Sequence[Precision]
+) -> list[tuple[RuntimeChoice, Precision]]:
+    """Every runtime in every one of the precisions that it has, in their order.
+
+    Raises:
+        KDError: where a runtime has none of the precisions, or a precision is in none of the runtimes.
+    """
+    able = {r: [p for p in dict.fromkeys(precisions) if r == "measure" or p in PRECISIONS_OF[r]] for r in runtimes}
+    for runtime, found in able.items():
+        if not found and runtime != "measure":
+            asked, has = (" or ".join(names) for names in (precisions, PRECISIONS_OF[runtime]))
+            raise KDError(f"--runtime {runtime} has no --precision {asked}. Add: --precision {has}")
+    for precision in precisions:
+        if able and not any(precision in found for found in able.values()):
+            owners = [r for r in RUNTIMES if precision in PRECISIONS_OF[r]]
+            raise KDError(f"--precision {precision} is in none of the runtimes named. Add: --runtime {owners[0]}")
+    return [(runtime, precision) for runtime, found in able.items() for precision in found]
+
+
 def _missing(runtime: Runtime, precision: Precision) -> Sequence[str]:
     needed = PACKAGES[runtime] + ((CALIBRATION_PACKAGE,) if precision == "int8" and runtime == "openvino" else ())
     return [package for package in needed if package_version(package) is None]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -10,10 +10,11 @@ import pandas as pd
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunetv2_kd.benchmark.cost import ModelCost, measured, size_of
+from nnunetv2_kd.benchmark.timing import TimedModel
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import device_name
 from nnunetv2_kd.leaderboard.predict import ImageSet, check_images, image_jobs, predict
-from nnunetv2_kd.leaderboard.request import LeaderboardRequest, Say
+from nnunetv2_kd.leaderboard.request import STOCK, LeaderboardRequest, RunsIn, Say
 from nnunetv2_kd.leaderboard.scores import (
     SCORE_COLUMNS,
     ScoreRow,
@@ -84,24 +85,32 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
         KDError: where there is nothing to compare, or images and ground truth do not fit.
     """
     found, problems = find_models(dataset, request.configurations, request.folds)
-    models, structures, unlike = of_one_task(found, problems)
-    for name, flag in ((request.reference, "--reference"), (request.teacher, "--teacher")):
+    alike, structures, unlike = of_one_task(found, problems)
+    models, runs_in = rows_of(alike, request.runs_in())
+    for name, flag, among in ((request.reference, "--reference", models), (request.teacher, "--teacher", alike)):
         if name is not None:  # a name that fits none is told before hours of scoring
-            pick(models, name, flag)
-    say(f"{dataset}: {len(models)} models")
+            pick(among, name, flag)
+    say(f"{dataset}: {len(alike)} models" + (f", {len(models)} rows" if len(models) > len(alike) else ""))
     image_set = None
     if request.images is not None and request.truths is not None and request.output is not None:
         image_set = check_images(request.images, request.truths, models[0].dataset_json)
-        to_score = _predicted(models, image_set, request, request.output / "predictions" / dataset, say)
-        how = f"predicted by nnU-Net {_computed_in(request)}with all trained folds"
+        to_score = _predicted(models, runs_in, image_set, request, request.output / "predictions" / dataset, say)
+        how = f"predicted by nnU-Net {_computed_in(runs_in)}with all trained folds"
         source = f"{len(image_set.cases)} images of {request.images}, {how}"
     else:
-        to_score = _validated(models, request.tolerance)
+        to_score = _validated([m for m in models if runs_in[m.name].precision == "f32"], request.tolerance)
+        to_score.problems += [
+            f"{name}: not scored: nnU-Net's validation was predicted in f32. Add -i IMAGES -gt LABELS"
+            for name, row in runs_in.items()
+            if row.precision != "f32"
+        ]
         source = "nnU-Net's own validation of each fold (summary.json)"
     rows = to_score.failed + _score(to_score.jobs, request.processes, say)
     costs = {model.name: size_of(model) for model in models}
     scored = [_image_files(models[0], case, image_set) for case in sorted({row["case"] for row in rows})]
-    costs, timing, not_timed = _timed(models, costs, scored, request, say) if request.timed else (costs, "", [])
+    costs, timing, not_timed = (
+        _timed(models, runs_in, costs, scored, request, say) if request.timed else (costs, "", [])
+    )
     return Evaluation(
         dataset=dataset,
         models=models,
@@ -153,6 +162,18 @@ def of_one_task(
     return alike, list(structures), unlike
 
 
+def rows_of(models: Sequence[TrainedModel], runs_in: Sequence[RunsIn]) -> tuple[list[TrainedModel], dict[str, RunsIn]]:
+    """One row per model and runtime.
+
+    Returns:
+        The models, named by what they run in where that is more than one, and what each runs in, by name.
+    """
+    rows = [
+        (replace(model, runs_in=str(row)) if len(runs_in) > 1 else model, row) for model in models for row in runs_in
+    ]
+    return [model for model, _ in rows], {model.name: row for model, row in rows}
+
+
 def _validated(models: Sequence[TrainedModel], tolerance: float) -> _ToScore:
     """The models' own validation."""
     truths, splits = ground_truth_folder(models[0].dataset), _splits_of(models[0].dataset)
@@ -170,7 +191,12 @@ def _validated(models: Sequence[TrainedModel], tolerance: float) -> _ToScore:
 
 
 def _predicted(
-    models: Sequence[TrainedModel], image_set: ImageSet, request: LeaderboardRequest, output: Path, say: Say
+    models: Sequence[TrainedModel],
+    runs_in: Mapping[str, RunsIn],
+    image_set: ImageSet,
+    request: LeaderboardRequest,
+    output: Path,
+    say: Say,
 ) -> _ToScore:
     """Predictions of other images, made now."""
     to_score = _ToScore()
@@ -178,9 +204,11 @@ def _predicted(
         if not model.predicting_folds:
             continue
         say(f"predicting with {model.name}")
-        folder = output / model.name
+        folder = output / model.name.replace(" ", "_")
         try:
-            predict(model, image_set, folder, request.device, request.runtime, request.precision)
+            chosen = predict(model, image_set, folder, request.device, runs_in[model.name])
+            if chosen:
+                say(f"it ran in {chosen}")
         except KDError as error:
             to_score.problems.append(f"{model.name}: {error}")
         for job in image_jobs(model, image_set, folder, request.tolerance):
@@ -202,6 +230,7 @@ def _score(jobs: Sequence[ScoringJob], processes: int, say: Say) -> list[ScoreRo
 
 def _timed(
     models: Sequence[TrainedModel],
+    runs_in: Mapping[str, RunsIn],
     costs: dict[str, ModelCost],
     images: Sequence[list[str]],
     request: LeaderboardRequest,
@@ -212,19 +241,24 @@ def _timed(
     if not cases:
         return costs, "", ["Not timed: no image of the scored cases was found (nnUNet_raw, imagesTr)."]
     say(f"timing on {len(cases)} cases")
-    predicting = [model for model in models if model.predicting_folds]
-    timed = measured(predicting, costs, cases, request.device, request.runtime, request.precision)
+    rows = [
+        TimedModel(model, runtime=runs_in[model.name].runtime, precision=runs_in[model.name].precision)
+        for model in models
+        if model.predicting_folds
+    ]
+    timed = measured(rows, costs, cases, request.device)
     timing = (
         f"ms: median of {len(cases)} cases on {device_name(request.device)}, from image to segmentation, one fold, "
-        f"nnU-Net's mirroring and sliding window, {_computed_in(request)}models taking turns. Peak memory: "
+        f"nnU-Net's mirroring and sliding window, {_computed_in(runs_in)}models taking turns. Peak memory: "
         + ("CUDA memory allocated." if request.device.type == "cuda" else "of the whole process with Python and torch.")
     )
     return timed, timing, []
 
 
-def _computed_in(request: LeaderboardRequest) -> str:
+def _computed_in(runs_in: Mapping[str, RunsIn]) -> str:
     """What the networks ran in, in words, where that is not stock nnU-Net's PyTorch."""
-    return "" if request.runtime is None else f"in {request.runtime} {request.precision}, "
+    rows = [str(row) for row in dict.fromkeys(runs_in.values()) if row != STOCK]
+    return f"in {' and '.join(rows)}, " if rows else ""
 
 
 def _image_files(model: TrainedModel, case: str, image_set: ImageSet | None) -> list[str]:

@@ -48,8 +48,9 @@ def origins_of(models: Sequence[TrainedModel], teacher: str | None = None) -> di
     """
     teachers = teachers_of(models)
     if teacher is not None:
-        chosen = pick(list(models), teacher, "--teacher").name
-        teachers = {model.name: chosen for model in models if model.name != chosen and model.teachers}
+        chosen = pick([model for model in models if model.runs_in == models[0].runs_in], teacher, "--teacher").folder
+        owners = {model.runs_in: model.name for model in models if model.folder == chosen}
+        teachers = {m.name: owners[m.runs_in] for m in models if m.folder != chosen and m.teachers}
     kinds = {model.name: kind(model, list(teachers.values())) for model in models}
     return {
         model.name: Origin(
@@ -71,7 +72,7 @@ def teachers_of(models: Sequence[TrainedModel]) -> dict[str, str]:
     """
     wanted = {teacher.checkpoint for model in models for teacher in model.teachers}
     owners = {
-        sha256(file): model.name
+        (sha256(file), model.runs_in): model.name
         for model in models
         for fold in model.folds
         for file in sorted(fold.folder.glob("checkpoint_*.pth"))
@@ -79,7 +80,7 @@ def teachers_of(models: Sequence[TrainedModel]) -> dict[str, str]:
     }
     found = {}
     for model in models:
-        names = {owners.get(teacher.sha256) for teacher in model.teachers}
+        names = {owners.get((teacher.sha256, model.runs_in)) for teacher in model.teachers}
         if len(names) == 1 and (name := names.pop()) is not None:
             found[model.name] = name
     return found
@@ -115,6 +116,7 @@ def _same_network_alone(model: TrainedModel, models: Sequence[TrainedModel]) -> 
         for other in models
         if other.trainer == ALONE_TRAINER + _suffix(model.trainer)
         and other.configuration == model.configuration
+        and other.runs_in == model.runs_in
         and _network(other) == _network(model)
         and not other.teachers
     ]

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_kd.choices import Precision, RuntimeChoice
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.choose import use_runtime
-from nnunetv2_kd.inference.images import cases_in
+from nnunetv2_kd.inference.images import cases_in, check_whole
 from nnunetv2_kd.inference.predictor import fast_predictor_of, predictor_of, reader_of
+from nnunetv2_kd.leaderboard.request import STOCK, RunsIn
 from nnunetv2_kd.leaderboard.scores import ScoringJob, geometry_difference, structures_of
 from nnunetv2_kd.nnunet.files import sha256
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
@@ -75,9 +75,8 @@ def predict(
     image_set: ImageSet,
     output: Path,
     device: torch.device,
-    runtime: RuntimeChoice | None = None,
-    precision: Precision = "f32",
-) -> None:
+    runs_in: RunsIn = STOCK,
+) -> str:
     """Predict with nnU-Net, all trained folds of the model together; nothing where that was done before with the same
     checkpoints and all of the predictions are there.
 
@@ -86,7 +85,10 @@ def predict(
         image_set: what to predict.
         output: folder for the predictions; made where it is not there.
         device: to predict on.
-        runtime, precision: what the network runs in on a CPU; None: as in stock nnU-Net.
+        runs_in: what the network runs in on a CPU.
+
+    Returns:
+        What it ran in, in words; empty for stock nnU-Net, and where nothing had to be done.
 
     Raises:
         KDError: where nnU-Net cannot predict with this model; with its reason.
@@ -101,19 +103,21 @@ def predict(
             for file in image_set.image_files(case)
         },
     }
-    if runtime is not None:
-        stamp |= {"runtime": runtime, "precision": precision}
+    if runs_in.runtime is not None:
+        stamp |= {"runtime": runs_in.runtime, "precision": runs_in.precision}
     files = [output / f"{case}{ending}" for case in image_set.cases]
     if _read(output / STAMP) == stamp and all(file.is_file() for file in files):
-        return
+        return ""
     (output / STAMP).unlink(missing_ok=True)
     if model.configuration.endswith("cascade_fullres"):
         raise KDError("a cascade needs the predictions of its previous stage: not predicted here")
+    chosen = ""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            predictor = predictor_of(model, device) if runtime is None else fast_predictor_of(model, device)
-            if runtime is not None:
-                use_runtime(predictor, [fold.checkpoint for fold in model.predicting_folds], runtime, precision)
+            predictor = (predictor_of if runs_in.runtime is None else fast_predictor_of)(model, device)
+            if runs_in.runtime is not None:
+                checkpoints = [fold.checkpoint for fold in model.predicting_folds]
+                chosen = str(use_runtime(predictor, checkpoints, runs_in.runtime, runs_in.precision))
             predictor.predict_from_files_sequential(
                 [image_set.image_files(case) for case in image_set.cases],
                 [str(output / case) for case in image_set.cases],
@@ -121,6 +125,7 @@ def predict(
     except Exception as error:  # nnU-Net's, of any kind; the other models go on
         raise KDError(f"nnU-Net cannot predict with it: {type(error).__name__}: {error}") from error
     (output / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
+    return chosen
 
 
 def image_jobs(model: TrainedModel, image_set: ImageSet, output: Path, tolerance: float) -> list[ScoringJob]:
@@ -150,6 +155,8 @@ def _problem(case: str, image_set: ImageSet, dataset_json: dict[str, Any]) -> st
     """What keeps a case from being scored, in words; empty where nothing does."""
     reader = reader_of(dataset_json)()
     try:
+        for file in (*image_set.image_files(case), str(image_set.truths / f"{case}{image_set.ending}")):
+            check_whole(Path(file))
         image, image_properties = reader.read_images(image_set.image_files(case))
         truth, truth_properties = reader.read_seg(str(image_set.truths / f"{case}{image_set.ending}"))
     except Exception as error:  # the reader's, of any kind

@@ -9,15 +9,30 @@ import torch
 from nnunetv2_kd.choices import Precision, RuntimeChoice
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.device import check_device
-from nnunetv2_kd.inference.runtimes import check_runtime
+from nnunetv2_kd.inference.runtimes import check_runtime, combinations
+from nnunetv2_kd.networks import cpu_mode
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class RunsIn:
+    """A runtime and its precision on a CPU. No runtime: as in stock nnU-Net."""
+
+    runtime: RuntimeChoice | None = None
+    precision: Precision = "f32"
+
+    def __str__(self) -> str:
+        return f"{self.runtime} {self.precision}" if self.runtime is not None else ""
+
+
+STOCK = RunsIn()
+
+
+@dataclass(frozen=True)
 class LeaderboardRequest:
-    """The flags. ``timed``: how many cases to time every model on. ``runtime``: what models run in for that and for
-    ``images``; None: as in stock nnU-Net."""
+    """The flags. ``timed``: how many cases to time every model on. ``runtimes``, ``precisions``: what models run in for
+    that and for ``images``, one row each; none: as in stock nnU-Net."""
 
     datasets: Sequence[str]
     device: torch.device
@@ -31,8 +46,16 @@ class LeaderboardRequest:
     tolerance: float = 1.0
     timed: int = 0
     processes: int = 1
-    runtime: RuntimeChoice | None = None
-    precision: Precision = "f32"
+    runtimes: Sequence[RuntimeChoice] = ()
+    precisions: Sequence[Precision] = ("f32",)
+
+    def runs_in(self) -> list[RunsIn]:
+        """What every model runs in, a row each.
+
+        Raises:
+            KDError: where runtimes and precisions do not fit each other.
+        """
+        return [RunsIn(*pair) for pair in combinations(self.runtimes, self.precisions)] or [STOCK]
 
 
 def check_request(request: LeaderboardRequest) -> None:
@@ -56,7 +79,19 @@ def check_request(request: LeaderboardRequest) -> None:
         raise KDError(f"-np must be at least 1, found {request.processes}.")
     if request.images is not None or request.timed:
         check_device(request.device)
-    if request.runtime is not None:
-        if request.images is None and not request.timed:
-            raise KDError("--runtime is what models run in for -i IMAGES and --time N. Add one of them.")
-        check_runtime(request.runtime, request.precision, request.device.type)
+    if request.runtimes and request.images is None and not request.timed:
+        raise KDError("--runtime is what models run in for -i IMAGES and --time N. Add one of them.")
+    if not request.runtimes and tuple(request.precisions) != ("f32",):
+        raise KDError(f"--precision {' '.join(request.precisions)} is of --runtime. Add: --runtime openvino")
+    rows = request.runs_in()
+    for row in rows:
+        if row.runtime is not None:
+            check_runtime(row.runtime, row.precision, request.device.type)
+        if row.precision == "bf16":
+            cpu_mode.check_here("bfloat16")
+    if request.images is None and all(row.precision != "f32" for row in rows):
+        raise KDError(
+            f"nnU-Net's validation was predicted in f32, and says nothing of {' and '.join(map(str, rows))}. Predict "
+            "in it: -i IMAGES -gt LABELS -o FOLDER. Or time it beside f32: --precision f32 "
+            + " ".join(request.precisions)
+        )

@@ -17,6 +17,7 @@ def short_names(models: Sequence[TrainedModel]) -> dict[str, str]:
             model.trainer.removeprefix("nnUNetTrainer") or model.trainer,
             model.plans_name.removeprefix("nnUNetPlans") or model.plans_name,
             *([] if _share_configuration(models) else [model.configuration]),
+            *([model.runs_in] if model.runs_in else []),
         ]
         for model in models
     }
@@ -30,10 +31,8 @@ def explain_short_names(models: Sequence[TrainedModel]) -> list[str]:
         return []
     share = _share_configuration(models)
     configuration = f"; all are {models[0].configuration}" if share else ""
-    return [
-        f"Models are trainer · plans{'' if share else ' · configuration'}, without the leading nnUNetTrainer and "
-        f"nnUNetPlans{configuration}."
-    ]
+    parts = f"{'' if share else ' · configuration'}{' · runtime' if any(model.runs_in for model in models) else ''}"
+    return [f"Models are trainer · plans{parts}, without the leading nnUNetTrainer and nnUNetPlans{configuration}."]
 
 
 def _share_configuration(models: Sequence[TrainedModel]) -> bool:

@@ -18,7 +18,9 @@ def summary(board: Board) -> list[str]:
     students = [entry for entry in board.ranked if entry.kind != TEACHER]
     if students and students[0] is not best:
         lines.append(f"Best that is no teacher: {_with_dice(students[0])}{_size_against(students[0], best)}.")
-    front = board.pareto_front(lambda entry: entry.cost.params)
+    # one per size: a model that runs in several runtimes is there several times
+    front = list({entry.cost.params: entry for entry in reversed(board.pareto_front(lambda e: e.cost.params))}.values())
+    front.reverse()
     if len(front) > 1:
         sizes = [f"{e.short_name} ({format_count(e.cost.params or 0)}, {e.scores.mean_dice:.3f})" for e in front]
         lines.append(f"For fewer parameters, the best Dice at each size: {', '.join(sizes)}.")

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from nnunetv2.utilities.crossval_split import generate_crossval_split
-
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.files import read_json
@@ -38,6 +36,8 @@ def make_splits(dataset: Path) -> list[Split]:
     Raises:
         KDError: where there are too few cases.
     """
+    from nnunetv2.utilities.crossval_split import generate_crossval_split  # scikit-learn, seconds to import
+
     ending = read_json(dataset / "dataset.json")["file_ending"]
     cases = sorted(f.name.removesuffix(ending) for f in (dataset / "gt_segmentations").glob(f"*{ending}"))
     if len(cases) < 5:

@@ -53,17 +53,22 @@ class TrainedFold:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """One trained model: ``trainer__plans__configuration`` of a dataset, with the folds that exist."""
+    """One trained model: ``trainer__plans__configuration`` of a dataset, with the folds that exist.
+
+    Attributes:
+        runs_in: where one model is compared in several runtimes, which: ``openvino bf16``; a part of its name then.
+    """
 
     dataset: str
     folder: Path
     plans: dict[str, Any]
     dataset_json: dict[str, Any]
     folds: tuple[TrainedFold, ...]
+    runs_in: str = ""
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return f"{self.folder.name} in {self.runs_in}" if self.runs_in else self.folder.name
 
     @property
     def trainer(self) -> str:
@@ -79,7 +84,7 @@ class TrainedModel:
 
     @property
     def _parts(self) -> ModelName:
-        parts = parse_model_name(self.name)
+        parts = parse_model_name(self.folder.name)
         if parts is None:
             raise KDError(f"{self.folder} is no model folder: expected TRAINER__PLANS__CONFIGURATION.")
         return parts
@@ -157,7 +162,7 @@ def pick(models: list[TrainedModel], name: str, flag: str) -> TrainedModel:
     Raises:
         KDError: where none or several fit; lists the names.
     """
-    exact = [model for model in models if model.name == name]
+    exact = [model for model in models if name in (model.name, model.folder.name)]
     fitting = exact or [model for model in models if name in model.name]
     if len(fitting) == 1:
         return fitting[0]

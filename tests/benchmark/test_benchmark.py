@@ -139,6 +139,8 @@ def test_a_model_that_cannot_be_timed_does_not_stop_the_others(here, capsys):
             "--cpu_speed is for -device cpu, found -device mps",
         ),
         (["-m", "MODEL", "--runtime", "onnx", "--precision", "int8"], "--runtime onnx has no --precision int8"),
+        (["-m", "MODEL", "--precision", "bf16"], "--precision bf16 is of --runtime. Add: --runtime openvino"),
+        (["-m", "MODEL", "--runtime", "torch", "--precision", "bf16"], "bfloat16 needs a processor with bfloat16"),
         (["-m", "MODEL", "-device", "cuda"], "There is no device cuda here. Add: -device cpu"),
         (["-m", "MODEL", "--json", "/dev/null/x/y.json"], "--json /dev/null/x cannot be written to"),
         (["-d", "7", "-p", "nnUNetOther"], "has the -p and -tr asked for. Trained:\n  - nnUNetTrainerKD__"),

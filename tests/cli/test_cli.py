@@ -1,3 +1,4 @@
+import gc
 import json
 import shutil
 import subprocess
@@ -5,7 +6,7 @@ from unittest import mock
 
 import pytest
 
-from nnunetv2_kd.cli.main import main
+from nnunetv2_kd.cli.main import import_command, main
 from tests.conftest import DATASET
 from tests.small_networks import DATASET_JSON, plans
 
@@ -171,3 +172,14 @@ def test_a_planned_student_keeps_the_preprocessed_data(world):
     after = sorted(f.name for f in (world.preprocessed / DATASET).iterdir())
     assert after == sorted([*before, "Half.json"])
     world.train("nnUNetTrainerKDBaseline", "-p", "Half", epochs=1, validate=False)
+
+
+@pytest.mark.parametrize("whole_process", [True, False])
+def test_garbage_is_collected_again_once_a_command_is_imported(whole_process):
+    before = gc.get_freeze_count()
+    try:
+        assert import_command("split-teachers", whole_process).__name__ == "nnunetv2_kd.cli.split_teachers"
+        assert gc.isenabled()
+        assert (gc.get_freeze_count() > before) == whole_process
+    finally:
+        gc.unfreeze()

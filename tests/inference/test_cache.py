@@ -63,6 +63,18 @@ def test_nothing_is_left_of_what_fails(root):
     assert list(root.iterdir()) == []
 
 
+def test_what_killed_processes_have_left(root):
+    entry = cache.cached(KEY, write("content"))
+    old, new, users = root / f"{entry.name}.x1", root / f"{entry.name}.x2", root / "my.folder"
+    for folder in (old, new, users):
+        folder.mkdir()
+        (folder / "file").write_text("half")
+    for folder in (old, entry, users):
+        os.utime(folder, (0, time.time() - 2 * cache.DAY))
+    other = cache.cached(KEY | {"number": 2}, write("other"))
+    assert sorted(root.iterdir()) == sorted([entry, other, new, users])
+
+
 def test_another_process_was_first(root):
     def make(folder):
         if not first.calls:
@@ -100,3 +112,16 @@ def test_nowhere_to_write(monkeypatch, tmp_path):
     entry = cache.cached(KEY, write(str(time.time())))
     assert (entry / "file").is_file()
     assert tmp_path not in entry.parents
+    assert cache.cached(KEY, lambda folder: pytest.fail("made again")) == entry
+
+
+def test_a_temporary_cache_goes_with_its_process(tmp_path):
+    (tmp_path / "file").write_text("")
+    script = (
+        "from nnunetv2_kd.inference.cache import cached\n"
+        "print(cached({'k': 1}, lambda folder: (folder / 'file').write_text('content')))"
+    )
+    environment = os.environ | {"nnUNet_kd_cache": str(tmp_path / "file" / "cache"), "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.stdout.startswith(str(tmp_path / "nnunetv2_kd_")), done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

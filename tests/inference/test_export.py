@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import zipfile
 
@@ -214,6 +215,53 @@ def test_refuses(here, capsys, flags, expected):
     assert main(command(model, "out", "--format", "nnunet", *flags)) == 1
     assert expected in capsys.readouterr().err
     assert sorted(here.rglob("*")) == before
+
+
+def test_images_that_cannot_be_compared_on(here, capsys):
+    """The case is named, and no folder is left."""
+    model = make_model(here / "results")
+    cases = make_images(here / "images", 1)
+    file = here / "images" / f"{cases[0]}_0000.nii.gz"
+    shutil.copyfile(file, here / "images" / f"{cases[0]}_0001.nii.gz")
+    assert main([*command(model, "out")[:-2], "--format", "nnunet"]) == 1
+    (here / "images" / f"{cases[0]}_0001.nii.gz").unlink()
+    assert "box0_0000.nii.gz: has 2 channels, the model expects 1: MRI 0" in capsys.readouterr().err
+    file.write_bytes(b"no image")
+    assert main([*command(model, "out")[:-2], "--format", "nnunet"]) == 1
+    assert "box0_0000.nii.gz cannot be read: " in capsys.readouterr().err
+    (here / "empty").mkdir()
+    assert main([*command(model, "out")[:-4], "-i", "empty", "--format", "nnunet"]) == 1
+    assert "-i empty holds no image named CASE_0000.nii.gz" in capsys.readouterr().err
+    assert not [f.name for f in here.iterdir() if "out" in f.name]
+
+
+def test_models_that_cannot_be_exported(here, capsys, monkeypatch):
+    """A training that has not come to its end, a file cut short, weights of another model, no runtime, no converter."""
+    model = make_model(here / "results")
+    other = make_model(here / "elsewhere", dims=2)
+    make_images(here / "images", 1, labels=here / "labels")
+    checkpoint = model / "fold_0" / "checkpoint_final.pth"
+    whole = checkpoint.read_bytes()
+
+    def refused(expected, *flags):
+        assert main(command(model, "out", *flags)) == 1
+        assert expected in capsys.readouterr().err
+        assert not [f.name for f in here.iterdir() if "out" in f.name]
+
+    checkpoint.write_bytes(whole[:5000])
+    refused("it is cut short, empty, or something else", "--format", "nnunet")
+    shutil.copyfile(other / "fold_0" / "checkpoint_final.pth", checkpoint)
+    refused("must be of one and the same training", "--format", "nnunet")
+    checkpoint.rename(checkpoint.with_name("checkpoint_latest.pth"))
+    refused("the training has not come to its end", "--format", "nnunet")
+    checkpoint.write_bytes(whole)
+    if is_installed("onnx"):
+        with monkeypatch.context() as patched:
+            patched.setattr("torch.onnx.export", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("aten::strange")))
+            refused("cannot be converted to ONNX: RuntimeError: aten::strange", "--format", "onnx")
+    monkeypatch.setattr("nnunetv2_kd.inference.runtimes.package_version", lambda name: None)
+    for runtime in ("onnx", "openvino"):
+        refused(f"--runtime {runtime} is not installed. Type: pip install", "--format", runtime)
 
 
 @needs_openvino

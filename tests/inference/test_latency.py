@@ -137,6 +137,9 @@ def test_by_a_trainer():
 
 def test_parsed():
     assert parse_latency("1.5s") == 1500
+    for given, kept in (("3600s", "3600000ms"), ("1234.5678s", "1234567.8ms"), (300, "300ms"), ("1ms", "1ms")):
+        assert StudentOptions(latency=given).latency == kept
+        assert parse_latency(kept) == parse_latency(given)
     assert parse_latency(300) == 300
     assert parse_features([8, 16]) == parse_features("8, 16") == [8, 16]
     assert StudentOptions(features=[8, 16]).features == "8,16"

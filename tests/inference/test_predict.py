@@ -1,3 +1,4 @@
+import shutil
 import sys
 
 import numpy as np
@@ -74,9 +75,12 @@ def test_a_case_that_fails_is_named_and_the_others_go_on(here, capsys):
     two = sitk.GetImageFromArray(np.zeros((4, 4, 4, 2), np.float32), isVector=True)
     sitk.WriteImage(two, str(here / "three" / "box2_0000.nii.gz"))
     (here / "three" / "box2_0001.nii.gz").write_bytes((here / "three" / "box0_0000.nii.gz").read_bytes())
+    whole = (here / "three" / "box0_0000.nii.gz").read_bytes()
+    (here / "three" / "box3_0000.nii.gz").write_bytes(whole[: len(whole) // 2])  # which ITK fills with 0
     assert main(["predict", "-i", "three", "-o", "out", *MODEL, *ALONE, "--runtime", "torch"]) == 1
     error = capsys.readouterr().err
-    assert "2 of 3 cases were not predicted; 1 were:" in error
+    assert "3 of 4 cases were not predicted; 1 were:" in error
+    assert "  - box3: box3_0000.nii.gz cannot be read: it is cut short or damaged" in error
     assert "  - box1: " in error
     assert "  - box2: " in error
     assert [f.name for f in (here / "out").glob("*.nii.gz")] == ["box0.nii.gz"]
@@ -116,6 +120,24 @@ def test_a_file_cut_short_and_a_training_that_goes_on(here, capsys):
     )
 
 
+@pytest.mark.parametrize("swapped", [0, 1])
+@pytest.mark.parametrize("runtime", ["torch", "measure"])
+def test_weights_of_another_model(here, capsys, swapped, runtime):
+    """In the first fold, and in a later one, which nnU-Net would not load before the first case."""
+    other = add_model(here / "elsewhere", "nnUNetTrainer", features=(8, 16))
+    for fold in (0, 1):
+        folder = add_model(here / "results", "nnUNetTrainerTwo", fold=fold) / f"fold_{fold}"
+        if fold == swapped:
+            shutil.copyfile(other / "fold_0" / "checkpoint_final.pth", folder / "checkpoint_final.pth")
+    command = ["predict", "-i", "my images", "-o", "out", *MODEL[:-1], "0", "1", "-tr", "nnUNetTrainerTwo", *ALONE]
+    assert main([*command, "--runtime", runtime]) == 1
+    error = capsys.readouterr().err
+    assert "nnU-Net cannot load checkpoint_final.pth of " in error
+    assert "size mismatch" in error
+    assert "Weights, plans.json and dataset.json must be of one and the same training" in error
+    assert not list((here / "out").glob("*.nii.gz"))
+
+
 @pytest.mark.parametrize(
     ("runtime", "packages"), [("openvino", ["openvino", "onnx"]), ("onnx", ["onnxruntime", "onnx"])]
 )
@@ -140,6 +162,9 @@ def test_a_runtime_that_is_not_installed(here, capsys, monkeypatch, runtime, pac
             "fold_3/checkpoint_final.pth does not exist\nFolds with checkpoint_final.pth: 0. Name them: -f 0",
         ),
         ({"-c": "2d"}, "nnUNetTrainer__nnUNetPlans__2d/plans.json does not exist"),
+        ({"-d": "999"}, "There is no dataset 999"),
+        ({"-f": "first"}, "-f takes numbers of folds, or all; found first"),
+        ({"-device": "tpu"}, "nnU-Net refuses: -device must be either cpu, mps or cuda"),
         ({"-i": "nowhere"}, "-i nowhere is no folder"),
         ({"-i": "raw"}, "-i raw holds no image named CASE_0000.nii.gz"),
         ({"-device": "cuda"}, "There is no device cuda here. Add: -device cpu"),

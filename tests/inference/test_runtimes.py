@@ -65,6 +65,13 @@ def test_every_kind_of_model_in_every_runtime(here, monkeypatch, kind):
             assert differing(here, runtime) <= (0 if runtime == "torch" else 3), runtime
 
 
+def test_a_cascade_without_its_previous_stage(here, capsys):
+    make_model(here / "results", cascade=True)
+    make_images(here / "images")
+    assert main(["predict", "--runtime", "torch", *arguments("", "out", "3d_cascade_fullres")]) == 1
+    assert "nnU-Net refuses: The requested configuration is a cascaded network" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_folds_predict_together(here, monkeypatch, runtime):
     make_model(here / "results", folds=(0, 1))

@@ -1,12 +1,21 @@
 import csv
 import json
+import re
 import shutil
 
+import numpy as np
 import pytest
 
 from nnunetv2_kd.cli.main import main
+from nnunetv2_kd.inference.runtimes import is_installed
+from nnunetv2_kd.leaderboard import evaluate
+from nnunetv2_kd.nnunet.trained_models import find_models
 from tests.conftest import DATASET
-from tests.scored_models import shifted
+from tests.scored_models import shifted, write
+from tests.untrained_models import DATASET as UNTRAINED
+from tests.untrained_models import add_images, add_model, make_folders
+
+TIMED = ["-d", "7", "--time", "1", "-device", "cpu"]
 
 
 def test_prints_a_table_and_writes_nothing(family, capsys, tmp_path):
@@ -44,9 +53,21 @@ def test_worker_processes_score_the_same(family, tmp_path):
         (["-d", "7", "--reference", "Small"], "--reference Small fits 3 of the models"),
         (["-d", "7", "-i", "images"], "-i is given alone"),
         (["-d", "7", "-o", "/dev/null/out"], "-o /dev/null/out cannot be written to"),
+        (["-d", "7", "--runtime", "torch"], "--runtime is what models run in for -i IMAGES and --time N"),
+        ([*TIMED, "--precision", "bf16"], "--precision bf16 is of --runtime. Add: --runtime openvino"),
+        ([*TIMED, "--runtime", "onnx", "--precision", "int8"], "--runtime onnx has no --precision int8. Add:"),
+        (
+            [*TIMED, "--runtime", "torch", "--precision", "f32", "int8"],
+            "--precision int8 is in none of the runtimes named. Add: --runtime openvino",
+        ),
+        (
+            [*TIMED, "--runtime", "torch", "--precision", "bf16"],
+            "nnU-Net's validation was predicted in f32, and says nothing of torch bf16. Predict in it: -i IMAGES",
+        ),
     ],
 )
-def test_refuses(family, capsys, flags, expected):
+def test_refuses(family, capsys, flags, expected, monkeypatch):
+    monkeypatch.setattr("nnunetv2_kd.networks.cpu_mode.cpu_has_bfloat16", lambda: True)
     assert main(["leaderboard", *flags]) == 1
     error = capsys.readouterr().err
     assert error.startswith("Error: ")
@@ -65,6 +86,48 @@ def test_models_that_cannot_be_timed_are_told(family, capsys):
     family.add("nnUNetTrainerOther", shifted(0))
     assert main(["leaderboard", "-d", "7", "-np", "1", "--time", "1", "-device", "cpu"]) == 0
     assert "not timed: " in capsys.readouterr().out
+
+
+def test_a_row_per_model_and_runtime(family, tmp_path, capsys, monkeypatch):
+    """Of nnU-Net's validation, which was in f32: what runs in another precision is timed, and not scored."""
+    monkeypatch.setattr("nnunetv2_kd.networks.cpu_mode.cpu_has_bfloat16", lambda: True)
+    timed = []
+    monkeypatch.setattr(evaluate, "measured", lambda rows, costs, *_: timed.extend(rows) or costs)
+    flags = ["--runtime", "torch", "measure", "--precision", "f32", "bf16", "-np", "1", "-o", str(tmp_path / "out")]
+    assert main(["leaderboard", *TIMED, *flags]) == 0
+    (board,) = json.loads((tmp_path / "out" / "leaderboard.json").read_text())["datasets"]
+    ways = ["torch f32", "torch bf16", "measure f32", "measure bf16"]
+    assert {row["model"] for row in board["models"]} == {
+        f"{model.name} in {way}" for model in find_models(UNTRAINED)[0] for way in ways
+    }
+    assert [(row.runtime, row.precision) for row in timed[:4]] == [tuple(way.split()) for way in ways]
+    assert all((row["rank"] is None) == ("bf16" in row["model"]) for row in board["models"])
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert "in torch bf16: not scored: nnU-Net's validation was predicted in f32" in out
+    sizes = re.search(r"best Dice at each size: (.*?\))\.", out)
+    assert sizes is not None
+    assert sizes[1].count("measure f32") + sizes[1].count("torch f32") == 2  # teacher, one student
+
+
+@pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
+def test_images_are_predicted_in_every_runtime(tmp_path, monkeypatch):
+    make_folders(tmp_path, monkeypatch)
+    monkeypatch.setenv("nnUNet_kd_cache", str(tmp_path / "cache"))
+    model = add_model(tmp_path / "results", "nnUNetTrainer")
+    for case in add_images(tmp_path / "images", 1):
+        write(tmp_path / "labels" / f"{case}.nii.gz", np.ones((18, 16, 16), np.uint8), (1.0, 1.0, 1.0))
+    flags = ["-i", "images", "-gt", "labels", "-o", "out", "--runtime", "torch", "openvino", "--time", "1", "-np", "1"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["leaderboard", "-d", "7", "-device", "cpu", *flags]) == 0
+    (board,) = json.loads((tmp_path / "out" / "leaderboard.json").read_text())["datasets"]
+    rows = {row["model"]: row for row in board["models"]}
+    assert set(rows) == {f"{model.name} in torch f32", f"{model.name} in openvino f32"}
+    first, second = (row["mean_dice"] for row in rows.values())
+    assert first > 0.02
+    assert first == pytest.approx(second, abs=2e-3)
+    assert all(row["ms_per_case"] > 0 and row["peak_mib"] > 50 for row in rows.values())
+    stamps = sorted((tmp_path / "out" / "predictions" / UNTRAINED).glob("*/made_with.json"))
+    assert [json.loads(stamp.read_text())["runtime"] for stamp in stamps] == ["openvino", "torch"]
 
 
 @pytest.mark.commands

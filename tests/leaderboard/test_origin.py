@@ -1,6 +1,17 @@
 import json
 
-from nnunetv2_kd.leaderboard.origin import alone_of, iterations, kind, provenance, seen_cases, teachers_of
+from nnunetv2_kd.leaderboard.evaluate import rows_of
+from nnunetv2_kd.leaderboard.origin import (
+    alone_of,
+    iterations,
+    kind,
+    origins_of,
+    provenance,
+    seen_cases,
+    teachers_of,
+)
+from nnunetv2_kd.leaderboard.request import RunsIn
+from nnunetv2_kd.leaderboard.short_names import explain_short_names, short_names
 from nnunetv2_kd.nnunet.trained_models import find_models
 from tests.scored_models import DATASET, record, shifted
 
@@ -30,6 +41,23 @@ def test_origins(family):
     assert "SHA-256" in facts["teacher of fold 0"]
     assert facts["options"] == '{"iterations_per_epoch": 10}'
     assert facts["fold 0"] == "10 epochs, nnunetv2_kd 0.1.0"
+
+
+def test_rows_of_one_runtime_belong_together(family):
+    rows, runs_in = rows_of(find_models(DATASET)[0], [RunsIn("torch"), RunsIn("openvino", "bf16")])
+    teacher, alone = (f"nnUNetTrainer{name}__3d_fullres" for name in ("__nnUNetPlans", "KDBaseline__nnUNetPlansSmall"))
+    for teachers in (None, teacher):
+        origins = origins_of(rows, teachers)
+        for where in ("torch f32", "openvino bf16"):
+            student = origins[f"nnUNetTrainerRegionKD__nnUNetPlansSmall__3d_fullres in {where}"]
+            assert student.teacher == f"{teacher} in {where}"
+            assert student.alone_name == f"{alone} in {where}"
+    assert runs_in[f"{alone} in openvino bf16"] == RunsIn("openvino", "bf16")
+    assert "KDBaseline · Small · openvino bf16" in short_names(rows).values()
+    assert "trainer · plans · runtime" in explain_short_names(rows)[0]
+    assert [row.name for row in rows_of(find_models(DATASET)[0], [RunsIn("onnx")])[0]] == [
+        model.name for model in find_models(DATASET)[0]
+    ]
 
 
 def test_iterations_as_recorded_else_as_asked_for_else_as_nnunet_noted(results):

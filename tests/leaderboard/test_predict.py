@@ -11,6 +11,7 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.runtimes import is_installed
 from nnunetv2_kd.leaderboard import predict as module
 from nnunetv2_kd.leaderboard.predict import check_images, predict
+from nnunetv2_kd.leaderboard.request import RunsIn
 from nnunetv2_kd.nnunet.files import check_writable
 from nnunetv2_kd.nnunet.trained_models import find_models
 from tests.scored_models import DATASET, Results, shifted, truth_of, write
@@ -128,7 +129,7 @@ def test_in_another_runtime(tmp_path, monkeypatch):
     images = module.ImageSet(tmp_path / "images", tmp_path, tuple(cases), 1, ".nii.gz")
     stamps = []
     for runtime in (None, "openvino"):
-        predict(model, images, tmp_path / "out", torch.device("cpu"), runtime)
+        predict(model, images, tmp_path / "out", torch.device("cpu"), RunsIn(runtime))
         stamps.append(json.loads((tmp_path / "out" / module.STAMP).read_text()))
         segmentation = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "box0.nii.gz")))
         if runtime is None:
