@@ -147,7 +147,11 @@ def seen_cases(model: TrainedModel) -> str:
     """Which folds' teachers were trained on validation cases, in words; empty where none was."""
     folds = []
     for fold in model.folds:
-        seen = [teacher.seen_validation_cases for teacher in fold.record.teachers] if fold.record else []
+        record = fold.record
+        teachers = record.teachers if record else ()
+        if record and record.teacher_labels and not record.teacher_labels.validation_cases:
+            teachers += record.teacher_labels.teachers
+        seen = [teacher.seen_validation_cases for teacher in teachers]
         if any(count != 0 for count in seen):
             known = max((count for count in seen if count is not None), default=0)
             folds.append(f"fold {fold.name}: {'an unknown number' if None in seen else known}")

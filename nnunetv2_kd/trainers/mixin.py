@@ -21,6 +21,7 @@ from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.networks.threads import limit_threads
 from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.splits import read_splits
+from nnunetv2_kd.nnunet.teacher_labels import agreement_note
 from nnunetv2_kd.record import Record
 from nnunetv2_kd.regions import Labels
 from nnunetv2_kd.students.shrink import made_from
@@ -42,11 +43,11 @@ from nnunetv2_kd.trainers.checkpoint import (
     stock_name,
 )
 from nnunetv2_kd.trainers.ema import WeightAverage
-from nnunetv2_kd.trainers.messages import about_student, about_teachers
+from nnunetv2_kd.trainers.messages import about_labels, about_student, about_teachers
 from nnunetv2_kd.trainers.optimizer import default_optimizer, make_optimizer
 from nnunetv2_kd.trainers.options import Options, options_file, resolve_options
 from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, in_log_line, judge
-from nnunetv2_kd.trainers.provenance import make_record, write_record
+from nnunetv2_kd.trainers.provenance import make_record, teacher_labels, write_record
 from nnunetv2_kd.trainers.schedule import factor_at
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ class DistillationMixin(Base):
         self._check_previous_stage()
         self.precision = self._set_cpu_mode(self.network, "student", trained=True)
         self._start_average()
+        self._say(*about_labels(teacher_labels(self), len(self.do_split()[1])))
         if self.distils:
             self._start_distillation()
         super().on_train_start()
@@ -366,6 +368,11 @@ class DistillationMixin(Base):
 
     def _validation_batches(self) -> Iterator[Batch]:
         return (next(self.dataloader_val) for _ in range(ASSESSED_BATCHES))
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        super().perform_actual_validation(save_probabilities)
+        note = agreement_note(self.dataset_json, self.do_split()[1])
+        self._say(*([f"This validation Dice is {note}."] if note else []))
 
     # ---- checkpoints
 
