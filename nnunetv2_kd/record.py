@@ -118,7 +118,7 @@ class TrainingRecord:
         patch_size: voxels.
         precision: how the student computed.
         augmentation: the nnU-Net trainer whose augmentation it was.
-        initial_weights: ``random``, or a file.
+        initial_weights: ``random``, a file, or which model the student began as a part of.
         early_stopping: epochs of patience; None: there was none.
     """
 
@@ -158,6 +158,7 @@ class Record:
         teachers: that taught it, running or stored; empty for a student that was trained alone.
         stored: the store that it was trained from; None where its teachers ran.
         methods: name to where it comes from, of methods that are not this package's own.
+        start: the model that the student began as a part of; None where it did not.
         teacher_labels: of a dataset in which a teacher labelled cases; None where people labelled all.
         training, environment: None in records of before these were written.
     """
@@ -173,6 +174,7 @@ class Record:
     training: TrainingRecord | None = None
     environment: EnvironmentRecord | None = None
     teacher_labels: TeacherLabelsRecord | None = None
+    start: TeacherRecord | None = None
 
     @property
     def iterations_per_epoch(self) -> int | None:

@@ -151,6 +151,8 @@ def seen_cases(model: TrainedModel) -> str:
         teachers = record.teachers if record else ()
         if record and record.teacher_labels and not record.teacher_labels.validation_cases:
             teachers += record.teacher_labels.teachers
+        if record and record.start:
+            teachers += (record.start,)
         seen = [teacher.seen_validation_cases for teacher in teachers]
         if any(count != 0 for count in seen):
             known = max((count for count in seen if count is not None), default=0)

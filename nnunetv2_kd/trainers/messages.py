@@ -34,6 +34,11 @@ def about_teachers(teacher: Teacher, student_params: int, student_fold: int | st
     ]
 
 
+def about_start(record: TeacherRecord, student_fold: int | str) -> list[str]:
+    """Which model a student begins as a part of, and a warning where that has seen its validation cases."""
+    return [f"The student begins as a part of {record}", *_seen_warning(record, student_fold)]
+
+
 def about_labels(labels: TeacherLabelsRecord | None, validation: int) -> list[str]:
     """Whose labels the student is trained and validated on, where not all are people's.
 
@@ -67,6 +72,11 @@ def _warnings(record: TeacherRecord, student_params: int, student_fold: int | st
             f"WARNING: the student ({format_count(student_params)} parameters) is as large as its teacher "
             f"({format_count(record.params)}). Ask for a smaller one: student.width, params or flops in the options."
         )
+    return [*lines, *_seen_warning(record, student_fold)]
+
+
+def _seen_warning(record: TeacherRecord, student_fold: int | str) -> list[str]:
+    lines = []
     if record.seen_validation_cases != 0:
         seen = "an unknown number" if record.seen_validation_cases is None else record.seen_validation_cases
         lines.append(

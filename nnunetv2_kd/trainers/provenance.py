@@ -36,6 +36,7 @@ def make_record(trainer: Any) -> Record:
         training=training_conditions(trainer),
         environment=environment_on(_device_name(trainer.device)),
         teacher_labels=teacher_labels(trainer),
+        start=trainer.began_as_part_of,
     )
 
 
