@@ -97,7 +97,7 @@ def write_options(made: Made, checkpoint: str) -> dict[str, Any]:
     Returns:
         The options.
     """
-    (first, *others), file = made.labellers, options_file()
+    (first, *others), file = made.teaching, options_file()
     if others or len(first.records) > 1:
         teacher: dict[str, Any] = {"stored_teacher": STORE}
     else:
@@ -119,8 +119,8 @@ def next_commands(made: Made, args: argparse.Namespace, stored: bool) -> list[tu
         ({}, ["nnUNetv2_preprocess", "-d", number, "-plans_name", made.plans, "-c", made.configuration]),
     ]
     if stored:
-        folders = [word for labeller in made.labellers for word in ("--teacher_folder", str(labeller.folder))]
-        folds = list(dict.fromkeys(record.fold for labeller in made.labellers for record in labeller.records))
+        folders = [word for labeller in made.teaching for word in ("--teacher_folder", str(labeller.folder))]
+        folds = [record.fold for record in made.teaching[0].records]
         store = ["nnUNetv2_kd", "store", "-d", number, "-c", made.configuration, *plans, *folders, "-f", *folds]
         store += [] if args.chk == FINAL else ["-chk", args.chk]
         store += ["--trust_pickle"] * args.trust_pickle
@@ -153,6 +153,11 @@ def summary(made: Made) -> list[str]:
         f"Made: {made.folder}",
         f"  {made.labelled} labelled cases and {len(kept)} scans labelled by "
         + ", ".join(f"{labeller.folder.name} (fold {_folds(labeller)})" for labeller in made.labellers),
+    ]
+    lines += [
+        f"  {labeller.folder} labels only: its folds or its voxels are not those of {made.teaching[0].folder.name}"
+        for labeller in made.labellers
+        if labeller not in made.teaching
     ]
     if left_out:
         lines.append(f"  left out: {len(left_out)} scans, the first: ")

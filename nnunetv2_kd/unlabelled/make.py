@@ -6,8 +6,10 @@ a small network trained on what a large nnU-Net labelled, scans of unstable labe
 """
 
 import errno
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from nnunetv2_kd.nnunet.files import locked, read_json
 from nnunetv2_kd.nnunet.plans import Plans
 from nnunetv2_kd.nnunet.splits import SPLITS
 from nnunetv2_kd.nnunet.teacher_labels import KEY, labelling_teachers, labels_without_ignore, teacher_labelled
-from nnunetv2_kd.teachers.check import channels
+from nnunetv2_kd.teachers.check import channels, check_same_task
 from nnunetv2_kd.unlabelled.labelled import NOBODY, Labelled, joined_splits, read_labelled
 from nnunetv2_kd.unlabelled.labellers import (
     Labeller,
@@ -32,7 +34,7 @@ from nnunetv2_kd.unlabelled.labellers import (
     same_reader_problems,
 )
 from nnunetv2_kd.unlabelled.output import PROGRESS, Output, output_name, unset_variables, write_preprocessed
-from nnunetv2_kd.unlabelled.pseudo_labels import Rules, as_segmentation, pseudo_labels
+from nnunetv2_kd.unlabelled.pseudo_labels import PseudoLabels, Rules, as_segmentation, pseudo_labels
 from nnunetv2_kd.unlabelled.scans import Scan, check_scans, find_scans
 
 STUDENT_KEYS = ("kd", "kd_student")  # of plans that this package made: the teacher's own size is no shrunken one here
@@ -67,6 +69,7 @@ class Made:
         folder: under ``nnUNet_raw``.
         plans: name of the plans beside its preprocessed data, which are the first teacher's.
         labelled: how many cases have labels of people.
+        teaching: those that can also teach while the student trains: with the first one's folds and voxels.
         scans: case to what is known of it: ``agreement``, ``ignored`` and ``voxels``, and why it was ``left_out``.
         structures: that the teachers label.
     """
@@ -75,6 +78,7 @@ class Made:
     plans: str
     configuration: str
     labellers: Sequence[Labeller]
+    teaching: Sequence[Labeller]
     labelled: int
     scans: dict[str, dict[str, Any]]
     structures: Sequence[str]
@@ -121,12 +125,17 @@ def make(request: Request, say: Callable[[str], None]) -> Made:
             made = _finish(request, labellers, labelled, output, dataset_json)
         (output.folder / "lock").unlink(missing_ok=True)
     except OSError as error:
-        full = "The disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"Cannot be written: {error}"
-        raise KDError(
-            f"{full}: {output.folder} holds {len(output.scans)} finished scans, which are kept. Make room and go on "
-            f"with: {request.command}"
-        ) from error
+        raise _cannot_write(request, output, error) from error
     return made
+
+
+def _cannot_write(request: Request, output: Output, error: Exception) -> KDError:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or not shutil.disk_usage(output.folder).free
+    what = "The disk is full" if full else f"{output.folder} cannot be written to ({error})"
+    return KDError(
+        f"{what}: {output.folder} holds {len(output.scans)} finished scans, which are kept. Once that is mended, go on "
+        f"with: {request.command}"
+    )
 
 
 def _dataset_name(request: Request) -> str | None:
@@ -176,13 +185,14 @@ def _label_all(
     failed = []
     for scan in tqdm(todo, desc="labelling", unit="scan", disable=None):
         try:
-            facts = _label(request, labellers, scan, output, dataset_json)
-        except (OSError, KDError):  # of the disk
-            raise
+            labels, properties = _label(request, labellers, scan, dataset_json)
         except Exception as error:  # of any kind: the other scans go on, and it is told at the end
             failed.append(f"{scan.case}: {type(error).__name__}: {error}")
             continue
-        output.done(scan.case, facts)
+        try:
+            _place(request, labellers[0], scan, labels, properties, output, dataset_json["file_ending"])
+        except Exception as error:  # of the disk, for which every image library has an error of its own
+            raise _cannot_write(request, output, error) from error
     if failed:
         title = f"{len(failed)} of {len(scans)} scans could not be labelled; the others are, and are kept:"
         line = f"Take these scans away and begin anew, or mend what is told and go on with: {request.command}"
@@ -190,41 +200,47 @@ def _label_all(
 
 
 def _label(
-    request: Request, labellers: Sequence[Labeller], scan: Scan, output: Output, dataset_json: dict[str, Any]
-) -> dict[str, Any]:
-    """Label one scan and put it into its place.
-
-    Returns:
-        What is known of it.
-    """
+    request: Request, labellers: Sequence[Labeller], scan: Scan, dataset_json: dict[str, Any]
+) -> tuple[PseudoLabels, dict[str, Any]]:
+    """The labels of one scan, and nnU-Net's properties of it."""
     first = labellers[0]
-    labels = PlansManager(first.plans).get_label_manager(first.dataset_json)
+    manager = PlansManager(first.plans).get_label_manager(first.dataset_json)
     teachers = sum(len(labeller.records) for labeller in labellers)
     mean: Any = np.float32(0)  # ``(K, *S)`` once the first has spoken
     members: list[np.ndarray] = []
     properties: dict[str, Any] = {}
     for labeller in labellers:
         for probabilities, read in labeller.probabilities(scan.files):
-            members.append(as_segmentation(probabilities, labels))
+            members.append(as_segmentation(probabilities, manager))
             mean = mean + probabilities / teachers
             properties = properties or read
     structures = {name: value for name, value in first.structures.items() if name != "background"}
     ignore = dataset_json["labels"].get("ignore", 0)
-    found = pseudo_labels(mean, members, labels, structures, ignore, request.rules)
+    return pseudo_labels(mean, members, manager, structures, ignore, request.rules), properties
+
+
+def _place(
+    request: Request,
+    first: Labeller,
+    scan: Scan,
+    labels: PseudoLabels,
+    properties: dict[str, Any],
+    output: Output,
+    ending: str,
+) -> None:
+    """Write what is known of a scan, after its label and its image where it is not left out."""
     why = ""
-    if found.agreement is not None and found.agreement < request.rules.scan_dice:
-        why = f"the teachers agree by a Dice of {found.agreement:.3f} only"
-    facts = {"agreement": found.agreement, "ignored": found.ignored, "voxels": found.voxels, "left_out": why}
-    if why:
-        return facts
-    ending = dataset_json["file_ending"]
-    with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=output.folder) as folder:
-        written = Path(folder) / f"{scan.case}{ending}"
-        first.reader().write_seg(found.segmentation, str(written), properties)
-        written.replace(output.folder / "labelsTr" / written.name)
-    for channel, file in enumerate(scan.files):
-        output.add("imagesTr", f"{scan.case}_{channel:04d}{ending}", file, request.copy)
-    return facts
+    if labels.agreement is not None and labels.agreement < request.rules.scan_dice:
+        why = f"the teachers agree by a Dice of {labels.agreement:.3f} only"
+    else:
+        with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=output.folder) as folder:
+            written = Path(folder) / f"{scan.case}{ending}"
+            first.reader().write_seg(labels.segmentation, str(written), properties)
+            written.replace(output.folder / "labelsTr" / written.name)
+        for channel, file in enumerate(scan.files):
+            output.add("imagesTr", f"{scan.case}_{channel:04d}{ending}", file, request.copy)
+    facts = {"agreement": labels.agreement, "ignored": labels.ignored, "voxels": labels.voxels, "left_out": why}
+    output.done(scan.case, facts)
 
 
 def _finish(
@@ -264,12 +280,27 @@ def _finish(
         plans=plans["plans_name"],
         configuration=labellers[0].configuration,
         labellers=labellers,
+        teaching=_teaching(labellers, plans, content),
         labelled=len(labelled.images),
         scans=output.scans,
         structures=[name for name in labels_without_ignore(dataset_json) if name != "background"],
         uses_ignore="ignore" in dataset_json["labels"],
         splits=splits,
     )
+
+
+def _teaching(labellers: Sequence[Labeller], plans: Plans, dataset_json: dict[str, Any]) -> list[Labeller]:
+    """The first teacher, and those that share its folds' numbers and look at the same preprocessed voxels."""
+    first = labellers[0]
+    found = []
+    for labeller in labellers:
+        if [record.fold for record in labeller.records] != [record.fold for record in first.records]:
+            continue
+        with suppress(KDError):  # it then labels only
+            own = labeller.plans, labeller.dataset_json
+            check_same_task(own, (plans, dataset_json), labeller.configuration, first.configuration)
+            found.append(labeller)
+    return found
 
 
 def student_base(plans: Plans, dataset: str) -> Plans:

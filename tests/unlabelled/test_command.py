@@ -9,7 +9,6 @@ import pytest
 import SimpleITK as sitk
 import yaml
 
-from nnunetv2_kd.unlabelled.make import Request
 from tests.conftest import DATA, DATASET
 
 NAME = "Dataset104_HippocampusTeacherLabels"
@@ -166,16 +165,16 @@ def test_a_number_that_is_none_is_refused(world, scans):
 def test_what_is_finished_stays_and_the_same_line_goes_on(world, scans, monkeypatch):
     from nnunetv2_kd.unlabelled import make
 
-    plain = make._label
+    plain = make._place
     fails = {"now": True}
 
-    def full(request: Request, labellers, scan, output, dataset_json):
+    def full(request, first, scan, labels, properties, output, ending):
         if fails["now"] and len(output.scans) == 2:
             raise OSError(28, "No space left on device")
         assert scan.case not in output.scans
-        return plain(request, labellers, scan, output, dataset_json)
+        plain(request, first, scan, labels, properties, output, ending)
 
-    monkeypatch.setattr(make, "_label", full)
+    monkeypatch.setattr(make, "_place", full)
     flags = ("-d", "4", "-f", "0")
     done = unlabelled(world, scans, *flags, check=False)
     assert "The disk is full" in done.stderr
@@ -189,6 +188,33 @@ def test_what_is_finished_stays_and_the_same_line_goes_on(world, scans, monkeypa
     assert len(json_of(world)["teacher_labels"]["cases"]) == SCANS
     again = unlabelled(world, scans, *flags, check=False)
     assert "exists already and was kept as it is; take another number" in again.stderr
+
+
+def test_a_scan_that_fails_is_named_after_the_others_are_done(world, scans, monkeypatch):
+    from nnunetv2_kd.unlabelled.labellers import Labeller
+
+    plain, broken = Labeller.probabilities, sorted(scans.iterdir())[0]
+
+    def failing(self, files):
+        if files[0] == broken:
+            raise RuntimeError("no memory")
+        return plain(self, files)
+
+    monkeypatch.setattr(Labeller, "probabilities", failing)
+    done = unlabelled(world, scans, "-d", "4", "-f", "0", check=False)
+    assert "1 of 3 scans could not be labelled; the others are, and are kept:" in done.stderr
+    assert f"{broken.name.removesuffix('_0000.nii.gz')}: RuntimeError: no memory" in done.stderr
+    monkeypatch.undo()
+    assert "2 of 3 scans are labelled already." in unlabelled(world, scans, "-d", "4", "-f", "0").stdout
+
+
+def test_a_cascade_is_refused(world, scans):
+    file = world.model("nnUNetTrainer") / "plans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_fullres"]["previous_stage"] = "3d_lowres"
+    file.write_text(json.dumps(plans))
+    done = unlabelled(world, scans, "-d", "4", "-f", "0", check=False)
+    assert "is a cascade: it needs the predictions of 3d_lowres" in done.stderr
 
 
 def test_scans_on_which_teachers_disagree_are_left_out_and_listed(world, scans, monkeypatch):
