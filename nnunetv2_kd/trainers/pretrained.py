@@ -31,7 +31,7 @@ def check_pretrained(file: Path, network: nn.Module, student: StudentOptions) ->
     weights = read_checkpoint(file, trust_pickle=True)["network_weights"]  # as nnU-Net is about to read it
     differing = [
         f"{name} is {_shape(weights.get(name))} in the file and {_shape(tensor)} in the student"
-        for name, tensor in network.state_dict().items()
+        for name, tensor in (*network.named_parameters(), *network.named_buffers())  # each once
         if NOT_TRANSFERRED not in name and _shape(weights.get(name)) != _shape(tensor)
     ]
     if differing:
