@@ -177,6 +177,13 @@ def provenance(model: TrainedModel) -> list[tuple[str, str]]:
         for teacher in fold.record.teachers:
             where = f"{teacher.folder}, fold {teacher.fold}, {teacher.checkpoint}, SHA-256 {teacher.sha256}"
             facts.append((f"teacher of fold {fold.name}", where))
+        if fold.record.start is not None:
+            facts.append((f"fold {fold.name} begins as a part of", str(fold.record.start)))
+        if fold.record.teacher_labels is not None:
+            labels = fold.record.teacher_labels
+            who = ", ".join(str(teacher) for teacher in labels.teachers)
+            told = f"{len(labels.cases)} training and {labels.validation_cases} validation cases labelled by {who}"
+            facts.append((f"labels of fold {fold.name}", told))
         if fold.record.stored is not None:
             stored = fold.record.stored
             facts.append((f"stored teacher of fold {fold.name}", f"{stored.folder}, by: {stored.command}"))
