@@ -72,6 +72,9 @@ class StudentOptions(CheckedOptions):
         "shape into the plans; never by a training",
     )
     convs_per_stage: int | None = Field(None, ge=1, description="convolutions (or blocks) per stage, at most")
+    start: Literal["teacher"] | None = Field(
+        None, description="teacher: begin with a selection of the teacher's channels instead of random weights"
+    )
 
     @field_validator("features", mode="before")
     @classmethod

@@ -70,6 +70,21 @@ class StoredTeacherRecord:
 
 
 @dataclass(frozen=True, config=_CONFIG)
+class TeacherLabelsRecord:
+    """Which of a student's cases have a teacher's labels and no person's.
+
+    Attributes:
+        cases: names of those in the training split.
+        validation_cases: how many validation cases have them. A Dice on these is agreement with the teacher.
+        teachers: the models that labelled.
+    """
+
+    cases: tuple[str, ...]
+    validation_cases: int
+    teachers: tuple[TeacherRecord, ...]
+
+
+@dataclass(frozen=True, config=_CONFIG)
 class ShrinkRecord:
     """How a student's plans were made; their key ``kd_student``.
 
@@ -103,7 +118,7 @@ class TrainingRecord:
         patch_size: voxels.
         precision: how the student computed.
         augmentation: the nnU-Net trainer whose augmentation it was.
-        initial_weights: ``random``, or a file.
+        initial_weights: ``random``, a file, or which model the student began as a part of.
         early_stopping: epochs of patience; None: there was none.
     """
 
@@ -143,6 +158,8 @@ class Record:
         teachers: that taught it, running or stored; empty for a student that was trained alone.
         stored: the store that it was trained from; None where its teachers ran.
         methods: name to where it comes from, of methods that are not this package's own.
+        start: the model that the student began as a part of; None where it did not.
+        teacher_labels: of a dataset in which a teacher labelled cases; None where people labelled all.
         training, environment: None in records of before these were written.
     """
 
@@ -156,6 +173,8 @@ class Record:
     methods: dict[str, str] = field(default_factory=dict)
     training: TrainingRecord | None = None
     environment: EnvironmentRecord | None = None
+    teacher_labels: TeacherLabelsRecord | None = None
+    start: TeacherRecord | None = None
 
     @property
     def iterations_per_epoch(self) -> int | None:

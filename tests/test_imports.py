@@ -13,7 +13,7 @@ ORDER = (
     {"cli"},
     {"demo"},
     {"leaderboard"},
-    {"benchmark"},
+    {"benchmark", "unlabelled"},
     {"inference", "trainers", "testing"},
     {"distillation"},
     {"teachers", "students"},

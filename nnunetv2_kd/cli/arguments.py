@@ -25,7 +25,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nnunetv2_kd {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (_plan, _split_teachers, _store, _predict, _export, _benchmark, _leaderboard, _doctor, _demo):
+    for add in (
+        _plan,
+        _split_teachers,
+        _store,
+        _unlabelled,
+        _predict,
+        _export,
+        _benchmark,
+        _leaderboard,
+        _doctor,
+        _demo,
+    ):
         add(subparsers)
     return parser
 
@@ -129,6 +140,60 @@ def _store(subparsers: Any) -> None:
         "--trust_pickle", action="store_true", help="load checkpoints with more than plain data in them"
     )
     parser.add_argument("--bfloat16", action="store_true", help="on a CPU that has the instructions: faster")
+    parser.add_argument("-device", default="cuda", choices=DEVICES, help="default: cuda")
+
+
+def _unlabelled(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "unlabelled",
+        help="let a teacher label scans, and make a dataset of them for a student",
+        description="Make a dataset in nnU-Net's raw format from the cases of a labelled dataset and from scans that "
+        "nobody labelled, whose labels are one or several teachers'. Where these are not sure, voxels get nnU-Net's "
+        "ignore label. With --train a student is trained right away. Without -d all labels are the teacher's.",
+        epilog="Interrupted: the same line again goes on. docs/unlabelled.md shows the whole way.",
+    )
+    parser.add_argument("-i", type=Path, required=True, metavar="SCANS", help="folder with CASE_0000.nii.gz ...")
+    parser.add_argument("-o", required=True, metavar="DATASET", help="number, or name, of the dataset to make")
+    parser.add_argument("-d", metavar="DATASET", help="the labelled cases; default: none")
+    parser.add_argument(
+        "--teacher_folder",
+        type=Path,
+        action="append",
+        metavar="FOLDER",
+        help="any nnU-Net model's folder; several times: several teachers; default: the model of -d, -tr, -p and -c",
+    )
+    parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="default: nnUNetTrainer")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
+    parser.add_argument("-f", nargs="+", metavar="FOLD", help="the teachers' folds; default: all that are trained")
+    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="ignore voxels whose label has a lower mean probability; default: 0, none",
+    )
+    parser.add_argument(
+        "--votes",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="of several teachers or folds: ignore voxels whose label fewer of them give; default: 1, all must",
+    )
+    parser.add_argument(
+        "--scan_dice",
+        type=float,
+        default=0.7,
+        metavar="DICE",
+        help="of several: leave out scans on which their mean Dice with their mean is lower; default: 0.7",
+    )
+    parser.add_argument("--copy", action="store_true", help="copy images and labels; default: link them")
+    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
+    parser.add_argument(
+        "--trust_pickle", action="store_true", help="load checkpoints with more than plain data in them"
+    )
+    parser.add_argument("--train", action="store_true", help="then preprocess, and train a student of fold 0")
     parser.add_argument("-device", default="cuda", choices=DEVICES, help="default: cuda")
 
 

@@ -27,6 +27,7 @@ from nnunetv2_kd.leaderboard.scores import (
 )
 from nnunetv2_kd.nnunet.datasets import ground_truth_folder, training_images
 from nnunetv2_kd.nnunet.splits import Split, read_splits
+from nnunetv2_kd.nnunet.teacher_labels import agreement_note
 from nnunetv2_kd.nnunet.trained_models import TrainedModel, find_models, pick
 
 JOBS_WORTH_A_PROCESS = 16  # starting one takes seconds
@@ -45,6 +46,7 @@ class Evaluation:
         tolerance: of the normalised surface Dice in mm.
         timing: how the models were timed, in words; empty where they were not.
         is_validation: whether the cases are the models' own validation cases, which a teacher may have seen.
+        agreement: what Dice is where a teacher labelled validation cases, in words; empty where people labelled all.
         truths, predictions, images: where the files are: a folder, by model and case, by case (one file per channel).
         problems: what is missing or went wrong, one line each.
     """
@@ -58,6 +60,7 @@ class Evaluation:
     tolerance: float
     timing: str = ""
     is_validation: bool = True
+    agreement: str = ""
     truths: Path | None = None
     predictions: Mapping[tuple[str, str], Path] = field(default_factory=dict)
     images: Mapping[str, list[str]] = field(default_factory=dict)
@@ -91,7 +94,7 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
         if name is not None:  # a name that fits none is told before hours of scoring
             pick(among, name, flag)
     say(f"{dataset}: {len(alike)} models" + (f", {len(models)} rows" if len(models) > len(alike) else ""))
-    image_set = None
+    image_set, agreement = None, ""
     if request.images is not None and request.truths is not None and request.output is not None:
         image_set = check_images(request.images, request.truths, models[0].dataset_json)
         to_score = _predicted(models, runs_in, image_set, request, request.output / "predictions" / dataset, say)
@@ -105,6 +108,7 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
             if row.precision != "f32"
         ]
         source = "nnU-Net's own validation of each fold (summary.json)"
+        agreement = agreement_note(models[0].dataset_json, sorted({job.case for job in to_score.jobs}))
     rows = to_score.failed + _score(to_score.jobs, request.processes, say)
     costs = {model.name: size_of(model) for model in models}
     scored = [_image_files(models[0], case, image_set) for case in sorted({row["case"] for row in rows})]
@@ -117,10 +121,11 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
         structures=structures,
         scores=pd.DataFrame(rows, columns=list(SCORE_COLUMNS)),
         costs=costs,
-        source=source,
+        source=f"{source}: {agreement}" if agreement else source,
         tolerance=request.tolerance,
         timing=timing,
         is_validation=image_set is None,
+        agreement=agreement,
         truths=image_set.truths if image_set is not None else ground_truth_folder(dataset),
         predictions={(job.model, job.case): job.prediction for job in to_score.jobs},
         images={case: _image_files(models[0], case, image_set) for case in sorted({job.case for job in to_score.jobs})},

@@ -149,7 +149,13 @@ def seen_cases(model: TrainedModel) -> str:
     """Which folds' teachers were trained on validation cases, in words; empty where none was."""
     folds = []
     for fold in model.folds:
-        seen = [teacher.seen_validation_cases for teacher in fold.record.teachers] if fold.record else []
+        record = fold.record
+        teachers = record.teachers if record else ()
+        if record and record.teacher_labels and not record.teacher_labels.validation_cases:
+            teachers += record.teacher_labels.teachers
+        if record and record.start:
+            teachers += (record.start,)
+        seen = [teacher.seen_validation_cases for teacher in teachers]
         if any(count != 0 for count in seen):
             known = max((count for count in seen if count is not None), default=0)
             folds.append(f"fold {fold.name}: {'an unknown number' if None in seen else known}")
@@ -173,6 +179,13 @@ def provenance(model: TrainedModel) -> list[tuple[str, str]]:
         for teacher in fold.record.teachers:
             where = f"{teacher.folder}, fold {teacher.fold}, {teacher.checkpoint}, SHA-256 {teacher.sha256}"
             facts.append((f"teacher of fold {fold.name}", where))
+        if fold.record.start is not None:
+            facts.append((f"fold {fold.name} begins as a part of", str(fold.record.start)))
+        if fold.record.teacher_labels is not None:
+            labels = fold.record.teacher_labels
+            who = ", ".join(str(teacher) for teacher in labels.teachers)
+            told = f"{len(labels.cases)} training and {labels.validation_cases} validation cases labelled by {who}"
+            facts.append((f"labels of fold {fold.name}", told))
         if fold.record.stored is not None:
             stored = fold.record.stored
             facts.append((f"stored teacher of fold {fold.name}", f"{stored.folder}, by: {stored.command}"))

@@ -14,7 +14,9 @@ def summary(board: Board) -> list[str]:
     if not board.ranked:
         return ["No model has a score yet."]
     best = board.ranked[0]
-    lines = [f"Highest mean Dice: {_with_dice(best)}." + _how_often_first(best)]
+    agreement = board.evaluation.agreement
+    lines = [f"Every Dice here is {agreement}."] if agreement else []
+    lines += [f"Highest mean Dice: {_with_dice(best)}." + _how_often_first(best)]
     students = [entry for entry in board.ranked if entry.kind != TEACHER]
     if students and students[0] is not best:
         lines.append(f"Best that is no teacher: {_with_dice(students[0])}{_size_against(students[0], best)}.")

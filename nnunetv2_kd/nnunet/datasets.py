@@ -31,6 +31,22 @@ def preprocessed_folder(dataset: str) -> Path:
     return folder
 
 
+def raw_folder(dataset: str) -> Path:
+    """Folder of a dataset under ``nnUNet_raw``.
+
+    Args:
+        dataset: ``4`` or ``Dataset004_Hippocampus``.
+
+    Raises:
+        KDError: where the variable is not set or the dataset is not there.
+    """
+    folder = Path(nnUNet_raw) / _dataset_name(dataset, nnUNet_raw)
+    if not (folder / "dataset.json").is_file():
+        present = ", ".join(sorted(found.name for found in Path(nnUNet_raw).glob(DATASETS))) or "no dataset"
+        raise KDError(f"{folder / 'dataset.json'} does not exist; {nnUNet_raw} holds {present}.")
+    return folder
+
+
 def trained_dataset(dataset: str) -> str:
     """The whole name of a dataset that has a folder under ``nnUNet_results``.
 

@@ -92,7 +92,9 @@ def student_plans(
     asked = sorted(
         name
         for name in type(student).model_fields
-        if getattr(student, name) is not None and not (name == "latency" and student.latency == measured)
+        if name != "start"
+        and getattr(student, name) is not None
+        and not (name == "latency" and student.latency == measured)
     )
     if asked:
         raise KDError(

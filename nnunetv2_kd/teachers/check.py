@@ -7,6 +7,7 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.nnunet.teacher_labels import labels_without_ignore
 
 CONFIGURATION_KEYS = (
     "spacing",
@@ -42,7 +43,7 @@ def check_same_task(
 
     compared = [
         ("input channels", channels(dataset_t), channels(dataset_s)),
-        ("labels", dataset_t.get("labels"), dataset_s.get("labels")),
+        ("labels", labels_without_ignore(dataset_t), labels_without_ignore(dataset_s)),
         ("regions_class_order", dataset_t.get("regions_class_order"), dataset_s.get("regions_class_order")),
         ("axis order", plans_t.get("transpose_forward"), plans_s.get("transpose_forward")),
         ("patch dimensions", len(config_t["patch_size"]), len(config_s["patch_size"])),

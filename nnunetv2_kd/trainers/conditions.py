@@ -1,6 +1,5 @@
 """What may make one arm of a comparison stronger than another, for the record."""
 
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -28,12 +27,17 @@ def training_conditions(trainer: Any) -> TrainingRecord:
         patch_size=tuple(int(size) for size in trainer.configuration_manager.patch_size),
         precision="float16 (AMP)" if trainer.grad_scaler is not None else trainer.precision,
         augmentation=f"of {base_trainer(type(trainer)).__name__}",
-        initial_weights=initial_weights(sys.argv),
+        initial_weights=trainer.initial_weights,
         early_stopping=None,  # nnU-Net has none
     )
 
 
 def initial_weights(command: Sequence[str]) -> str:
     """``random``, or the file that the command names."""
+    return pretrained_file(command) or "random"
+
+
+def pretrained_file(command: Sequence[str]) -> str | None:
+    """That the command names; None where it names none."""
     named = [after for before, after in pairwise(command) if before == PRETRAINED]
-    return named[0] if named else "random"
+    return named[0] if named else None

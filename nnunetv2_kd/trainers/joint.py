@@ -184,6 +184,12 @@ class JointMixin(DistillationMixin):
                 "names one that is trained already. Remove it, or train with -tr nnUNetTrainerRegionKD."
             )
 
+        if self.options.student.start is not None:
+            raise KDError(
+                f"{type(self).__name__} trains its own teacher beside the student, which has no part to begin with: "
+                "remove student.start from the options, or train with -tr nnUNetTrainerRegionKD."
+            )
+
     def _make_teacher(self, labels: Labels) -> Teacher:
         network = build_network(
             self._teacher_plans,

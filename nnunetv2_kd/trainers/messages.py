@@ -6,7 +6,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.networks.cost import network_cost
-from nnunetv2_kd.record import TeacherRecord
+from nnunetv2_kd.record import TeacherLabelsRecord, TeacherRecord
 from nnunetv2_kd.students.shrink import shrink_record
 from nnunetv2_kd.teachers.teacher import Teacher
 
@@ -34,6 +34,37 @@ def about_teachers(teacher: Teacher, student_params: int, student_fold: int | st
     ]
 
 
+def about_start(record: TeacherRecord, student_fold: int | str) -> list[str]:
+    """Which model a student begins as a part of, and a warning where that has seen its validation cases."""
+    return [f"The student begins as a part of {record}", *_seen_warning(record, student_fold)]
+
+
+def about_labels(labels: TeacherLabelsRecord | None, validation: int) -> list[str]:
+    """Whose labels the student is trained and validated on, where not all are people's.
+
+    Args:
+        labels: None where they are.
+        validation: how many validation cases there are.
+    """
+    if labels is None:
+        return []
+    models = ", ".join(f"{teacher.folder} (fold {teacher.fold})" for teacher in labels.teachers)
+    lines = [f"{len(labels.cases)} training cases have no label of a person: {models} labelled them."]
+    seen = [teacher.seen_validation_cases for teacher in labels.teachers]
+    if labels.validation_cases:
+        lines.append(
+            f"WARNING: a teacher labelled {labels.validation_cases} of the {validation} validation cases: pseudo Dice "
+            "and validation Dice are agreement with the teacher, not accuracy."
+        )
+    elif any(count != 0 for count in seen):
+        known = "an unknown number" if None in seen else max(count for count in seen if count is not None)
+        lines.append(
+            f"WARNING: the teachers that labelled have seen {known} of the {validation} validation cases: validation "
+            "Dice may be too good. Recorded."
+        )
+    return lines
+
+
 def _warnings(record: TeacherRecord, student_params: int, student_fold: int | str) -> list[str]:
     lines = []
     if student_params >= record.params:
@@ -41,6 +72,11 @@ def _warnings(record: TeacherRecord, student_params: int, student_fold: int | st
             f"WARNING: the student ({format_count(student_params)} parameters) is as large as its teacher "
             f"({format_count(record.params)}). Ask for a smaller one: student.width, params or flops in the options."
         )
+    return [*lines, *_seen_warning(record, student_fold)]
+
+
+def _seen_warning(record: TeacherRecord, student_fold: int | str) -> list[str]:
+    lines = []
     if record.seen_validation_cases != 0:
         seen = "an unknown number" if record.seen_validation_cases is None else record.seen_validation_cases
         lines.append(

@@ -21,8 +21,10 @@ from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.networks.threads import limit_threads
 from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.splits import read_splits
-from nnunetv2_kd.record import Record
+from nnunetv2_kd.nnunet.teacher_labels import agreement_note
+from nnunetv2_kd.record import Record, TeacherRecord
 from nnunetv2_kd.regions import Labels
+from nnunetv2_kd.students.part_of_teacher import begin_as_part
 from nnunetv2_kd.students.shrink import made_from
 from nnunetv2_kd.students.size import student_plans
 from nnunetv2_kd.teachers.ensemble import EnsembleTeacher, check_different
@@ -30,7 +32,7 @@ from nnunetv2_kd.teachers.find import StudentIdentity, teacher_folder
 from nnunetv2_kd.teachers.load import load_teacher
 from nnunetv2_kd.teachers.running import RunningTeacher
 from nnunetv2_kd.teachers.stored.store import Store, store_folder
-from nnunetv2_kd.teachers.stored.teacher import StoredTeacher, stored_records
+from nnunetv2_kd.teachers.stored.teacher import StoredTeacher, first_stored, stored_records
 from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput
 from nnunetv2_kd.trainers import environment, trained_parts
 from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
@@ -41,12 +43,14 @@ from nnunetv2_kd.trainers.checkpoint import (
     recorded_options,
     stock_name,
 )
+from nnunetv2_kd.trainers.conditions import initial_weights, pretrained_file
 from nnunetv2_kd.trainers.ema import WeightAverage
-from nnunetv2_kd.trainers.messages import about_student, about_teachers
+from nnunetv2_kd.trainers.messages import about_labels, about_start, about_student, about_teachers
 from nnunetv2_kd.trainers.optimizer import default_optimizer, make_optimizer
 from nnunetv2_kd.trainers.options import Options, options_file, resolve_options
+from nnunetv2_kd.trainers.pretrained import check_pretrained
 from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, in_log_line, judge
-from nnunetv2_kd.trainers.provenance import make_record, write_record
+from nnunetv2_kd.trainers.provenance import make_record, teacher_labels, write_record
 from nnunetv2_kd.trainers.schedule import factor_at
 
 if TYPE_CHECKING:
@@ -106,6 +110,7 @@ class DistillationMixin(Base):
         self._bar: tqdm | None = None
         self._resumed: Record | None = None
         self._resumed_state: dict[str, Any] = {}
+        self.began_as_part_of: TeacherRecord | None = None
         self._split: tuple[Any, Any] | None = None
         self._average: WeightAverage | None = None
         self.precision: str = cpu_mode.STOCK
@@ -134,6 +139,9 @@ class DistillationMixin(Base):
         if self.options.seed is not None:
             environment.seed_everything(self.options.seed)
         super().initialize()
+        pretrained = pretrained_file(sys.argv)
+        if pretrained is not None:
+            check_pretrained(Path(pretrained), plain_network(self.network), self.options.student)
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         options = self.options.optimizer
@@ -145,9 +153,11 @@ class DistillationMixin(Base):
         if not self.was_initialized:
             self.initialize()
         check_same_method(self._resumed, self.options.model_dump(mode="json"), self.output_folder)
+        self._begin_as_part_of_teacher()
         self._check_previous_stage()
         self.precision = self._set_cpu_mode(self.network, "student", trained=True)
         self._start_average()
+        self._say(*about_labels(teacher_labels(self), len(self.do_split()[1])))
         if self.distils:
             self._start_distillation()
         super().on_train_start()
@@ -155,6 +165,36 @@ class DistillationMixin(Base):
             write_record(self)
         if self.teacher is not None:
             self._say(*self.teacher.assess(self._validation_batches))
+
+    def _begin_as_part_of_teacher(self) -> None:
+        """Where the options ask for it, and the training does not go on from a checkpoint."""
+        if self._resumed is not None:
+            self.began_as_part_of = self._resumed.start
+        if self.options.student.start is None or self._resumed is not None or self.current_epoch > 0:
+            return
+        options = self.options.all_teachers()[0]
+        if self.options.stored_teacher is not None:
+            data = Path(self.preprocessed_dataset_folder)
+            options = first_stored(Store(store_folder(data.parent, data.name, self.options.stored_teacher)))
+        teacher = load_teacher(
+            options,
+            self._identity(),
+            self.plans_manager.plans,
+            self.dataset_json,
+            read_splits(Path(self.preprocessed_dataset_folder_base)),
+            self.do_split()[1],
+            self.enable_deep_supervision,
+        )
+        begin_as_part(plain_network(self.network), teacher.network)
+        self.began_as_part_of = teacher.records()[0]
+        self._say(*about_start(self.began_as_part_of, self.fold))
+
+    @property
+    def initial_weights(self) -> str:
+        """``random``, a file, or which model the student began as a part of; of a resumed training what it was."""
+        if self._resumed is not None and self._resumed.training is not None and self._resumed.training.initial_weights:
+            return self._resumed.training.initial_weights
+        return initial_weights(sys.argv) if self.began_as_part_of is None else f"a part of {self.began_as_part_of}"
 
     def _start_average(self) -> None:
         if self.options.ema is None:
@@ -366,6 +406,11 @@ class DistillationMixin(Base):
 
     def _validation_batches(self) -> Iterator[Batch]:
         return (next(self.dataloader_val) for _ in range(ASSESSED_BATCHES))
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        super().perform_actual_validation(save_probabilities)
+        note = agreement_note(self.dataset_json, self.do_split()[1])
+        self._say(*([f"This validation Dice is {note}."] if note else []))
 
     # ---- checkpoints
 

@@ -13,8 +13,11 @@ from nnunetv2_kd.methods.registry import source_of
 from nnunetv2_kd.networks.cpu_mode import processor_name
 from nnunetv2_kd.nnunet.files import write_text
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE, RECORD_FILE
-from nnunetv2_kd.record import Record, environment_on
+from nnunetv2_kd.nnunet.splits import Split, read_splits
+from nnunetv2_kd.nnunet.teacher_labels import KEY, labelling_teachers, teacher_labelled
+from nnunetv2_kd.record import Record, TeacherLabelsRecord, TeacherRecord, environment_on
 from nnunetv2_kd.students.shrink import shrink_record
+from nnunetv2_kd.teachers.check import seen_validation_cases
 from nnunetv2_kd.trainers.conditions import training_conditions
 
 
@@ -32,7 +35,35 @@ def make_record(trainer: Any) -> Record:
         methods={name: str(source) for name in trainer.options.terms if (source := source_of(name)) is not None},
         training=training_conditions(trainer),
         environment=environment_on(_device_name(trainer.device)),
+        teacher_labels=teacher_labels(trainer),
+        start=trainer.began_as_part_of,
     )
+
+
+def teacher_labels(trainer: Any) -> TeacherLabelsRecord | None:
+    """Which of a trainer's cases have a teacher's labels; None where none has."""
+    labelled = teacher_labelled(trainer.dataset_json)
+    if not labelled:
+        return None
+    training, validation = trainer.do_split()
+    splits = read_splits(Path(trainer.preprocessed_dataset_folder_base))
+    return TeacherLabelsRecord(
+        cases=tuple(case for case in training if case in labelled),
+        validation_cases=sum(case in labelled for case in validation),
+        teachers=tuple(
+            TeacherRecord(**teacher, seen_validation_cases=_seen(trainer, teacher, splits, validation))
+            for teacher in labelling_teachers(trainer.dataset_json)
+        ),
+    )
+
+
+def _seen(trainer: Any, teacher: dict[str, Any], splits: list[Split], validation: list[str]) -> int | None:
+    """How many validation cases a teacher that labelled was trained on, where it is of the labelled dataset, whose
+    folds this one has; else None."""
+    of_dataset = trainer.dataset_json[KEY]["of_dataset"]
+    if Path(teacher["folder"]).parent.name != of_dataset:
+        return None
+    return seen_validation_cases(splits, teacher["fold"], trainer.fold, validation)
 
 
 def write_record(trainer: Any) -> None:

@@ -60,6 +60,29 @@ def test_rows_of_one_runtime_belong_together(family):
     ]
 
 
+def test_models_that_labelled_or_that_a_student_began_with_may_have_seen_its_validation_cases(results):
+    alone = record("nnUNetTrainerKDBaseline")
+    model = {"folder": "M", "fold": "1", "checkpoint": "c.pth", "sha256": "0", "trainer": "T", "epoch": 1, "params": 9}
+    labels = {"cases": ["a", "b"], "validation_cases": 0, "teachers": [model | {"seen_validation_cases": 4}]}
+    results.add("nnUNetTrainerKDBaseline", shifted(0), kd=alone | {"teacher_labels": labels})
+    results.add(
+        "nnUNetTrainerKDBaseline_5epochs", shifted(0), kd=alone | {"start": model | {"seen_validation_cases": 3}}
+    )
+    # what these validation cases are compared with is the teacher's word: nothing is left to have seen
+    of_teacher = labels | {"validation_cases": 5}
+    results.add("nnUNetTrainerKDBaseline_6epochs", shifted(0), kd=alone | {"teacher_labels": of_teacher})
+    models = {model.trainer: model for model in find_models(DATASET)[0]}
+    assert [seen_cases(models[f"nnUNetTrainerKDBaseline{suffix}"]) for suffix in ("", "_5epochs", "_6epochs")] == [
+        "fold 0: 4",
+        "fold 0: 3",
+        "",
+    ]
+    assert all(kind(model, []) == "student alone" for model in models.values())
+    facts = dict(provenance(models["nnUNetTrainerKDBaseline"]))
+    assert facts["labels of fold 0"].startswith("2 training and 0 validation cases labelled by M, fold 1")
+    assert "M, fold 1" in dict(provenance(models["nnUNetTrainerKDBaseline_5epochs"]))["fold 0 begins as a part of"]
+
+
 def test_iterations_as_recorded_else_as_asked_for_else_as_nnunet_noted(results):
     asked = record("nnUNetTrainerKDBaseline")
     training = {"epochs": 10, "iterations_per_epoch": 30, "batch_size": 2, "cases": 16}

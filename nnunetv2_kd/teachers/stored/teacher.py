@@ -1,11 +1,13 @@
 """A stored teacher: what it says about a batch comes in with the batch."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.methods import Methods, on_features, tapped_stages
 from nnunetv2_kd.networks.stages import match_strides, stage_modules
@@ -163,6 +165,15 @@ class StoredTeacher(Teacher):
             arrays = self.store.vectors(case)
             self._vectors[case] = {name: torch.from_numpy(arrays[name]).to(self.device) for name in wanted}
         return self._vectors[case]
+
+
+def first_stored(store: Store) -> TeacherOptions:
+    """Where the first of a store's teachers was when it was stored."""
+    teacher = store.header["teachers"][0]
+    fold = teacher["fold"]
+    return TeacherOptions(
+        folder=Path(teacher["folder"]), fold="all" if fold == "all" else int(fold), checkpoint=teacher["checkpoint"]
+    )
 
 
 def stored_records(store: Store, splits: list[Split], fold: Fold, validation: list[str]) -> list[TeacherRecord]:

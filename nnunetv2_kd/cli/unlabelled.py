@@ -1,0 +1,197 @@
+"""``nnUNetv2_kd unlabelled``: a dataset of labelled cases and of scans that teachers labelled, and a student of it."""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from nnunetv2.paths import nnUNet_results
+from rich.console import Console
+from rich.table import Table
+
+from nnunetv2_kd.config import TeacherOptions
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.inference.device import check_device
+from nnunetv2_kd.networks.threads import limit_threads
+from nnunetv2_kd.nnunet.datasets import dataset_id, raw_folder
+from nnunetv2_kd.nnunet.files import write_text
+from nnunetv2_kd.nnunet.model_folder import FINAL
+from nnunetv2_kd.teachers.find import StudentIdentity, teacher_folder
+from nnunetv2_kd.trainers.options import VARIABLE, options_file, read_options_file
+from nnunetv2_kd.unlabelled.labellers import Models
+from nnunetv2_kd.unlabelled.make import Made, Request, make
+from nnunetv2_kd.unlabelled.output import OPTIONS, PROGRESS
+from nnunetv2_kd.unlabelled.pseudo_labels import Rules
+
+STORE = "labellers"
+SHOWN = 10  # scans that are left out, by name
+
+
+def run(args: argparse.Namespace) -> int:
+    for flag in ("confidence", "votes", "scan_dice"):
+        if not 0 <= getattr(args, flag) <= 1:
+            raise KDError(f"--{flag} must be between 0 and 1, found {getattr(args, flag):g}.")
+    device = torch.device(args.device)
+    check_device(device)
+    limit_threads(device)
+    dataset = raw_folder(args.d) if args.d is not None else None
+    request = Request(
+        dataset=dataset,
+        scans=args.i,
+        output=args.o,
+        models=Models(
+            folders=tuple(model_folders(args, dataset)),
+            folds=tuple(args.f) if args.f else None,
+            checkpoint=args.chk,
+            trust_pickle=args.trust_pickle,
+            mirroring=not args.disable_tta,
+            device=device,
+        ),
+        rules=Rules(args.confidence, args.votes, args.scan_dice),
+        copy=args.copy,
+        command=shlex.join(["nnUNetv2_kd", *sys.argv[1:]]),
+    )
+    console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    made = make(request, say)
+    options = write_options(made, args.chk)
+    for line in summary(made):
+        say(line)
+    console.print(scan_table(made))
+    commands = list(next_commands(made, args, "stored_teacher" in options))
+    say("Training the student:" if args.train else "Train the student, or add --train above:")
+    for env, command in commands:
+        say("  " + " ".join([*(f"{name}={shlex.quote(value)}" for name, value in env.items()), shlex.join(command)]))
+        if args.train:
+            train(env, command)
+    return 0
+
+
+def model_folders(args: argparse.Namespace, dataset: Path | None) -> list[Path]:
+    """Those named, or the one that -d, -tr, -p and -c name."""
+    if args.teacher_folder:
+        return [folder.expanduser().absolute() for folder in args.teacher_folder]
+    if dataset is None:
+        raise KDError("Without -d there is no default teacher: name a model folder with --teacher_folder.")
+    if not nnUNet_results.is_set():
+        raise KDError(
+            "The environment variable nnUNet_results is not set: no trained model can be found. Set it, or name a "
+            "model folder with --teacher_folder."
+        )
+    identity = StudentIdentity(dataset.name, args.p, args.c, "all")
+    return [teacher_folder(TeacherOptions(trainer=args.tr), identity)]
+
+
+def write_options(made: Made, checkpoint: str) -> dict[str, Any]:
+    """The options file of the student's training: what the user's own options file says, and its teacher. A single
+    teacher runs during the training; several are stored first, because running all would cost as much as all.
+
+    Returns:
+        The options.
+    """
+    (first, *others), file = made.teaching, options_file()
+    if others or len(first.records) > 1:
+        teacher: dict[str, Any] = {"stored_teacher": STORE}
+    else:
+        fold = first.records[0].fold
+        named = {"folder": str(first.folder), "fold": fold if fold == "all" else int(fold)}
+        teacher = {"teacher": named | ({} if checkpoint == FINAL else {"checkpoint": checkpoint})}
+    own = read_options_file(file) if file is not None else {}
+    kept = {key: value for key, value in own.items() if key not in ("teacher", "teachers", "stored_teacher", "combine")}
+    write_text(made.folder / OPTIONS, yaml.safe_dump(teacher | kept, sort_keys=False))
+    return teacher
+
+
+def next_commands(made: Made, args: argparse.Namespace, stored: bool) -> list[tuple[dict[str, str], list[str]]]:
+    """Environment variables and words of the lines from the dataset to a trained student."""
+    number, device = dataset_id(made.folder.name), [] if args.device == "cuda" else ["-device", args.device]
+    plans = [] if made.plans == "nnUNetPlans" else ["-p", made.plans]
+    lines: list[tuple[dict[str, str], list[str]]] = [
+        ({}, ["nnUNetv2_extract_fingerprint", "-d", number, "--verify_dataset_integrity"]),
+        ({}, ["nnUNetv2_preprocess", "-d", number, "-plans_name", made.plans, "-c", made.configuration]),
+    ]
+    if stored:
+        folders = [word for labeller in made.teaching for word in ("--teacher_folder", str(labeller.folder))]
+        folds = [record.fold for record in made.teaching[0].records]
+        store = ["nnUNetv2_kd", "store", "-d", number, "-c", made.configuration, *plans, *folders, "-f", *folds]
+        store += [] if args.chk == FINAL else ["-chk", args.chk]
+        store += ["--trust_pickle"] * args.trust_pickle
+        lines.append(({}, [*store, "-o", STORE, *device]))
+    train_student = ["nnUNetv2_train", number, made.configuration, "0", *plans, "-tr", "nnUNetTrainerRegionKD", *device]
+    lines.append(({VARIABLE: str(made.folder / OPTIONS)}, train_student))
+    return lines
+
+
+def train(env: dict[str, str], command: list[str]) -> None:
+    """One of these lines.
+
+    Raises:
+        KDError: where it fails; the lines after it have been told.
+    """
+    program = Path(sys.executable).parent / command[0]
+    words = [str(program) if program.is_file() else command[0], *command[1:]]
+    done = subprocess.run(words, env=os.environ | env)
+    if done.returncode != 0:
+        raise KDError(
+            f"{command[0]} failed; what it printed says why. The dataset is whole: go on with its line above."
+        )
+
+
+def summary(made: Made) -> list[str]:
+    """What was made, and what must be known of it."""
+    kept = [facts for facts in made.scans.values() if not facts["left_out"]]
+    left_out = {case: facts["left_out"] for case, facts in made.scans.items() if facts["left_out"]}
+    lines = [
+        f"Made: {made.folder}",
+        f"  {made.labelled} labelled cases and {len(kept)} scans labelled by "
+        + ", ".join(f"{labeller.folder.name} (fold {_folds(labeller)})" for labeller in made.labellers),
+    ]
+    lines += [
+        f"  {labeller.folder} labels only: its folds or its voxels are not those of {made.teaching[0].folder.name}"
+        for labeller in made.labellers
+        if labeller not in made.teaching
+    ]
+    if left_out:
+        lines.append(f"  left out: {len(left_out)} scans, the first: ")
+        lines += [f"    {case}: {why}" for case, why in sorted(left_out.items())[:SHOWN]]
+    lines.append(f"  every scan: {made.folder / PROGRESS}")
+    for structure in made.structures:
+        if not any(facts["voxels"][structure] for facts in kept):
+            lines.append(f"  WARNING: the teacher finds {structure} in no scan. Do teacher and scans fit?")
+    if not made.labelled:
+        lines.append("  No case has a label of a person: validation is agreement with the teacher, not accuracy.")
+    return lines
+
+
+def _folds(labeller: Any) -> str:
+    return ", ".join(record.fold for record in labeller.records)
+
+
+def scan_table(made: Made) -> Table:
+    """Over the scans that were kept: how large each structure is, how much is ignored, how far the teachers agree."""
+    import numpy as np
+
+    kept = [facts for facts in made.scans.values() if not facts["left_out"]]
+    table = Table(title=f"{len(kept)} scans")
+    for column in ("", "least", "median", "most"):
+        table.add_column(column, justify="right" if column else "left")
+
+    def row(name: str, values: list[float], digits: int) -> None:
+        table.add_row(name, *(f"{value:.{digits}f}" for value in (min(values), np.median(values), max(values))))
+
+    for structure in made.structures:
+        row(f"{structure}, voxels", [facts["voxels"][structure] for facts in kept], 0)
+    if made.uses_ignore:
+        row("ignored, voxels", [facts["ignored"] for facts in kept], 0)
+    agreements = [facts["agreement"] for facts in kept if facts["agreement"] is not None]
+    if agreements:
+        row("agreement of the teachers, Dice", agreements, 3)
+    return table

@@ -1,0 +1,58 @@
+"""``-pretrained_weights`` of nnUNetv2_train with weights that are not of the student's size."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nnunetv2_kd.config import StudentOptions
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+
+NOT_TRANSFERRED = ".seg_layers."  # by nnU-Net
+
+
+def check_pretrained(file: Path, network: nn.Module, student: StudentOptions) -> None:
+    """nnU-Net can copy all weights of a checkpoint into the student, but for the segmentation layers.
+
+    Args:
+        file: that ``-pretrained_weights`` names.
+        network: the student.
+        student: its options.
+
+    Raises:
+        KDError: where it cannot; says what to do instead. Where the file cannot be read. Where ``student.start`` asks
+            for other initial weights.
+    """
+    if student.start is not None:
+        raise KDError(
+            "-pretrained_weights and the option student.start both say what the student begins with. Leave out one."
+        )
+    weights = read_checkpoint(file, trust_pickle=True)["network_weights"]  # as nnU-Net is about to read it
+    differing = [
+        f"{name} is {_shape(weights.get(name))} in the file and {_shape(tensor)} in the student"
+        for name, tensor in (*network.named_parameters(), *network.named_buffers())  # each once
+        if NOT_TRANSFERRED not in name and _shape(weights.get(name)) != _shape(tensor)
+    ]
+    if differing:
+        raise KDError(
+            f"-pretrained_weights {file} is of a network of another size than this student: {differing[0]}, and "
+            f"{len(differing) - 1} others differ.\n"
+            "For a student that begins as a selection of its teacher's channels leave out -pretrained_weights, and "
+            f"put this into the options file that nnUNet_kd_config names: {_options(file)}\n"
+            "For weights that are copied as they are, where the file was trained with the plans that -p names, train "
+            "as large a student: student: {width: 1}"
+        )
+
+
+def _shape(tensor: Any) -> str:
+    return "missing" if tensor is None else "x".join(map(str, tensor.shape)) or "a number"
+
+
+def _options(file: Path) -> str:
+    """The options that name this very model as the teacher, where the file lies in a model's folder."""
+    folder, fold = file.absolute().parents[1], file.parent.name.removeprefix("fold_")
+    start = "student: {start: teacher}"
+    if not (folder / "plans.json").is_file() or not (fold == "all" or fold.isdigit()):
+        return start
+    return f"{start} and teacher: {{folder: {folder}, fold: {fold}, checkpoint: {file.name}}}"

@@ -1,0 +1,1 @@
+"""A dataset of labelled cases and of scans that teachers labelled."""

@@ -1,0 +1,223 @@
+"""The teachers: any trained nnU-Net models, each on the scans as they are, with its own plans."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
+
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.inference.predictor import FastPredictor
+from nnunetv2_kd.inference.preprocess import preprocess
+from nnunetv2_kd.networks.build import build_network
+from nnunetv2_kd.networks.cost import count_params
+from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+from nnunetv2_kd.nnunet.files import read_json, sha256
+from nnunetv2_kd.nnunet.model_folder import ALL, CheckpointPath, fold_name
+from nnunetv2_kd.nnunet.teacher_labels import labels_without_ignore
+from nnunetv2_kd.record import TeacherRecord
+from nnunetv2_kd.teachers.check import channels
+from nnunetv2_kd.teachers.load import load_strictly
+
+
+class Labeller:
+    """The folds of one model folder.
+
+    Attributes:
+        folder: the model's.
+        plans, dataset_json, configuration: of the model.
+        records: one per fold, as for a checkpoint's record.
+
+    Args:
+        paths: the folds' checkpoints, all of one model folder.
+        device: to predict on.
+        mirroring: whether to average over mirrored images, along the axes that the model was trained with.
+        trust_pickle: load checkpoints with more than plain data in them.
+
+    Raises:
+        KDError: where the model cannot be read or built, or needs another model's predictions.
+    """
+
+    def __init__(
+        self, paths: Sequence[CheckpointPath], device: torch.device, mirroring: bool, trust_pickle: bool
+    ) -> None:
+        self.folder = paths[0].folder
+        self.plans: dict[str, Any] = read_json(self.folder / "plans.json")
+        self.dataset_json: dict[str, Any] = read_json(self.folder / "dataset.json")
+        checkpoints = [read_checkpoint(path.checkpoint, trust_pickle) for path in paths]
+        self.configuration: str = checkpoints[0]["init_args"]["configuration"]
+        manager = PlansManager(self.plans)
+        configuration = manager.get_configuration(self.configuration)
+        if configuration.previous_stage_name is not None:
+            raise KDError(
+                f"{self.folder} is a cascade: it needs the predictions of {configuration.previous_stage_name} for "
+                "every scan. Take a model of one stage, such as 3d_fullres or 3d_lowres."
+            )
+        name = str(checkpoints[0]["trainer_name"])
+        network = build_network(self.plans, self.configuration, self.dataset_json, name, deep_supervision=False)
+        for path, checkpoint in zip(paths, checkpoints, strict=True):
+            load_strictly(network, checkpoint["network_weights"], path)
+        params = count_params(network)
+        self.records = [_record(path, checkpoint, params) for path, checkpoint in zip(paths, checkpoints, strict=True)]
+        self._weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
+        axes = checkpoints[0].get("inference_allowed_mirroring_axes") if mirroring else None
+        self.mirroring: tuple[int, ...] = tuple(axes or ())
+        on_gpu = device.type == "cuda"
+        self._predictor = FastPredictor(
+            use_mirroring=bool(self.mirroring), device=device, perform_everything_on_device=on_gpu, allow_tqdm=False
+        )
+        self._predictor.manual_initialization(
+            network.to(device), manager, configuration, None, self.dataset_json, name, self.mirroring or None
+        )
+
+    @property
+    def reader(self) -> type:
+        """nnU-Net's, of the model's images."""
+        return self._predictor.plans_manager.image_reader_writer_class
+
+    @property
+    def structures(self) -> dict[str, Any]:
+        return labels_without_ignore(self.dataset_json)
+
+    @property
+    def channels(self) -> list[str]:
+        return [str(name) for name in channels(self.dataset_json).values()]
+
+    def probabilities(self, files: Sequence[Path]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """What each fold says about a scan.
+
+        Yields:
+            Probabilities ``(K, *S)``, float32, of classes or of regions, in the scan's own space; and nnU-Net's
+            properties of the scan, to write it with.
+        """
+        predictor = self._predictor
+        image, properties = preprocess(
+            [str(file) for file in files],
+            None,
+            predictor.plans_manager,
+            predictor.configuration_manager,
+            self.dataset_json,
+        )
+        for weights in self._weights:
+            predictor.list_of_parameters = [weights]
+            logits: Tensor = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu()
+            _, probabilities = predictor.segmentation_of(logits, properties, probabilities=True)
+            yield np.asarray(probabilities, dtype=np.float32), properties
+
+
+@dataclass(frozen=True)
+class Models:
+    """Which models label.
+
+    Attributes:
+        folders: of the models.
+        folds: of each; None: all that are trained, ``all`` only where there is no other.
+        checkpoint: file name inside a fold's folder.
+        trust_pickle: load checkpoints with more than plain data in them.
+        mirroring: average over mirrored images.
+        device: to predict on.
+    """
+
+    folders: tuple[Path, ...]
+    folds: tuple[str, ...] | None
+    checkpoint: str
+    trust_pickle: bool
+    mirroring: bool
+    device: torch.device
+
+
+def find_labellers(models: Models) -> tuple[list[Labeller], list[str]]:
+    """Find, check and load the teachers.
+
+    Returns:
+        The teachers, and what is wrong with others, one text each.
+    """
+    labellers, problems = [], []
+    for folder in models.folders:
+        try:
+            paths = [_find(folder, fold, models.checkpoint) for fold in models.folds or _trained(folder, models)]
+            labellers.append(Labeller(paths, models.device, models.mirroring, models.trust_pickle))
+        except KDError as error:
+            told = str(error).replace("set 'teacher: {trust_pickle: true}' in the options file", "add --trust_pickle")
+            problems.append(told)
+    hashes = [record.sha256 for labeller in labellers for record in labeller.records]
+    if len(set(hashes)) < len(hashes):
+        problems.append("a teacher is named twice: the same checkpoint would vote twice")
+    return labellers, problems
+
+
+def label_problems(labeller: Labeller, dataset_json: dict[str, Any], channel_names: Sequence[str]) -> list[str]:
+    """What keeps a model from labelling for a dataset: other structures, other values for them, other channels."""
+    structures, wanted = labeller.structures, labels_without_ignore(dataset_json)
+    problems = [
+        f"{labeller.folder} {has} the label {name}, which the dataset {lacks}"
+        for names, has, lacks in (
+            (structures.keys() - wanted.keys(), "has", "lacks"),
+            (wanted.keys() - structures.keys(), "lacks", "has"),
+        )
+        for name in sorted(names)
+    ]
+    if not problems and structures != wanted:
+        problems.append(f"{labeller.folder} numbers the labels otherwise: {structures}, the dataset {wanted}")
+    if any(isinstance(value, tuple) for value in wanted.values()):
+        orders = [json.get("regions_class_order") for json in (labeller.dataset_json, dataset_json)]
+        if list(structures) != list(wanted) or orders[0] != orders[1]:
+            problems.append(f"{labeller.folder} has its regions in another order than the dataset")
+    own = [name.lower() for name in labeller.channels]
+    if len(own) != len(channel_names) or (len(own) > 1 and own != [name.lower() for name in channel_names]):
+        problems.append(
+            f"{labeller.folder} has the channels {', '.join(labeller.channels)}, the dataset {', '.join(channel_names)}"
+        )
+    return problems
+
+
+def same_reader_problems(labellers: Sequence[Labeller]) -> list[str]:
+    """What keeps several teachers from speaking of the same voxels: readers that turn images in different ways."""
+    readers = sorted({labeller.reader.__name__ for labeller in labellers})
+    if len(readers) < 2:
+        return []
+    return [f"the teachers read images with different readers of nnU-Net: {', '.join(readers)}"]
+
+
+def as_plain(records: Sequence[TeacherRecord]) -> list[dict[str, Any]]:
+    """For dataset.json: without what depends on the student's fold."""
+    plain = [asdict(record) for record in records]
+    for values in plain:
+        del values["seen_validation_cases"]
+    return plain
+
+
+def _find(folder: Path, fold: str, checkpoint: str) -> CheckpointPath:
+    if not (fold == "all" or fold.isdigit()):
+        raise KDError(f"-f must be folds, such as 0 1 2 or all, found {fold}")
+    path = CheckpointPath(folder, fold, checkpoint)
+    files = (folder / "plans.json", folder / "dataset.json", path.checkpoint)
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        there = sorted(f"-f {fold_name(file.parent)} -chk {file.name}" for file in folder.glob("fold_*/*.pth"))
+        found = f"; found {', '.join(there)}" if there else ""
+        raise KDError(f"no teacher: {missing[0]} does not exist{found}")
+    return path
+
+
+def _trained(folder: Path, models: Models) -> list[str]:
+    """The folds that a model has; 0 where it has none, which is then told to be missing."""
+    found = sorted(fold_name(file.parent) for file in folder.glob(f"fold_*/{models.checkpoint}"))
+    return [fold for fold in found if fold != ALL] or found or ["0"]
+
+
+def _record(path: CheckpointPath, checkpoint: dict[str, Any], params: int) -> TeacherRecord:
+    return TeacherRecord(
+        folder=str(path.folder),
+        fold=str(path.fold),
+        checkpoint=path.checkpoint_name,
+        sha256=sha256(path.checkpoint),
+        trainer=str((checkpoint.get("kd") or {}).get("trainer", checkpoint["trainer_name"])),
+        epoch=int(checkpoint["current_epoch"]),
+        params=params,
+        seen_validation_cases=None,
+    )

@@ -1,0 +1,139 @@
+"""The dataset that is made: in nnU-Net's raw format, case by case, so that what is finished stays."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.nnunet.files import read_json, write_whole
+
+PROGRESS = "teacher_labels.json"
+OPTIONS = "student.yaml"
+
+
+def output_name(wanted: str, like: str) -> str:
+    """The whole name of a dataset.
+
+    Args:
+        wanted: ``104``, or a whole name.
+        like: the name of the dataset that the scans join, or of the teacher's.
+
+    Raises:
+        KDError: where it is neither a number nor named as nnU-Net names datasets.
+    """
+    if re.fullmatch(r"Dataset\d{3}_\w+", wanted):
+        return wanted
+    if not re.fullmatch(r"\d{1,3}", wanted):
+        raise KDError(f"-o must be a dataset's number, such as 104, or name, such as Dataset104_Mine; found {wanted}")
+    return f"Dataset{int(wanted):03d}_{like.partition('_')[2] or 'Scans'}TeacherLabels"
+
+
+class Output:
+    """The folder of the dataset under ``nnUNet_raw``.
+
+    Attributes:
+        folder: the folder.
+        scans: case to what is known of it, for the scans that are done: of this and of earlier runs.
+
+    Args:
+        name: of the dataset.
+        settings: all that the labels depend on, in plain values.
+        command: the line that goes on with it.
+    """
+
+    def __init__(self, name: str, settings: dict[str, Any], command: str) -> None:
+        self.folder = Path(nnUNet_raw) / name
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.command = command
+        self.scans: dict[str, dict[str, Any]] = {}
+
+    def problem(self) -> str:
+        """What keeps it from being written; empty for nothing, and then what an earlier run has done is known."""
+        name = self.folder.name
+        others = sorted({str(found) for found in find_candidate_datasets(int(name[7:10]))} - {name})
+        if others:
+            return f"-o: the number {int(name[7:10])} is that of {', '.join(others)} already; take another"
+        if not self.folder.is_dir():
+            places = [Path(root) / name for root in (nnUNet_preprocessed, nnUNet_results) if root.is_set()]
+            there = [str(place) for place in places if place.is_dir()]
+            return f"-o: {', '.join(there)} exists already; take another number" if there else ""
+        if (self.folder / "dataset.json").is_file() or not (self.folder / PROGRESS).is_file():
+            return f"-o: the dataset {self.folder} exists already and was kept as it is; take another number"
+        before = read_json(self.folder / PROGRESS)
+        if before["settings"] != self.settings:
+            return (
+                f"-o: {self.folder} was begun with other scans, teachers or settings, by: {before['command']}. Go on "
+                "with that line, or take another number"
+            )
+        self.scans = before["scans"]
+        return ""
+
+    def begin(self) -> None:
+        for part in ("imagesTr", "labelsTr"):
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
+        self._write_progress()
+
+    def done(self, case: str, facts: Mapping[str, Any]) -> None:
+        """All files of a scan are in their places."""
+        self.scans[case] = dict(facts)
+        self._write_progress()
+
+    def add(self, part: str, name: str, file: Path, copy: bool) -> None:
+        """Link a file into ``imagesTr`` or ``labelsTr``, or copy it where that is wanted or links are not possible."""
+        place = self.folder / part / name
+        place.unlink(missing_ok=True)
+        if not copy:
+            try:
+                place.symlink_to(file.resolve())
+                return
+            except (OSError, NotImplementedError):  # a file system without links
+                place.unlink(missing_ok=True)
+        unfinished = place.with_name(f".{name}.unfinished")
+        try:
+            shutil.copyfile(file, unfinished)
+            os.replace(unfinished, place)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def finish(self, dataset_json: Mapping[str, Any]) -> None:
+        """With its dataset.json the dataset is whole."""
+        write_whole(self.folder / "dataset.json", (json.dumps(dataset_json, indent=1) + "\n").encode())
+
+    def kept(self) -> list[str]:
+        """Scans with labels, sorted."""
+        return sorted(case for case, facts in self.scans.items() if not facts["left_out"])
+
+    def left_out(self) -> list[str]:
+        return sorted(case for case, facts in self.scans.items() if facts["left_out"])
+
+    def _write_progress(self) -> None:
+        content = {"command": self.command, "settings": self.settings, "scans": self.scans}
+        write_whole(self.folder / PROGRESS, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_preprocessed(name: str, files: Mapping[str, Any]) -> Path:
+    """Files beside the data that nnU-Net is going to preprocess.
+
+    Args:
+        files: name to content, as JSON.
+
+    Returns:
+        The dataset's folder under ``nnUNet_preprocessed``.
+    """
+    folder = Path(nnUNet_preprocessed) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        write_whole(folder / file, (json.dumps(content, indent=1) + "\n").encode())
+    return folder
+
+
+def unset_variables() -> Iterable[str]:
+    """Those of nnU-Net's paths that are needed and not set."""
+    return [f"{v.env_var_name} is not set" for v in (nnUNet_raw, nnUNet_preprocessed) if not v.is_set()]
