@@ -32,6 +32,8 @@ class TeacherRecord:
         epoch: how many epochs it was trained for.
         params: its parameters.
         seen_validation_cases: how many of the student's validation cases it was trained on; None: not known.
+        mirrored_axes: of its patches, along which it was mirrored in training (nnU-Net's
+            ``inference_allowed_mirroring_axes``); None: not recorded, or those of a student beside which it learned.
     """
 
     folder: str
@@ -42,6 +44,7 @@ class TeacherRecord:
     epoch: int
     params: int
     seen_validation_cases: int | None
+    mirrored_axes: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         return (
@@ -105,6 +108,7 @@ class TrainingRecord:
         augmentation: the nnU-Net trainer whose augmentation it was.
         initial_weights: ``random``, or a file.
         early_stopping: epochs of patience; None: there was none.
+        mirroring: axes of a patch along which it was mirrored, in training and in prediction; None: not recorded.
     """
 
     epochs: int
@@ -118,6 +122,7 @@ class TrainingRecord:
     augmentation: str | None = None
     initial_weights: str | None = None
     early_stopping: int | None = None
+    mirroring: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -1,5 +1,6 @@
 """Find, check and load the model that teaches."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,8 +59,15 @@ def load_teacher(
         epoch=int(checkpoint["current_epoch"]),
         params=count_params(network),
         seen_validation_cases=seen_validation_cases(splits, path.fold, student.fold, validation),
+        mirrored_axes=mirrored_axes(checkpoint),
     )
     return RunningTeacher(network, record, trained_heads(network, checkpoint.get("optimizer_state")), device)
+
+
+def mirrored_axes(checkpoint: Mapping[str, Any]) -> tuple[int, ...]:
+    """Axes of a patch along which a model was mirrored in training, as nnU-Net's predictor reads a checkpoint: none
+    where it does not say."""
+    return tuple(checkpoint.get("inference_allowed_mirroring_axes") or ())
 
 
 def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: CheckpointPath) -> None:

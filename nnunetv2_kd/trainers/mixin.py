@@ -43,6 +43,7 @@ from nnunetv2_kd.trainers.checkpoint import (
 )
 from nnunetv2_kd.trainers.ema import WeightAverage
 from nnunetv2_kd.trainers.messages import about_student, about_teachers
+from nnunetv2_kd.trainers.mirroring import common_axes, student_axes
 from nnunetv2_kd.trainers.optimizer import default_optimizer, make_optimizer
 from nnunetv2_kd.trainers.options import Options, options_file, resolve_options
 from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, in_log_line, judge
@@ -77,6 +78,7 @@ class DistillationMixin(Base):
     loss: Any
     optimizer: Any
     folder_with_segs_from_previous_stage: Any
+    inference_allowed_mirroring_axes: tuple[int, ...] | None
 
     def __init__(
         self,
@@ -244,6 +246,15 @@ class DistillationMixin(Base):
         store.check(data, (labels.num_heads, labels.has_regions), self.dataset_json, cases)
         records = stored_records(store, read_splits(data.parent), self.fold, validation)
         return StoredTeacher(store, records, cases, labels, self.num_input_channels, self.device)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
+        *others, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        teachers = common_axes(self.teacher.records()) if self.teacher is not None else None
+        allowed, lines = student_axes(tuple(axes or ()), self.options.mirroring, teachers, type(self).__name__)
+        self._say(*lines)
+        in_inference = [axis for axis in self.inference_allowed_mirroring_axes or () if axis in allowed]
+        self.inference_allowed_mirroring_axes = tuple(in_inference) or None  # nnU-Net's predictor fails with ()
+        return (*others, allowed or None)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         training, validation = super().get_tr_and_val_datasets()

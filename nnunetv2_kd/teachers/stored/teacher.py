@@ -167,11 +167,12 @@ class StoredTeacher(Teacher):
 
 def stored_records(store: Store, splits: list[Split], fold: Fold, validation: list[str]) -> list[TeacherRecord]:
     """The models that were stored, as if they taught themselves; see `load_teacher` for the arguments."""
-    names = TeacherRecord.__dataclass_fields__.keys() - {"seen_validation_cases"}
+    names = TeacherRecord.__dataclass_fields__.keys() - {"seen_validation_cases", "mirrored_axes"}
     return [
         TeacherRecord(
             **{name: teacher[name] for name in names},
             seen_validation_cases=seen_validation_cases(splits, teacher["fold"], fold, validation),
+            mirrored_axes=teacher.get("mirrored_axes"),  # older stores do not say
         )
         for teacher in store.header["teachers"]
     ]
