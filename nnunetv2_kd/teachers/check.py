@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
 
 from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.networks.stages import has_stages
 
 CONFIGURATION_KEYS = (
     "spacing",
@@ -64,9 +66,36 @@ def channels(dataset_json: dict[str, Any]) -> Any:
     return dataset_json.get("channel_names", dataset_json.get("modality"))
 
 
+def patch_size(plans: dict[str, Any], configuration: str) -> list[int]:
+    """Of a configuration of the plans."""
+    return list(PlansManager(deepcopy(plans)).get_configuration(configuration).patch_size)
+
+
+def check_patch(network: nn.Module, own: list[int], wanted: list[int]) -> None:
+    """Whether a teacher can run on patches of the student's size, where it is no U-Net, whose strides tell.
+
+    Args:
+        network: the teacher's.
+        own: the patch size that it was built for.
+        wanted: the student's.
+
+    Raises:
+        KDError: where it cannot.
+    """
+    if not has_stages(network) and own != wanted:
+        raise KDError(
+            f"The teacher is a {type(network).__name__}, which runs on patches of the size that it was built for: "
+            f"{own}. The student's are {wanted}. Give the student's plans this patch_size, or store the teacher "
+            "(nnUNetv2_kd store)."
+        )
+
+
 def divisibility_problems(teacher_configuration: dict[str, Any], patch_size: list[int]) -> list[str]:
     """What keeps the teacher from running on a patch: a side that its total stride does not divide."""
-    strides = np.prod(np.vstack(teacher_configuration["architecture"]["arch_kwargs"]["strides"]), axis=0)
+    per_stage = teacher_configuration["architecture"]["arch_kwargs"].get("strides")
+    if per_stage is None:  # no U-Net
+        return []
+    strides = np.prod(np.vstack(per_stage), axis=0)
     if all(side % stride == 0 for side, stride in zip(patch_size, strides, strict=True)):
         return []
     return [

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.networks.build import build_network
+from nnunetv2_kd.networks.build import build_network, find_trainer
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.files import read_json, sha256
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath
 from nnunetv2_kd.record import TeacherRecord
-from nnunetv2_kd.teachers.check import check_same_task, seen_validation_cases
+from nnunetv2_kd.teachers.check import check_patch, check_same_task, patch_size, seen_validation_cases
 from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
 from nnunetv2_kd.teachers.running import RunningTeacher
 
@@ -28,6 +28,7 @@ def load_teacher(
     validation: list[str],
     deep_supervision: bool,
     device: torch.device | None = None,
+    in_patches: bool = True,
 ) -> RunningTeacher:
     """Find, check and load the teacher.
 
@@ -39,6 +40,7 @@ def load_teacher(
             seen some.
         deep_supervision: whether the student is trained with it; the teacher's heads are built accordingly.
         device: to run on; None: the CPU.
+        in_patches: whether it has to run on the student's patches, and not only on patches of its own size.
 
     Raises:
         KDError: where there is no such teacher, it does not fit the student, or its weights do not fit its plans.
@@ -48,20 +50,40 @@ def load_teacher(
     checkpoint = read_checkpoint(path.checkpoint, options.trust_pickle)
     configuration = checkpoint["init_args"]["configuration"]
     check_same_task((plans, dataset_json), (student_plans, student_dataset_json), configuration, student.configuration)
-    network = build_network(plans, configuration, dataset_json, checkpoint["trainer_name"], deep_supervision)
-    load_strictly(network, checkpoint["network_weights"], path)
+    trainer = str(checkpoint["trainer_name"])
+    network = build_network(plans, configuration, dataset_json, trainer, deep_supervision)
+    notes = [] if find_trainer(trainer) is not None else [_not_here(trainer)]
+    try:
+        load_strictly(network, checkpoint["network_weights"], path)
+    except KDError as error:
+        raise KDError("\n".join([str(error), *notes, *([ADD_TRAINER] if notes else [])])) from error
+    if in_patches:
+        check_patch(
+            network, *(patch_size(*model) for model in ((plans, configuration), (student_plans, student.configuration)))
+        )
     record = TeacherRecord(
-        folder=str(path.folder),
+        folder=path.where,
         fold=str(path.fold),
         checkpoint=path.checkpoint_name,
         sha256=sha256(path.checkpoint),
         trainer=str((checkpoint.get("kd") or {}).get("trainer", checkpoint["trainer_name"])),  # ours save stock names
-        epoch=int(checkpoint["current_epoch"]),
+        epoch=int(checkpoint["current_epoch"]) if "current_epoch" in checkpoint else None,
         params=count_params(network),
         seen_validation_cases=seen_validation_cases(splits, path.fold, student.fold, validation),
         mirrored_axes=mirrored_axes(checkpoint),
     )
-    return RunningTeacher(network, record, trained_heads(network, checkpoint.get("optimizer_state")), device)
+    heads = trained_heads(network, checkpoint.get("optimizer_state"))
+    return RunningTeacher(network, record, heads, device, notes=notes)
+
+
+ADD_TRAINER = (
+    "It may build another network than its plans describe: add the folder that holds it to the environment variable "
+    "nnUNet_extTrainer."
+)
+
+
+def _not_here(trainer: str) -> str:
+    return f"The teacher's trainer {trainer} is not here: its network is built from its plans."
 
 
 def mirrored_axes(checkpoint: Mapping[str, Any]) -> tuple[int, ...]:
@@ -96,13 +118,14 @@ def trained_heads(network: nn.Module, optimizer_state: dict[str, Any] | None) ->
 
     nnU-Net builds all heads always, also where a trainer switches deep supervision off. An optimizer keeps a state for
     a parameter only once it had a gradient, so a head without one still has its random weights and teaches nothing.
-    The finest head counts as trained; so do all where the checkpoint holds no optimizer.
+    Released checkpoints often hold no optimizer: there a head whose bias is 0 everywhere, as nnU-Net initialises it,
+    has never been moved (ours). The finest head counts as trained.
     """
     heads = list(getattr(getattr(network, "decoder", None), "seg_layers", []))[::-1]
     if not heads:
         return [True]
     states = (optimizer_state or {}).get("state")
     if not states:
-        return [True] * len(heads)
+        return [True] + [head.bias is None or bool(head.bias.any()) for head in heads[1:]]
     index_of = {id(parameter): index for index, parameter in enumerate(network.parameters())}
     return [True] + [index_of[id(head.weight)] in states for head in heads[1:]]

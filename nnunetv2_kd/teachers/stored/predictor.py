@@ -55,7 +55,7 @@ class CasePredictor:
     ) -> None:
         self.path = find_teacher(options, student)
         self.teacher: RunningTeacher = load_teacher(
-            options, student, plans, dataset_json, [], [], deep_supervision=False
+            options, student, plans, dataset_json, [], [], deep_supervision=False, in_patches=False
         )
         checkpoint = read_checkpoint(self.path.checkpoint, options.trust_pickle)
         own = PlansManager(json.loads((self.path.folder / "plans.json").read_text()))
