@@ -14,9 +14,17 @@ from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.files import read_json, sha256
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath
 from nnunetv2_kd.record import TeacherRecord
-from nnunetv2_kd.teachers.check import check_patch, check_same_task, patch_size, seen_validation_cases
+from nnunetv2_kd.teachers.advice import moved_plans, plans_of_teacher
+from nnunetv2_kd.teachers.check import (
+    check_patch,
+    check_same_task,
+    patch_size,
+    renamed_channel,
+    same_labels_and_channels,
+)
 from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
 from nnunetv2_kd.teachers.running import RunningTeacher
+from nnunetv2_kd.teachers.seen import TrainingCases, training_cases
 
 
 def load_teacher(
@@ -24,7 +32,6 @@ def load_teacher(
     student: StudentIdentity,
     student_plans: dict[str, Any],
     student_dataset_json: dict[str, Any],
-    splits: list[dict[str, list[str]]],
     validation: list[str],
     deep_supervision: bool,
     device: torch.device | None = None,
@@ -36,8 +43,7 @@ def load_teacher(
         options: which teacher.
         student: for which student.
         student_plans, student_dataset_json: what the teacher is compared with.
-        splits, validation: ``splits_final.json`` and the student's validation cases, to tell whether the teacher has
-            seen some.
+        validation: the student's validation cases, to tell whether the teacher has seen some.
         deep_supervision: whether the student is trained with it; the teacher's heads are built accordingly.
         device: to run on; None: the CPU.
         in_patches: whether it has to run on the student's patches, and not only on patches of its own size.
@@ -45,22 +51,33 @@ def load_teacher(
     Raises:
         KDError: where there is no such teacher, it does not fit the student, or its weights do not fit its plans.
     """
-    path = find_teacher(options, student)
+    path = _find(options, student, student_plans, student_dataset_json)
     plans, dataset_json = read_json(path.folder / "plans.json"), read_json(path.folder / "dataset.json")
     checkpoint = read_checkpoint(path.checkpoint, options.trust_pickle)
     configuration = checkpoint["init_args"]["configuration"]
-    check_same_task((plans, dataset_json), (student_plans, student_dataset_json), configuration, student.configuration)
+    own, wanted = (plans, dataset_json), (student_plans, student_dataset_json)
+    try:
+        check_same_task(own, wanted, configuration, student.configuration)
+    except KDError as error:
+        lines = []
+        if in_patches and same_labels_and_channels(dataset_json, student_dataset_json):
+            lines = plans_of_teacher(path, plans, configuration, student)
+            if options.folder is None and options.plans is None:
+                moved = moved_plans(student, *wanted, plans["plans_name"])
+                lines = moved or lines
+        raise KDError("\n".join([str(error), *lines])) from error
     trainer = str(checkpoint["trainer_name"])
     network = build_network(plans, configuration, dataset_json, trainer, deep_supervision)
-    notes = [] if find_trainer(trainer) is not None else [_not_here(trainer)]
+    missing = [] if find_trainer(trainer) is not None else [_not_here(trainer)]
     try:
         load_strictly(network, checkpoint["network_weights"], path)
     except KDError as error:
-        raise KDError("\n".join([str(error), *notes, *([ADD_TRAINER] if notes else [])])) from error
+        raise KDError("\n".join([str(error), *missing, *([ADD_TRAINER] if missing else [])])) from error
     if in_patches:
         check_patch(
             network, *(patch_size(*model) for model in ((plans, configuration), (student_plans, student.configuration)))
         )
+    cases = cases_of(path, plans, dataset_json, checkpoint)
     record = TeacherRecord(
         folder=path.where,
         fold=str(path.fold),
@@ -69,17 +86,46 @@ def load_teacher(
         trainer=str((checkpoint.get("kd") or {}).get("trainer", checkpoint["trainer_name"])),  # ours save stock names
         epoch=int(checkpoint["current_epoch"]) if "current_epoch" in checkpoint else None,
         params=count_params(network),
-        seen_validation_cases=seen_validation_cases(splits, path.fold, student.fold, validation),
+        seen_validation_cases=cases.seen(student.dataset_name, validation),
         mirrored_axes=mirrored_axes(checkpoint),
     )
     heads = trained_heads(network, checkpoint.get("optimizer_state"))
-    return RunningTeacher(network, record, heads, device, notes=notes)
+    return RunningTeacher(
+        network, record, heads, device, notes=[*missing, *renamed_channel(dataset_json, student_dataset_json)]
+    )
+
+
+def _find(
+    options: TeacherOptions, student: StudentIdentity, plans: dict[str, Any], dataset_json: dict[str, Any]
+) -> CheckpointPath:
+    """The teacher's place.
+
+    Raises:
+        KDError: where it is not there; the line that trains it only where it would fit.
+    """
+    try:
+        return find_teacher(options, student)
+    except KDError as error:
+        if options.model_fields_set & {"folder", "plans", "configuration"}:
+            raise
+        lines = moved_plans(student, plans, dataset_json, student.plans_name)
+        if not lines:
+            raise
+        raise KDError("\n".join([str(error).split("\n")[0], *lines])) from error
 
 
 ADD_TRAINER = (
     "It may build another network than its plans describe: add the folder that holds it to the environment variable "
     "nnUNet_extTrainer."
 )
+
+
+def cases_of(
+    path: CheckpointPath, plans: dict[str, Any], dataset_json: dict[str, Any], checkpoint: dict[str, Any]
+) -> TrainingCases:
+    """What is known of the cases that a model was trained on; all arguments are its own."""
+    folder, ending = path.checkpoint.parent, dataset_json["file_ending"]
+    return training_cases(folder, plans["dataset_name"], path.fold, ending, checkpoint.get("kd"))
 
 
 def _not_here(trainer: str) -> str:

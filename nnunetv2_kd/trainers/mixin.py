@@ -20,7 +20,7 @@ from nnunetv2_kd.networks.build import plain_network
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.networks.threads import limit_threads
 from nnunetv2_kd.nnunet.datasets import dataset_id
-from nnunetv2_kd.nnunet.splits import read_splits
+from nnunetv2_kd.nnunet.validation import set_stale_aside
 from nnunetv2_kd.record import Record
 from nnunetv2_kd.regions import Labels
 from nnunetv2_kd.students.shrink import made_from
@@ -225,7 +225,6 @@ class DistillationMixin(Base):
                 self._identity(),
                 self.plans_manager.plans,
                 self.dataset_json,
-                read_splits(Path(self.preprocessed_dataset_folder_base)),
                 self.do_split()[1],
                 self.enable_deep_supervision,
                 self.device,
@@ -244,7 +243,7 @@ class DistillationMixin(Base):
         store = Store(store_folder(data.parent, data.name, str(self.options.stored_teacher)))
         cases, validation = self.do_split()
         store.check(data, (labels.num_heads, labels.has_regions), self.dataset_json, cases)
-        records = stored_records(store, read_splits(data.parent), self.fold, validation)
+        records = stored_records(store, data.parent.name, validation)
         return StoredTeacher(store, records, cases, labels, self.num_input_channels, self.device)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
@@ -377,6 +376,12 @@ class DistillationMixin(Base):
 
     def _validation_batches(self) -> Iterator[Batch]:
         return (next(self.dataloader_val) for _ in range(ASSESSED_BATCHES))
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        if self.local_rank == 0:
+            ending = self.dataset_json["file_ending"]
+            self._say(*set_stale_aside(Path(self.output_folder), self.do_split()[1], ending))
+        super().perform_actual_validation(save_probabilities)
 
     # ---- checkpoints
 

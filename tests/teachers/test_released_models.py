@@ -52,7 +52,7 @@ def make_model(folder: Path, fold="0", file="checkpoint_final.pth", trainer="nnU
 
 def load(folder, **options):
     student = plans(features=(2, 4))
-    return load_teacher(TeacherOptions(folder=folder, **options), STUDENT, student, DATASET_JSON, [], [], True)
+    return load_teacher(TeacherOptions(folder=folder, **options), STUDENT, student, DATASET_JSON, [], True)
 
 
 def test_without_optimizer_log_or_epoch(released):
