@@ -51,8 +51,18 @@ def build_network(
     )
 
 
-def build_on_meta(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> nn.Module:
-    """The network of a configuration without any memory behind it, as nnU-Net would build it for inference."""
+def build_on_meta(
+    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer_name: str | None = None
+) -> nn.Module:
+    """The network of a configuration without any memory behind it, as nnU-Net would build it for inference.
+
+    Args:
+        trainer_name: of a trainer that may build another network than the plans describe; None: nnU-Net's own.
+    """
+    trainer = find_trainer(trainer_name) if trainer_name is not None else None
+    if trainer is not None and trainer.build_network_architecture is not nnUNetTrainer.build_network_architecture:
+        with torch.device("meta"):
+            return build_network(plans, configuration, dataset_json, trainer.__name__, deep_supervision=False)
     manager = PlansManager(deepcopy(plans))
     config = manager.get_configuration(configuration)
     with torch.device("meta"):

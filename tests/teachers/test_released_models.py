@@ -15,6 +15,7 @@ from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.distillation import Distillation
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.methods.registry import read_methods
+from nnunetv2_kd.networks.cost import network_cost
 from nnunetv2_kd.nnunet.model_zip import unpack
 from nnunetv2_kd.regions import Labels
 from nnunetv2_kd.teachers.check import check_patch
@@ -218,3 +219,12 @@ def test_a_transformer_runs_on_patches_of_its_own_size_only(transformer):
     with pytest.raises(KDError, match=r"a Primus, which runs on patches of the size.*\[16, 16, 16\].*\[32, 16, 16\]"):
         check_patch(transformer, [16, 16, 16], [32, 16, 16])
     assert deepcopy(transformer)(torch.randn(1, 1, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
+
+
+def test_the_leaderboard_counts_the_network_of_the_trainer():
+    """And not the U-Net that its plans describe."""
+    cost = network_cost(plans(), "3d_fullres", DATASET_JSON, "nnUNet_Primus_S_Trainer")
+    of_plans = network_cost(plans(), "3d_fullres", DATASET_JSON, "nnUNetTrainerOfSomebody")
+    assert cost.params > 20 * of_plans.params
+    assert cost.flops > 0
+    assert of_plans == network_cost(plans(), "3d_fullres", DATASET_JSON)
