@@ -21,7 +21,9 @@ class TeacherOptions(CheckedOptions):
     trainer: str = Field("nnUNetTrainer", description="the teacher's -tr")
     plans: str | None = Field(None, description="the teacher's -p; default: the plans that the student was made from")
     configuration: str | None = Field(None, description="the teacher's -c; default: the student's")
-    folder: Path | None = Field(None, description="a model folder, instead of trainer, plans and configuration")
+    folder: Path | None = Field(
+        None, description="a model folder, or a zip of nnU-Net's, instead of trainer, plans and configuration"
+    )
     fold: int | Literal["all"] | None = Field(None, description="default: the student's fold")
     checkpoint: str = Field("checkpoint_final.pth", description="file name inside the fold folder")
     trust_pickle: bool = Field(

@@ -29,9 +29,11 @@ class TeacherRecord:
         folder, fold, checkpoint: where it was; `checkpoint` is a file's name.
         sha256: of the checkpoint; empty for a teacher that was trained beside the student.
         trainer: the class that trained it.
-        epoch: how many epochs it was trained for.
+        epoch: how many epochs it was trained for; None: its checkpoint does not say.
         params: its parameters.
         seen_validation_cases: how many of the student's validation cases it was trained on; None: not known.
+        mirrored_axes: of its patches, along which it was mirrored in training (nnU-Net's
+            ``inference_allowed_mirroring_axes``); None: not recorded, or those of a student beside which it learned.
     """
 
     folder: str
@@ -39,14 +41,16 @@ class TeacherRecord:
     checkpoint: str
     sha256: str
     trainer: str
-    epoch: int
+    epoch: int | None
     params: int
     seen_validation_cases: int | None
+    mirrored_axes: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
+        epochs = "an unknown number of" if self.epoch is None else self.epoch
         return (
             f"{self.folder}, fold {self.fold}, {self.checkpoint} (SHA-256 {self.sha256}), trained by {self.trainer} "
-            f"for {self.epoch} epochs, {format_count(self.params)} parameters"
+            f"for {epochs} epochs, {format_count(self.params)} parameters"
         )
 
 
@@ -120,6 +124,7 @@ class TrainingRecord:
         augmentation: the nnU-Net trainer whose augmentation it was.
         initial_weights: ``random``, a file, or which model the student began as a part of.
         early_stopping: epochs of patience; None: there was none.
+        mirroring: axes of a patch along which it was mirrored, in training and in prediction; None: not recorded.
     """
 
     epochs: int
@@ -133,6 +138,7 @@ class TrainingRecord:
     augmentation: str | None = None
     initial_weights: str | None = None
     early_stopping: int | None = None
+    mirroring: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, config=_CONFIG)

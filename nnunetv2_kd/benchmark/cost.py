@@ -36,7 +36,7 @@ def size_of(model: TrainedModel) -> ModelCost:
     sizes = [fold.checkpoint.stat().st_size for fold in model.trained_folds]
     file_mib = max(sizes) / 2**20 if sizes else None
     try:
-        cost = network_cost(model.plans, model.configuration, model.dataset_json)
+        cost = network_cost(model.plans, model.configuration, model.dataset_json, model.trainer)
     except Exception as error:  # an architecture that the plans name may be missing here, or refuse torch's meta device
         problem = f"parameters and FLOPs not known: {type(error).__name__}: {error}"
         return ModelCost(file_mib=file_mib, problem=problem)

@@ -23,7 +23,9 @@ from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from nnunetv2_kd.nnunet.datasets import DATASETS
 from nnunetv2_kd.nnunet.files import why_not_writable
 from nnunetv2_kd.nnunet.model_folder import checkpoints_of
+from nnunetv2_kd.trainers import TRAINERS
 from nnunetv2_kd.trainers.options import VARIABLE, options_file, resolve_options
+from nnunetv2_kd.trainers.variants import variant_names
 
 TRAINER = "nnUNetTrainerRegionKD"
 FIND = (
@@ -121,6 +123,16 @@ def options() -> list[Finding]:
     return [Finding("options", str(file))]
 
 
+def trainers() -> list[Finding]:
+    """What ``-tr`` can name."""
+    names = ", ".join(trainer.__name__ for trainer in TRAINERS)
+    suffixes = ", ".join(f"_{name}" for name in variant_names())
+    return [
+        Finding("trainers", names),
+        Finding("on nnU-Net's variants", f"any of these trainers with one or several of {suffixes}, _<N>epochs"),
+    ]
+
+
 def teachers() -> list[Finding]:
     """Trained models per dataset; without one a student cannot be trained, but a teacher can, so this stops nothing."""
     if not nnUNet_results.is_set() or not Path(nnUNet_results).is_dir():
@@ -150,4 +162,13 @@ def methods() -> list[Finding]:
     return found
 
 
-LOOKS: tuple[Callable[[], list[Finding]], ...] = (versions, found_trainer, paths, device, options, methods, teachers)
+LOOKS: tuple[Callable[[], list[Finding]], ...] = (
+    versions,
+    found_trainer,
+    paths,
+    device,
+    options,
+    trainers,
+    methods,
+    teachers,
+)

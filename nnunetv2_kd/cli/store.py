@@ -92,6 +92,8 @@ def load_models(
                 flags = "-tr, -p, -f, -chk, --teacher_folder and --trust_pickle"
                 raise KDError(f"{error}\n(What is said of an options file is said here by {flags}.)") from error
     check_different([model.teacher for model in models])
+    for note in sorted({note for model in models for note in model.teacher.notes}):
+        print(note)
     return models
 
 

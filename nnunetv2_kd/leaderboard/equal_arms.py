@@ -18,6 +18,7 @@ IN_WORDS = {
     "augmentation": "augmentation",
     "initial_weights": "initial weights",
     "early_stopping": "early stopping",
+    "mirroring": "mirroring",
 }
 SINCE_THE_FIRST = ("epochs", "iterations_per_epoch", "batch_size", "cases")  # all that older records hold
 
@@ -32,10 +33,19 @@ def unequal(mine: TrainingRecord, others: TrainingRecord) -> list[str]:
     return found
 
 
+def _mirroring(training: TrainingRecord) -> str:
+    """What is not recorded was along all axes, as nnU-Net's trainers do unless they are told otherwise."""
+    if training.mirroring is None or len(training.mirroring) == len(training.patch_size or ()):
+        return "all axes"
+    return f"axes {', '.join(map(str, training.mirroring))}" if training.mirroring else "none"
+
+
 def _in_words(training: TrainingRecord, key: str) -> str:
     if training.optimizer is None and key not in SINCE_THE_FIRST:
         return "not recorded"
     value: Any = asdict(training)[key]
+    if key == "mirroring":
+        return _mirroring(training)
     if isinstance(value, Mapping):
         return ", ".join(str(part) if name == "name" else f"{name} {part}" for name, part in value.items())
     return "none" if value is None else str(value)

@@ -1,7 +1,6 @@
 """How each model was made, who its teacher is, and the same student without a teacher."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from nnunetv2_kd.leaderboard.equal_arms import unequal
 from nnunetv2_kd.nnunet.files import sha256
 from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel, pick
+from nnunetv2_kd.trainers.variants import split_name
 
 STOCK, TEACHER, ALONE, DISTILLED = "nnU-Net", "teacher", "student alone", "student distilled"
 ALONE_TRAINER = "nnUNetTrainerKDBaseline"
@@ -101,8 +101,8 @@ def kind(model: TrainedModel, teachers: Sequence[str]) -> str:
 
 
 def alone_of(model: TrainedModel, models: Sequence[TrainedModel]) -> TrainedModel | None:
-    """The same student without a teacher, trained under the same conditions: same configuration, network and epochs
-    suffix, and the same plans file; else plans of another name trained with the same seed and as long. None where there
+    """The same student without a teacher, trained under the same conditions: same configuration, network, plans and
+    suffixes of the trainer's name; else plans of another name trained with the same seed and as long. None where there
     is none."""
     alone = [other for other in _same_network_alone(model, models) if not _differences(model, other)]
     same_plans = [other for other in alone if other.plans_name == model.plans_name]
@@ -114,7 +114,7 @@ def _same_network_alone(model: TrainedModel, models: Sequence[TrainedModel]) -> 
     return [
         other
         for other in models
-        if other.trainer == ALONE_TRAINER + _suffix(model.trainer)
+        if split_name(other.trainer) == (ALONE_TRAINER, split_name(model.trainer)[1])
         and other.configuration == model.configuration
         and other.runs_in == model.runs_in
         and _network(other) == _network(model)
@@ -195,11 +195,6 @@ def provenance(model: TrainedModel) -> list[tuple[str, str]]:
 def _training(model: TrainedModel) -> list[Any]:
     options = model.record.options if model.record is not None else {}
     return [options.get(key) for key in ("epochs", "iterations_per_epoch", "seed")]
-
-
-def _suffix(trainer: str) -> str:
-    found = re.search(r"_\d+epochs?$", trainer)
-    return found[0] if found else ""
 
 
 def _network(model: TrainedModel) -> Any:

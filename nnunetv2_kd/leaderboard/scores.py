@@ -27,6 +27,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.predictor import reader_of
 from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel
+from nnunetv2_kd.nnunet.validation import read_validation
 
 SCORED, BOTH_EMPTY, MISSED, FALSE_ALARM, FAILED = "scored", "both empty", "missed", "false alarm", "failed"
 NAN = float("nan")
@@ -99,6 +100,11 @@ def validation_jobs(
         except KDError as error:
             problems.append(f"{model.name}, fold {fold.name}: {error}")
             continue
+        expected = splits[int(fold.name)]["val"] if fold.name.isdigit() and int(fold.name) < len(splits) else []
+        stale = read_validation(fold.folder, ending, expected).stale & entries.keys()
+        if stale:
+            problems.append(f"{model.name}, fold {fold.name}: {_left_out(stale)}")
+            entries = {case: entry for case, entry in entries.items() if case not in stale}
         for case, entry in entries.items():
             truth = truths / f"{case}{ending}" if truths is not None else None
             prediction = fold.summary.parent / f"{case}{ending}"
@@ -116,10 +122,24 @@ def validation_jobs(
                     entry["metrics"],
                 )
             )
-        expected = splits[int(fold.name)]["val"] if fold.name.isdigit() and int(fold.name) < len(splits) else []
+        if expected and not set(entries) <= set(expected):
+            problems.append(
+                f"{model.name}, fold {fold.name}: trained with other folds than splits_final.json has now; counted on "
+                "the validation cases that it had"
+            )
+            continue
         for case in sorted(set(expected) - set(entries)):
             missing += failed_rows(model.name, fold.name, case, structures, "not in summary.json")
     return jobs, missing, problems
+
+
+def _left_out(stale: Iterable[str]) -> str:
+    names = sorted(stale)
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"{shown} in its validation folder were left by a training with other folds and may be training cases now: not "
+        "counted"
+    )
 
 
 def failed_rows(model: str, fold: str, case: str, structures: Iterable[str], note: str) -> list[ScoreRow]:

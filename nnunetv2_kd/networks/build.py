@@ -1,30 +1,38 @@
 """Networks as nnU-Net builds them, and out of what wraps them."""
 
 import inspect
+from contextlib import redirect_stdout
 from copy import deepcopy
+from io import StringIO
 from typing import Any
 
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunetv2_kd.errors import KDError
+
+def find_trainer(name: str) -> type[nnUNetTrainer] | None:
+    """The trainer of that name, as nnU-Net finds it; None where it is not here."""
+    with redirect_stdout(StringIO()):  # where nnU-Net looks for it
+        try:
+            found: type[nnUNetTrainer] = recursive_find_trainer_class_by_name(name)
+        except RuntimeError:
+            return None
+    return found
 
 
 def build_network(
     plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer_name: str, deep_supervision: bool
 ) -> nn.Module:
-    """The network that nnU-Net would build to predict with this model, with its deep supervision heads if wanted."""
-    try:
-        trainer_class = recursive_find_trainer_class_by_name(trainer_name)
-    except RuntimeError as error:
-        raise KDError(
-            f"The teacher was trained by {trainer_name}, which nnU-Net cannot find here. Add its folder to the "
-            "environment variable nnUNet_extTrainer."
-        ) from error
+    """The network that nnU-Net would build to predict with this model, with its deep supervision heads if wanted.
+
+    Where the trainer is not here, the one that the plans describe: most trainers build no other.
+    """
+    trainer_class = find_trainer(trainer_name) or nnUNetTrainer
     manager = PlansManager(deepcopy(plans))
     config = manager.get_configuration(configuration)
     described: tuple[Any, ...] = (manager, config)
@@ -43,8 +51,18 @@ def build_network(
     )
 
 
-def build_on_meta(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> nn.Module:
-    """The network of a configuration without any memory behind it, as nnU-Net would build it for inference."""
+def build_on_meta(
+    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer_name: str | None = None
+) -> nn.Module:
+    """The network of a configuration without any memory behind it, as nnU-Net would build it for inference.
+
+    Args:
+        trainer_name: of a trainer that may build another network than the plans describe; None: nnU-Net's own.
+    """
+    trainer = find_trainer(trainer_name) if trainer_name is not None else None
+    if trainer is not None and trainer.build_network_architecture is not nnUNetTrainer.build_network_architecture:
+        with torch.device("meta"):
+            return build_network(plans, configuration, dataset_json, trainer.__name__, deep_supervision=False)
     manager = PlansManager(deepcopy(plans))
     config = manager.get_configuration(configuration)
     with torch.device("meta"):

@@ -21,7 +21,8 @@ class Cost:
     Attributes:
         params: number of parameters.
         flops: floating-point operations of one forward pass of one patch, a multiply-add counted as two.
-        activation_bytes: memory of all convolutions' outputs for one patch in float32, as nnU-Net's planner counts it.
+        activation_bytes: memory of all convolutions' outputs for one patch in float32, as nnU-Net's planner counts it;
+            0 where the network does not tell.
     """
 
     params: int
@@ -34,15 +35,21 @@ def count_params(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def network_cost(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> Cost:
-    """Cost of the network that a configuration of the plans describes, for one patch of its patch size."""
+def network_cost(
+    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer_name: str | None = None
+) -> Cost:
+    """Cost of the network that a configuration of the plans describes, for one patch of its patch size; or of the one
+    that a trainer of that name builds, where that is another."""
     manager = PlansManager(deepcopy(plans))
     config = manager.get_configuration(configuration)
-    network: Any = build_on_meta(plans, configuration, dataset_json)  # of a class that computes its feature maps' size
+    network: Any = build_on_meta(plans, configuration, dataset_json, trainer_name)
     patch = torch.empty(
         (1, determine_num_input_channels(manager, config, dataset_json), *config.patch_size), device="meta"
     )
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(patch)
-    feature_map_size = int(network.compute_conv_feature_map_size(tuple(config.patch_size)))
+    try:
+        feature_map_size = int(network.compute_conv_feature_map_size(tuple(config.patch_size)))
+    except (NotImplementedError, AttributeError):  # of a transformer
+        feature_map_size = 0
     return Cost(count_params(network), int(counter.get_total_flops()), 4 * feature_map_size)

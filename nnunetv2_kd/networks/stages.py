@@ -13,6 +13,12 @@ STAGE = re.compile(r"(encoder|decoder)\.(-?\d+|(-?\d+)?:(-?\d+)?)")
 Stride = tuple[int, ...]
 
 
+def has_stages(network: nn.Module) -> bool:
+    """Whether it is a U-Net as those of dynamic_network_architectures are."""
+    encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
+    return hasattr(encoder, "stages") and hasattr(encoder, "strides") and hasattr(decoder, "stages")
+
+
 def stage_modules(network: nn.Module) -> dict[str, tuple[nn.Module, Stride]]:
     """Every stage of a U-Net, counted from full resolution, with its stride relative to the input.
 
@@ -25,7 +31,7 @@ def stage_modules(network: nn.Module) -> dict[str, tuple[nn.Module, Stride]]:
     """
     encoder: Any = getattr(network, "encoder", None)
     decoder: Any = getattr(network, "decoder", None)
-    if not (hasattr(encoder, "stages") and hasattr(encoder, "strides") and hasattr(decoder, "stages")):
+    if not has_stages(network):
         raise KDError(
             f"Terms on features need a U-Net with encoder and decoder stages; {type(network).__name__} has none. "
             "Use terms on logits only (voxel_kl, region_kl)."

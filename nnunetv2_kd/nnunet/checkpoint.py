@@ -11,7 +11,7 @@ import torch
 
 from nnunetv2_kd.errors import KDError
 
-KEYS = ("network_weights", "init_args", "trainer_name", "current_epoch")
+KEYS = ("network_weights", "init_args", "trainer_name")  # all that nnU-Net needs to predict
 
 
 def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

@@ -38,15 +38,34 @@ def fold_name(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class CheckpointPath:
-    """One checkpoint of a trained model: the model's folder (with plans.json and dataset.json), a fold, a file name."""
+    """One checkpoint of a trained model.
+
+    Attributes:
+        folder: the model's, with plans.json and dataset.json.
+        fold: a number or `ALL`.
+        checkpoint_name: the file's name.
+        archive: the zip that `folder` was unpacked from, and the model's place in it; None: `folder` is its place.
+    """
 
     folder: Path
     fold: Fold
     checkpoint_name: str
+    archive: str | None = None
+
+    @property
+    def where(self) -> str:
+        """Where the model is, for people to read."""
+        return self.archive or str(self.folder)
 
     @property
     def checkpoint(self) -> Path:
         return self.folder / f"fold_{self.fold}" / self.checkpoint_name
+
+
+def checkpoints_in(folder: Path) -> list[CheckpointPath]:
+    """Every checkpoint of one model, sorted."""
+    files = sorted(folder.glob("fold_*/checkpoint_*.pth"))
+    return [CheckpointPath(folder, fold_name(file.parent), file.name) for file in files]
 
 
 def checkpoints_of(dataset_name: str) -> list[CheckpointPath]:

@@ -4,9 +4,14 @@ from copy import deepcopy
 from typing import Any
 
 import numpy as np
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import (
+    channel_name_to_normalization_mapping,
+)
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
 
 from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.networks.stages import has_stages
 from nnunetv2_kd.nnunet.teacher_labels import labels_without_ignore
 
 CONFIGURATION_KEYS = (
@@ -42,9 +47,7 @@ def check_same_task(
     config_s = manager_s.get_configuration(student_configuration).configuration
 
     compared = [
-        ("input channels", channels(dataset_t), channels(dataset_s)),
-        ("labels", labels_without_ignore(dataset_t), labels_without_ignore(dataset_s)),
-        ("regions_class_order", dataset_t.get("regions_class_order"), dataset_s.get("regions_class_order")),
+        *_compared_datasets(dataset_t, dataset_s),
         ("axis order", plans_t.get("transpose_forward"), plans_s.get("transpose_forward")),
         ("patch dimensions", len(config_t["patch_size"]), len(config_s["patch_size"])),
         ("previous stage", config_t.get("previous_stage"), config_s.get("previous_stage")),
@@ -65,35 +68,95 @@ def channels(dataset_json: dict[str, Any]) -> Any:
     return dataset_json.get("channel_names", dataset_json.get("modality"))
 
 
+def _compared_datasets(teacher: dict[str, Any], student: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [
+        ("input channels", *channel_meanings(teacher, student)),
+        ("labels", label_meaning(teacher), label_meaning(student)),
+        ("regions_class_order", teacher.get("regions_class_order"), student.get("regions_class_order")),
+    ]
+
+
+def same_labels_and_channels(teacher: dict[str, Any], student: dict[str, Any]) -> bool:
+    """Whether two dataset.json speak of the same channels and labels, whatever their voxels are."""
+    return all(_equal(t, s) for _, t, s in _compared_datasets(teacher, student))
+
+
+def label_meaning(dataset_json: dict[str, Any]) -> Any:
+    """Labels in the order of their values, by which the heads go; regions as they are, as heads go by their order. The
+    ignore label has no head."""
+    if not isinstance(dataset_json.get("labels"), dict):
+        return dataset_json.get("labels")
+    labels = labels_without_ignore(dataset_json)
+    plain = {name: v[0] if isinstance(v, (list, tuple)) and len(v) == 1 else v for name, v in labels.items()}
+    if any(isinstance(value, (list, tuple)) for value in plain.values()):
+        return labels
+    return dict(sorted(plain.items(), key=lambda item: int(item[1])))
+
+
+def channel_meanings(teacher: dict[str, Any], student: dict[str, Any]) -> tuple[Any, Any]:
+    """What is compared of the channels' names: upper and lower case mean the same, and so do two names of an only
+    channel, such as MRI and T1, unless one of them is a kind of normalisation to nnU-Net, such as CT."""
+    names_t, names_s = _channel_names(teacher), _channel_names(student)
+    if names_t is None or names_s is None:
+        return channels(teacher), channels(student)
+    lower_t, lower_s = ([name.casefold() for name in names] for names in (names_t, names_s))
+    only_one = len(names_t) == len(names_s) == 1
+    if lower_t == lower_s or (only_one and not {*lower_t, *lower_s} & {*channel_name_to_normalization_mapping}):
+        return names_s, names_s
+    return names_t, names_s
+
+
+def renamed_channel(teacher: dict[str, Any], student: dict[str, Any]) -> list[str]:
+    """A line for the log where an only channel has two names."""
+    names_t, names_s = _channel_names(teacher), _channel_names(student)
+    if names_t is None or names_s is None or len(names_t) != 1 or names_t[0].casefold() == names_s[0].casefold():
+        return []
+    return [f"The teacher's only channel is called {names_t[0]}, the student's {names_s[0]}: taken for the same."]
+
+
+def _channel_names(dataset_json: dict[str, Any]) -> list[str] | None:
+    """In the order of their numbers; None where they are written otherwise than nnU-Net writes them."""
+    named = channels(dataset_json)
+    if not isinstance(named, dict) or not all(str(key).isdigit() for key in named):
+        return None
+    return [str(named[key]) for key in sorted(named, key=lambda key: int(key))]
+
+
+def patch_size(plans: dict[str, Any], configuration: str) -> list[int]:
+    """Of a configuration of the plans."""
+    return list(PlansManager(deepcopy(plans)).get_configuration(configuration).patch_size)
+
+
+def check_patch(network: nn.Module, own: list[int], wanted: list[int]) -> None:
+    """Whether a teacher can run on patches of the student's size, where it is no U-Net, whose strides tell.
+
+    Args:
+        network: the teacher's.
+        own: the patch size that it was built for.
+        wanted: the student's.
+
+    Raises:
+        KDError: where it cannot.
+    """
+    if not has_stages(network) and own != wanted:
+        raise KDError(
+            f"The teacher is a {type(network).__name__}, which runs on patches of the size that it was built for: "
+            f"{own}. The student's are {wanted}. Give the student's plans this patch_size, or store the teacher "
+            "(nnUNetv2_kd store)."
+        )
+
+
 def divisibility_problems(teacher_configuration: dict[str, Any], patch_size: list[int]) -> list[str]:
     """What keeps the teacher from running on a patch: a side that its total stride does not divide."""
-    strides = np.prod(np.vstack(teacher_configuration["architecture"]["arch_kwargs"]["strides"]), axis=0)
+    per_stage = teacher_configuration["architecture"]["arch_kwargs"].get("strides")
+    if per_stage is None:  # no U-Net
+        return []
+    strides = np.prod(np.vstack(per_stage), axis=0)
     if all(side % stride == 0 for side, stride in zip(patch_size, strides, strict=True)):
         return []
     return [
         f"patch size: the student's {list(patch_size)} cannot be divided by the teacher's stride {strides.tolist()}"
     ]
-
-
-def seen_validation_cases(
-    splits: list[dict[str, list[str]]], teacher_fold: int | str, student_fold: int | str, validation: list[str]
-) -> int | None:
-    """How many of the student's validation cases the teacher was trained on.
-
-    Args:
-        splits: content of ``splits_final.json``.
-        teacher_fold, student_fold: a fold's index or ``"all"``.
-        validation: the student's validation cases.
-
-    Returns:
-        Their number, or None where the teacher's training cases are not known (a fold that is not in the file).
-    """
-    if str(teacher_fold) == str(student_fold):
-        return len(validation) if str(student_fold) == "all" else 0
-    if str(teacher_fold) == "all":
-        return len(validation)
-    fold = int(teacher_fold)
-    return len(set(splits[fold]["train"]) & set(validation)) if fold < len(splits) else None
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -8,7 +8,15 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.nnunet.datasets import dataset_id
-from nnunetv2_kd.nnunet.model_folder import CheckpointPath, Fold, ModelName, checkpoints_of, parse_model_name
+from nnunetv2_kd.nnunet.model_folder import (
+    CheckpointPath,
+    Fold,
+    ModelName,
+    checkpoints_in,
+    checkpoints_of,
+    parse_model_name,
+)
+from nnunetv2_kd.nnunet.model_zip import unpack
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ def find_teacher(options: TeacherOptions, student: StudentIdentity) -> Checkpoin
     """
     folder = teacher_folder(options, student)
     fold = student.fold if options.fold is None else options.fold
+    if folder.is_file():
+        return unpack(folder, student.configuration, fold, options.checkpoint)
     path = CheckpointPath(folder, fold, options.checkpoint)
     missing = [
         f for f in (path.folder / "plans.json", path.folder / "dataset.json", path.checkpoint) if not f.is_file()
@@ -48,10 +58,12 @@ def find_teacher(options: TeacherOptions, student: StudentIdentity) -> Checkpoin
 
 
 def _no_teacher(path: CheckpointPath, missing: list[Path], options: TeacherOptions, student: StudentIdentity) -> str:
-    found = [f"{m.folder.name}, fold {m.fold}, {m.checkpoint_name}" for m in checkpoints_of(student.dataset_name)]
     lines = [f"No teacher: {missing[0]} does not exist."]
+    if options.folder is not None:
+        return "\n".join([*lines, *_in_folder(path.folder)])
+    found = [f"{m.folder.name}, fold {m.fold}, {m.checkpoint_name}" for m in checkpoints_of(student.dataset_name)]
     name = parse_model_name(path.folder.name)
-    if options.folder is None and name is not None:
+    if name is not None:
         trainer, plans, configuration = name
         command = f"nnUNetv2_train {dataset_id(student.dataset_name)} {configuration} {path.fold}"
         command += "" if plans == "nnUNetPlans" else f" -p {plans}"
@@ -61,3 +73,19 @@ def _no_teacher(path: CheckpointPath, missing: list[Path], options: TeacherOptio
     title = f"Models of {student.dataset_name} that exist under {nnUNet_results}:"
     lines.append(listing(title, found) if found else f"No model of {student.dataset_name} exists yet.")
     return "\n".join(lines)
+
+
+def _in_folder(folder: Path) -> list[str]:
+    """What may have been meant by a folder that holds no teacher as named."""
+    checkpoints = [f"{{fold: {path.fold}, checkpoint: {path.checkpoint_name}}}" for path in checkpoints_in(folder)]
+    if checkpoints:
+        return [listing(f"Name under 'teacher:', beside the folder, what {folder} holds:", checkpoints)]
+    if folder.name.startswith("fold_"):
+        return [f"Name the model's folder, which the fold's folder is in: teacher: {{folder: '{folder.parent}'}}"]
+    models = sorted(file.parent for file in folder.glob("*/plans.json"))
+    if models:
+        return [listing("Name one of the models in it:", [f"teacher: {{folder: '{model}'}}" for model in models])]
+    return [
+        f"{folder} is no model folder of nnU-Net: it has plans.json, dataset.json and fold_0 to 4 or all, with "
+        "checkpoint_final.pth in it. A zip of nnUNetv2_export_model_to_zip can be named as it is."
+    ]

@@ -1,5 +1,6 @@
 """Find, check and load the model that teaches."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,15 +8,23 @@ from torch import Tensor, nn
 
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.networks.build import build_network
+from nnunetv2_kd.networks.build import build_network, find_trainer
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.files import read_json, sha256
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath
 from nnunetv2_kd.record import TeacherRecord
-from nnunetv2_kd.teachers.check import check_same_task, seen_validation_cases
+from nnunetv2_kd.teachers.advice import moved_plans, plans_of_teacher
+from nnunetv2_kd.teachers.check import (
+    check_patch,
+    check_same_task,
+    patch_size,
+    renamed_channel,
+    same_labels_and_channels,
+)
 from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
 from nnunetv2_kd.teachers.running import RunningTeacher
+from nnunetv2_kd.teachers.seen import TrainingCases, training_cases
 
 
 def load_teacher(
@@ -23,10 +32,10 @@ def load_teacher(
     student: StudentIdentity,
     student_plans: dict[str, Any],
     student_dataset_json: dict[str, Any],
-    splits: list[dict[str, list[str]]],
     validation: list[str],
     deep_supervision: bool,
     device: torch.device | None = None,
+    in_patches: bool = True,
 ) -> RunningTeacher:
     """Find, check and load the teacher.
 
@@ -34,32 +43,99 @@ def load_teacher(
         options: which teacher.
         student: for which student.
         student_plans, student_dataset_json: what the teacher is compared with.
-        splits, validation: ``splits_final.json`` and the student's validation cases, to tell whether the teacher has
-            seen some.
+        validation: the student's validation cases, to tell whether the teacher has seen some.
         deep_supervision: whether the student is trained with it; the teacher's heads are built accordingly.
         device: to run on; None: the CPU.
+        in_patches: whether it has to run on the student's patches, and not only on patches of its own size.
 
     Raises:
         KDError: where there is no such teacher, it does not fit the student, or its weights do not fit its plans.
     """
-    path = find_teacher(options, student)
+    path = _find(options, student, student_plans, student_dataset_json)
     plans, dataset_json = read_json(path.folder / "plans.json"), read_json(path.folder / "dataset.json")
     checkpoint = read_checkpoint(path.checkpoint, options.trust_pickle)
     configuration = checkpoint["init_args"]["configuration"]
-    check_same_task((plans, dataset_json), (student_plans, student_dataset_json), configuration, student.configuration)
-    network = build_network(plans, configuration, dataset_json, checkpoint["trainer_name"], deep_supervision)
-    load_strictly(network, checkpoint["network_weights"], path)
+    own, wanted = (plans, dataset_json), (student_plans, student_dataset_json)
+    try:
+        check_same_task(own, wanted, configuration, student.configuration)
+    except KDError as error:
+        lines = []
+        if in_patches and same_labels_and_channels(dataset_json, student_dataset_json):
+            lines = plans_of_teacher(path, plans, configuration, student)
+            if options.folder is None and options.plans is None:
+                moved = moved_plans(student, *wanted, plans["plans_name"])
+                lines = moved or lines
+        raise KDError("\n".join([str(error), *lines])) from error
+    trainer = str(checkpoint["trainer_name"])
+    network = build_network(plans, configuration, dataset_json, trainer, deep_supervision)
+    missing = [] if find_trainer(trainer) is not None else [_not_here(trainer)]
+    try:
+        load_strictly(network, checkpoint["network_weights"], path)
+    except KDError as error:
+        raise KDError("\n".join([str(error), *missing, *([ADD_TRAINER] if missing else [])])) from error
+    if in_patches:
+        check_patch(
+            network, *(patch_size(*model) for model in ((plans, configuration), (student_plans, student.configuration)))
+        )
+    cases = cases_of(path, plans, dataset_json, checkpoint)
     record = TeacherRecord(
-        folder=str(path.folder),
+        folder=path.where,
         fold=str(path.fold),
         checkpoint=path.checkpoint_name,
         sha256=sha256(path.checkpoint),
         trainer=str((checkpoint.get("kd") or {}).get("trainer", checkpoint["trainer_name"])),  # ours save stock names
-        epoch=int(checkpoint["current_epoch"]),
+        epoch=int(checkpoint["current_epoch"]) if "current_epoch" in checkpoint else None,
         params=count_params(network),
-        seen_validation_cases=seen_validation_cases(splits, path.fold, student.fold, validation),
+        seen_validation_cases=cases.seen(student.dataset_name, validation),
+        mirrored_axes=mirrored_axes(checkpoint),
     )
-    return RunningTeacher(network, record, trained_heads(network, checkpoint.get("optimizer_state")), device)
+    heads = trained_heads(network, checkpoint.get("optimizer_state"))
+    return RunningTeacher(
+        network, record, heads, device, notes=[*missing, *renamed_channel(dataset_json, student_dataset_json)]
+    )
+
+
+def _find(
+    options: TeacherOptions, student: StudentIdentity, plans: dict[str, Any], dataset_json: dict[str, Any]
+) -> CheckpointPath:
+    """The teacher's place.
+
+    Raises:
+        KDError: where it is not there; the line that trains it only where it would fit.
+    """
+    try:
+        return find_teacher(options, student)
+    except KDError as error:
+        if options.model_fields_set & {"folder", "plans", "configuration"}:
+            raise
+        lines = moved_plans(student, plans, dataset_json, student.plans_name)
+        if not lines:
+            raise
+        raise KDError("\n".join([str(error).split("\n")[0], *lines])) from error
+
+
+ADD_TRAINER = (
+    "It may build another network than its plans describe: add the folder that holds it to the environment variable "
+    "nnUNet_extTrainer."
+)
+
+
+def cases_of(
+    path: CheckpointPath, plans: dict[str, Any], dataset_json: dict[str, Any], checkpoint: dict[str, Any]
+) -> TrainingCases:
+    """What is known of the cases that a model was trained on; all arguments are its own."""
+    folder, ending = path.checkpoint.parent, dataset_json["file_ending"]
+    return training_cases(folder, plans["dataset_name"], path.fold, ending, checkpoint.get("kd"))
+
+
+def _not_here(trainer: str) -> str:
+    return f"The teacher's trainer {trainer} is not here: its network is built from its plans."
+
+
+def mirrored_axes(checkpoint: Mapping[str, Any]) -> tuple[int, ...]:
+    """Axes of a patch along which a model was mirrored in training, as nnU-Net's predictor reads a checkpoint: none
+    where it does not say."""
+    return tuple(checkpoint.get("inference_allowed_mirroring_axes") or ())
 
 
 def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: CheckpointPath) -> None:
@@ -88,13 +164,14 @@ def trained_heads(network: nn.Module, optimizer_state: dict[str, Any] | None) ->
 
     nnU-Net builds all heads always, also where a trainer switches deep supervision off. An optimizer keeps a state for
     a parameter only once it had a gradient, so a head without one still has its random weights and teaches nothing.
-    The finest head counts as trained; so do all where the checkpoint holds no optimizer.
+    Released checkpoints often hold no optimizer: there a head whose bias is 0 everywhere, as nnU-Net initialises it,
+    has never been moved (ours). The finest head counts as trained.
     """
     heads = list(getattr(getattr(network, "decoder", None), "seg_layers", []))[::-1]
     if not heads:
         return [True]
     states = (optimizer_state or {}).get("state")
     if not states:
-        return [True] * len(heads)
+        return [True] + [head.bias is None or bool(head.bias.any()) for head in heads[1:]]
     index_of = {id(parameter): index for index, parameter in enumerate(network.parameters())}
     return [True] + [index_of[id(head.weight)] in states for head in heads[1:]]

@@ -1,6 +1,6 @@
 """A teacher that runs during the training: one frozen network."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,6 +30,7 @@ class RunningTeacher(Teacher):
         trained_heads: which of its segmentation heads, finest first, have learned anything; None: all.
         device: to run on; None: where the network is.
         labels: how to read targets, to `assess` it; None: it is not assessed.
+        notes: further lines on who it is.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class RunningTeacher(Teacher):
         trained_heads: list[bool] | None = None,
         device: torch.device | None = None,
         labels: Labels | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.network = network.requires_grad_(False).eval()
         if device is not None:
@@ -46,6 +48,7 @@ class RunningTeacher(Teacher):
         self.record = record
         self.trained_heads = trained_heads
         self.labels = labels
+        self.notes = list(notes)
         self.taps: Taps | None = None
         self._stages: dict[str, str] = {}
         self._needs_logits = True
@@ -125,7 +128,7 @@ class RunningTeacher(Teacher):
 
     def describe(self) -> list[str]:
         heads = "all" if self.trained_heads is None else sum(self.trained_heads)
-        return [f"Teacher: {self.record}, {heads} trained heads"]
+        return [f"Teacher: {self.record}, {heads} trained heads", *self.notes]
 
     def end_epoch(self, epoch: int) -> list[str]:
         """Nothing to say.

@@ -1,13 +1,12 @@
 """What ``-tr`` names."""
 
-import re
 from typing import Any
 
-import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_kd.trainers.joint import JointMixin
 from nnunetv2_kd.trainers.mixin import DistillationMixin
+from nnunetv2_kd.trainers.variants import compose
 
 
 class nnUNetTrainerKD(DistillationMixin, nnUNetTrainer):
@@ -81,31 +80,11 @@ TRAINERS = (
 )
 
 
-def with_epochs(trainer: type[nnUNetTrainer], epochs: int, name: str) -> type[nnUNetTrainer]:
-    """The trainer under another name with a fixed number of epochs, which wins over the options."""
-
-    # the parameters' names matter: nnU-Net reads them from the signature
-    def __init__(  # noqa: N807
-        self: Any,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008
-    ) -> None:
-        trainer.__init__(self, plans, configuration, fold, dataset_json, device)
-        self.num_epochs = epochs
-
-    return type(name, (trainer,), {"__init__": __init__, "__module__": __name__, "__doc__": trainer.__doc__})
-
-
 def __getattr__(name: str) -> Any:
-    """``nnUNetTrainerRegionKD_250epochs`` for any trainer and any number."""
-    match = re.fullmatch(r"(\w+?)_(?:([1-9]\d*)epochs|(1)epoch)", name)
-    base = {trainer.__name__: trainer for trainer in TRAINERS}.get(match[1]) if match else None
-    if match is None or base is None:
+    """``nnUNetTrainerRegionKD_DA5_250epochs``: any trainer on nnU-Net's variants, for any number of epochs."""
+    trainer = compose(name, TRAINERS, __name__)
+    if trainer is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    trainer = with_epochs(base, int(match[2] or match[3]), name)
     globals()[name] = trainer
     return trainer
 

@@ -24,10 +24,14 @@ def stock_name(trainer: type) -> str:
     return next(definers, nnUNetTrainer).__name__
 
 
-def base_trainer(trainer: type) -> type:
-    """The nnU-Net trainer that one of ours is built on."""
-    package = __name__.split(".")[0]
-    return next(c for c in trainer.__mro__ if issubclass(c, nnUNetTrainer) and c.__module__.split(".")[0] != package)
+def base_trainers(trainer: type) -> list[str]:
+    """Names of the trainers that one with `DistillationMixin` is put on, without those that these are built on."""
+    found: list[type] = []
+    for base in trainer.__mro__:
+        distils = hasattr(base, "distils")  # of the mixin, which imports this module
+        if issubclass(base, nnUNetTrainer) and not distils and not any(issubclass(one, base) for one in found):
+            found.append(base)
+    return [base.__name__ for base in found]
 
 
 def make_stock(
@@ -79,7 +83,18 @@ def check_same_size(
     )
 
 
-METHOD = ("teacher", "teachers", "stored_teacher", "combine", "terms", "schedule", "balance", "ema", "optimizer")
+METHOD = (
+    "teacher",
+    "teachers",
+    "stored_teacher",
+    "combine",
+    "terms",
+    "schedule",
+    "balance",
+    "ema",
+    "optimizer",
+    "mirroring",
+)
 
 
 def check_same_method(before: Record | None, options: dict[str, Any], folder: str) -> None:
@@ -109,8 +124,9 @@ def check_same_method(before: Record | None, options: dict[str, Any], folder: st
 
 
 def recorded_options(record: Record) -> dict[str, Any]:
-    """The options of a record as today's version writes them: older ones name every term, and no optimizer."""
-    options = {"optimizer": OptimizerOptions().model_dump(mode="json")} | record.options
+    """The options of a record as today's version writes them: older ones name every term, and no optimizer or
+    mirroring."""
+    options = {"optimizer": OptimizerOptions().model_dump(mode="json"), "mirroring": "teacher"} | record.options
     terms = options.get("terms") or {}
     return options | {"terms": {name: term for name, term in terms.items() if term is not None}}
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 from nnunetv2_kd.record import TrainingRecord
-from nnunetv2_kd.trainers.checkpoint import base_trainer
+from nnunetv2_kd.trainers.checkpoint import base_trainers
 from nnunetv2_kd.trainers.optimizer import described
 
 PRETRAINED = "-pretrained_weights"  # of nnUNetv2_train; nnU-Net does not tell its trainer
@@ -26,9 +26,10 @@ def training_conditions(trainer: Any) -> TrainingRecord:
         ema=trainer.options.ema,
         patch_size=tuple(int(size) for size in trainer.configuration_manager.patch_size),
         precision="float16 (AMP)" if trainer.grad_scaler is not None else trainer.precision,
-        augmentation=f"of {base_trainer(type(trainer)).__name__}",
+        augmentation=f"of {' and '.join(base_trainers(type(trainer)))}",
         initial_weights=trainer.initial_weights,
         early_stopping=None,  # nnU-Net has none
+        mirroring=tuple(trainer.inference_allowed_mirroring_axes or ()),
     )
 
 

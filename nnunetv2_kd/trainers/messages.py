@@ -78,10 +78,20 @@ def _warnings(record: TeacherRecord, student_params: int, student_fold: int | st
 def _seen_warning(record: TeacherRecord, student_fold: int | str) -> list[str]:
     lines = []
     if record.seen_validation_cases != 0:
-        seen = "an unknown number" if record.seen_validation_cases is None else record.seen_validation_cases
-        lines.append(
-            f"WARNING: the teacher is of fold {record.fold}, the student of fold {student_fold}: the teacher was "
-            f"trained on {seen} of this student's validation cases, so the student's validation Dice will be too "
-            "good. This is recorded in the checkpoint."
-        )
+        lines.append(f"WARNING: {_seen(record, student_fold)} This is recorded in the checkpoint.")
     return lines
+
+
+def _seen(record: TeacherRecord, student_fold: int | str) -> str:
+    differ = record.fold != str(student_fold)
+    folds = f"the teacher is of fold {record.fold}, the student of fold {student_fold}: " if differ else ""
+    if record.seen_validation_cases is not None:
+        return (
+            f"{folds}the teacher was trained on {record.seen_validation_cases} of this student's validation cases, so "
+            "the student's validation Dice will be too good."
+        )
+    return (
+        f"{folds}it is not known whether the teacher was trained on this student's validation cases, as it left no "
+        "word of its own cases (validation folder, log, and splits_final.json of its dataset). If it was, the "
+        "student's validation Dice will be too good."
+    )

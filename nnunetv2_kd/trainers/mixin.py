@@ -20,8 +20,8 @@ from nnunetv2_kd.networks.build import plain_network
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.networks.threads import limit_threads
 from nnunetv2_kd.nnunet.datasets import dataset_id
-from nnunetv2_kd.nnunet.splits import read_splits
 from nnunetv2_kd.nnunet.teacher_labels import agreement_note
+from nnunetv2_kd.nnunet.validation import set_stale_aside
 from nnunetv2_kd.record import Record, TeacherRecord
 from nnunetv2_kd.regions import Labels
 from nnunetv2_kd.students.part_of_teacher import begin_as_part
@@ -46,6 +46,7 @@ from nnunetv2_kd.trainers.checkpoint import (
 from nnunetv2_kd.trainers.conditions import initial_weights, pretrained_file
 from nnunetv2_kd.trainers.ema import WeightAverage
 from nnunetv2_kd.trainers.messages import about_labels, about_start, about_student, about_teachers
+from nnunetv2_kd.trainers.mirroring import common_axes, student_axes
 from nnunetv2_kd.trainers.optimizer import default_optimizer, make_optimizer
 from nnunetv2_kd.trainers.options import Options, options_file, resolve_options
 from nnunetv2_kd.trainers.pretrained import check_pretrained
@@ -81,6 +82,7 @@ class DistillationMixin(Base):
     loss: Any
     optimizer: Any
     folder_with_segs_from_previous_stage: Any
+    inference_allowed_mirroring_axes: tuple[int, ...] | None
 
     def __init__(
         self,
@@ -181,7 +183,6 @@ class DistillationMixin(Base):
             self._identity(),
             self.plans_manager.plans,
             self.dataset_json,
-            read_splits(Path(self.preprocessed_dataset_folder_base)),
             self.do_split()[1],
             self.enable_deep_supervision,
         )
@@ -263,7 +264,6 @@ class DistillationMixin(Base):
                 self._identity(),
                 self.plans_manager.plans,
                 self.dataset_json,
-                read_splits(Path(self.preprocessed_dataset_folder_base)),
                 self.do_split()[1],
                 self.enable_deep_supervision,
                 self.device,
@@ -282,8 +282,17 @@ class DistillationMixin(Base):
         store = Store(store_folder(data.parent, data.name, str(self.options.stored_teacher)))
         cases, validation = self.do_split()
         store.check(data, (labels.num_heads, labels.has_regions), self.dataset_json, cases)
-        records = stored_records(store, read_splits(data.parent), self.fold, validation)
+        records = stored_records(store, data.parent.name, validation)
         return StoredTeacher(store, records, cases, labels, self.num_input_channels, self.device)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
+        *others, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        teachers = common_axes(self.teacher.records()) if self.teacher is not None else None
+        allowed, lines = student_axes(tuple(axes or ()), self.options.mirroring, teachers, type(self).__name__)
+        self._say(*lines)
+        in_inference = [axis for axis in self.inference_allowed_mirroring_axes or () if axis in allowed]
+        self.inference_allowed_mirroring_axes = tuple(in_inference) or None  # nnU-Net's predictor fails with ()
+        return (*others, allowed or None)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         training, validation = super().get_tr_and_val_datasets()
@@ -408,6 +417,9 @@ class DistillationMixin(Base):
         return (next(self.dataloader_val) for _ in range(ASSESSED_BATCHES))
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        if self.local_rank == 0:
+            ending = self.dataset_json["file_ending"]
+            self._say(*set_stale_aside(Path(self.output_folder), self.do_split()[1], ending))
         super().perform_actual_validation(save_probabilities)
         note = agreement_note(self.dataset_json, self.do_split()[1])
         self._say(*([f"This validation Dice is {note}."] if note else []))

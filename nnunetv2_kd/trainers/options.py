@@ -53,6 +53,11 @@ class Options(CheckedOptions):
     iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 250 in nnU-Net")
     val_iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 50 in nnU-Net")
     save_every: int | None = Field(None, ge=1, description="epochs between checkpoints; default: nnU-Net's, 50")
+    mirroring: Literal["teacher", "trainer"] | tuple[Annotated[int, Field(ge=0, le=2)], ...] = Field(
+        "teacher",
+        description="teacher: along the axes that teacher and trainer both are mirrored along; trainer: as the trainer "
+        "does by itself; or a list of axes of the patch, [] for none",
+    )
     seed: int | None = Field(None, ge=0, lt=2**31, description="seeds weights and, with nnUNet_n_proc_DA=0, the data")
     cpu_bfloat16: bool = Field(False, description="short for cpu_speed: bfloat16_channels_last")
     cpu_speed: CpuSpeed | None = Field(

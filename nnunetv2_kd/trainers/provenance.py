@@ -13,11 +13,10 @@ from nnunetv2_kd.methods.registry import source_of
 from nnunetv2_kd.networks.cpu_mode import processor_name
 from nnunetv2_kd.nnunet.files import write_text
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE, RECORD_FILE
-from nnunetv2_kd.nnunet.splits import Split, read_splits
 from nnunetv2_kd.nnunet.teacher_labels import KEY, labelling_teachers, teacher_labelled
 from nnunetv2_kd.record import Record, TeacherLabelsRecord, TeacherRecord, environment_on
 from nnunetv2_kd.students.shrink import shrink_record
-from nnunetv2_kd.teachers.check import seen_validation_cases
+from nnunetv2_kd.teachers.seen import TrainingCases
 from nnunetv2_kd.trainers.conditions import training_conditions
 
 
@@ -46,24 +45,27 @@ def teacher_labels(trainer: Any) -> TeacherLabelsRecord | None:
     if not labelled:
         return None
     training, validation = trainer.do_split()
-    splits = read_splits(Path(trainer.preprocessed_dataset_folder_base))
+    dataset = trainer.dataset_json[KEY]["of_dataset"]
     return TeacherLabelsRecord(
         cases=tuple(case for case in training if case in labelled),
         validation_cases=sum(case in labelled for case in validation),
         teachers=tuple(
-            TeacherRecord(**teacher, seen_validation_cases=_seen(trainer, teacher, splits, validation))
-            for teacher in labelling_teachers(trainer.dataset_json)
+            _labelling(teacher, dataset, validation) for teacher in labelling_teachers(trainer.dataset_json)
         ),
     )
 
 
-def _seen(trainer: Any, teacher: dict[str, Any], splits: list[Split], validation: list[str]) -> int | None:
-    """How many validation cases a teacher that labelled was trained on, where it is of the labelled dataset, whose
-    folds this one has; else None."""
-    of_dataset = trainer.dataset_json[KEY]["of_dataset"]
-    if Path(teacher["folder"]).parent.name != of_dataset:
-        return None
-    return seen_validation_cases(splits, teacher["fold"], trainer.fold, validation)
+def _labelling(teacher: dict[str, Any], dataset: str, validation: list[str]) -> TeacherRecord:
+    """The record of a teacher that labelled.
+
+    Args:
+        teacher: as dataset.json has it.
+        dataset: that the labelled cases are of.
+        validation: the student's validation cases.
+    """
+    cases = TrainingCases.from_dict(teacher["training_cases"])
+    values = {key: value for key, value in teacher.items() if key != "training_cases"}
+    return TeacherRecord(**values, seen_validation_cases=cases.seen(dataset, validation))
 
 
 def write_record(trainer: Any) -> None:

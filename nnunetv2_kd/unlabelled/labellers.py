@@ -21,7 +21,7 @@ from nnunetv2_kd.nnunet.model_folder import ALL, CheckpointPath, fold_name
 from nnunetv2_kd.nnunet.teacher_labels import labels_without_ignore
 from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.teachers.check import channels
-from nnunetv2_kd.teachers.load import load_strictly
+from nnunetv2_kd.teachers.load import cases_of, load_strictly, mirrored_axes
 
 
 class Labeller:
@@ -30,7 +30,7 @@ class Labeller:
     Attributes:
         folder: the model's.
         plans, dataset_json, configuration: of the model.
-        records: one per fold, as for a checkpoint's record.
+        records, training_cases: one per fold, as for a checkpoint's record.
 
     Args:
         paths: the folds' checkpoints, all of one model folder.
@@ -63,6 +63,10 @@ class Labeller:
             load_strictly(network, checkpoint["network_weights"], path)
         params = count_params(network)
         self.records = [_record(path, checkpoint, params) for path, checkpoint in zip(paths, checkpoints, strict=True)]
+        self.training_cases = [
+            cases_of(path, self.plans, self.dataset_json, checkpoint)
+            for path, checkpoint in zip(paths, checkpoints, strict=True)
+        ]
         self._weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
         axes = checkpoints[0].get("inference_allowed_mirroring_axes") if mirroring else None
         self.mirroring: tuple[int, ...] = tuple(axes or ())
@@ -183,11 +187,14 @@ def same_reader_problems(labellers: Sequence[Labeller]) -> list[str]:
     return [f"the teachers read images with different readers of nnU-Net: {', '.join(readers)}"]
 
 
-def as_plain(records: Sequence[TeacherRecord]) -> list[dict[str, Any]]:
-    """For dataset.json: without what depends on the student's fold."""
-    plain = [asdict(record) for record in records]
-    for values in plain:
-        del values["seen_validation_cases"]
+def as_plain(labellers: Sequence[Labeller]) -> list[dict[str, Any]]:
+    """For dataset.json: the records, with the cases that say what a student of any fold has to know."""
+    plain = []
+    for labeller in labellers:
+        for record, cases in zip(labeller.records, labeller.training_cases, strict=True):
+            values = asdict(record) | {"training_cases": cases.as_dict()}
+            del values["seen_validation_cases"]
+            plain.append(values)
     return plain
 
 
@@ -217,7 +224,8 @@ def _record(path: CheckpointPath, checkpoint: dict[str, Any], params: int) -> Te
         checkpoint=path.checkpoint_name,
         sha256=sha256(path.checkpoint),
         trainer=str((checkpoint.get("kd") or {}).get("trainer", checkpoint["trainer_name"])),
-        epoch=int(checkpoint["current_epoch"]),
+        epoch=int(checkpoint["current_epoch"]) if "current_epoch" in checkpoint else None,
         params=params,
         seen_validation_cases=None,
+        mirrored_axes=mirrored_axes(checkpoint),
     )

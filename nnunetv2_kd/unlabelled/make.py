@@ -258,7 +258,7 @@ def _finish(
             output.add("imagesTr", f"{case}{Path(file).name[-len('_0000') - len(ending) :]}", Path(file), request.copy)
         output.add("labelsTr", f"{case}{ending}", Path(labelled.labels[case]), request.copy)
     splits = joined_splits(labelled, kept)
-    records = as_plain([record for labeller in labellers for record in labeller.records])
+    records = as_plain(labellers)
     before = teacher_labelled(dataset_json)  # of an earlier round, whose dataset is the labelled one here
     facts = {
         "cases": sorted({*kept, *before}),

@@ -136,6 +136,42 @@ def test_broken_summary_and_other_labels_are_told(results):
     assert "is of other labels ({1, 2}) than dataset.json ({1, 2, 3})" in told["nnUNetTrainerOther"][0]
 
 
+def model_with_older_cases(results):
+    """Fold 0, with the predictions of two cases that were its own when it was trained before."""
+    folder = results.add("nnUNetTrainer", shifted(0))
+    for case in results.cases(1)[:2]:
+        write(folder / "fold_0" / "validation" / f"{case}.nii.gz", np.zeros((8, 14, 14), dtype=np.uint8))
+    results.summarize(folder, 0)
+    return folder / "fold_0"
+
+
+def validation_of(results):
+    (model,) = find_models(DATASET)[0]
+    splits = json.loads((results.truths.parent / "splits_final.json").read_text())
+    jobs, missing, problems = validation_jobs(model, results.truths, splits, 1.0)
+    return [job.case for job in jobs], missing, problems
+
+
+def test_cases_of_older_folds_are_not_counted(results):
+    fold = model_with_older_cases(results)
+    lines = ["This split has 8 training and 8 validation cases."]
+    lines += [f"2026-01-01: predicting {case}" for case in results.cases(0)]
+    (fold / "training_log_2026_1_1_00_00_00.txt").write_text("\n".join(lines))
+    cases, missing, (problem,) = validation_of(results)
+    assert sorted(cases) == results.cases(0)
+    assert missing == []
+    assert "box100, box101 in its validation folder were left by a training with other folds" in problem
+
+
+def test_a_model_that_was_trained_with_other_folds(results):
+    """Nothing tells that its cases are not those that it was validated on: they count, and it lacks none of today's."""
+    model_with_older_cases(results)
+    cases, missing, (problem,) = validation_of(results)
+    assert len(cases) == 10
+    assert missing == []
+    assert "fold 0: trained with other folds than splits_final.json has now" in problem
+
+
 def test_other_shape_fails_with_its_reason(results, tmp_path):
     write(tmp_path / "prediction.nii.gz", np.zeros((4, 14, 14), dtype=np.uint8))
     rows = score(job(results, tmp_path / "prediction.nii.gz"))

@@ -77,7 +77,7 @@ def test_missing_file(tmp_path):
 def test_weights_alone_are_no_checkpoint(tmp_path):
     file = tmp_path / "c.pth"
     torch.save({"network_weights": {}}, file)
-    with pytest.raises(KDError, match="it lacks init_args, trainer_name, current_epoch"):
+    with pytest.raises(KDError, match="it lacks init_args, trainer_name"):
         read_checkpoint(file)
     torch.save([1, 2], file)
     with pytest.raises(KDError, match="it holds a list"):

@@ -3,7 +3,7 @@ from copy import deepcopy
 import pytest
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.teachers.check import check_same_task, seen_validation_cases
+from nnunetv2_kd.teachers.check import check_same_task, renamed_channel
 from tests.small_networks import DATASET_JSON, architecture, plans
 
 
@@ -63,6 +63,41 @@ def test_other_labels_and_channels(change, expected):
         check(change_dataset=change)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(labels=dict(reversed(d["labels"].items()))),
+        lambda d: d.update(labels={"a": [1], "b": 2, "background": 0}),
+        lambda d: d.update(channel_names={"0": "mri"}),
+        lambda d: d.update(channel_names={"0": "T1"}),
+        lambda d: d.update(modality=d.pop("channel_names")),
+    ],
+)
+def test_other_words_for_the_same(change):
+    check(change_dataset=change)
+
+
+def test_an_only_channel_of_another_name_is_told():
+    one, other = ({"channel_names": {"0": name}} for name in ("MRI", "T1"))
+    (line,) = renamed_channel(one, other)
+    assert line == "The teacher's only channel is called MRI, the student's T1: taken for the same."
+    assert renamed_channel(one, {"channel_names": {"0": "mri"}}) == []
+
+
+def test_channels_in_another_order():
+    two = {**DATASET_JSON, "channel_names": {"0": "T1", "1": "T2"}}
+    swapped = {**DATASET_JSON, "channel_names": {"0": "T2", "1": "T1"}}
+    with pytest.raises(KDError, match=r"input channels: teacher \['T2', 'T1'\], student \['T1', 'T2'\]"):
+        check_same_task((plans(), swapped), (plans(), two), "3d_fullres", "3d_fullres")
+
+
+def test_regions_go_by_their_order():
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    one, other = ({**DATASET_JSON, "labels": some} for some in (labels, dict(reversed(labels.items()))))
+    with pytest.raises(KDError, match="labels: teacher"):
+        check_same_task((plans(), one), (plans(), other), "3d_fullres", "3d_fullres")
+
+
 def test_every_difference_is_told():
     with pytest.raises(KDError) as caught:
         check(lambda p, c: c.update(spacing=[2, 1, 1]), lambda d: d["labels"].update(c=3))
@@ -81,14 +116,3 @@ def test_ct_normalisation_compares_intensities():
     teacher["foreground_intensity_properties_per_channel"]["0"]["mean"] = 7.0
     with pytest.raises(KDError, match="foreground_intensity_properties_per_channel"):
         check_same_task((teacher, DATASET_JSON), (student, DATASET_JSON), "3d_fullres", "3d_fullres")
-
-
-SPLITS = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["b", "c"], "val": ["a"]}, {"train": ["b"], "val": ["c"]}]
-
-
-@pytest.mark.parametrize(
-    ("teacher", "student", "expected"),
-    [(0, 0, 0), ("0", 0, 0), (1, 0, 1), ("all", 0, 1), ("all", "all", 1), (0, 2, 0), (7, 0, None)],
-)
-def test_seen_validation_cases(teacher, student, expected):
-    assert seen_validation_cases(SPLITS, teacher, student, ["c"]) == expected

@@ -1,6 +1,5 @@
 """A teacher that nnU-Net's own predictor runs over whole cases."""
 
-import json
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict
@@ -17,9 +16,9 @@ from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.networks.stages import Stride, stage_modules
 from nnunetv2_kd.networks.taps import Taps
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
-from nnunetv2_kd.nnunet.files import fingerprint
+from nnunetv2_kd.nnunet.files import fingerprint, read_json
 from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
-from nnunetv2_kd.teachers.load import load_teacher
+from nnunetv2_kd.teachers.load import cases_of, load_teacher
 from nnunetv2_kd.teachers.running import RunningTeacher
 
 
@@ -55,10 +54,12 @@ class CasePredictor:
     ) -> None:
         self.path = find_teacher(options, student)
         self.teacher: RunningTeacher = load_teacher(
-            options, student, plans, dataset_json, [], [], deep_supervision=False
+            options, student, plans, dataset_json, [], deep_supervision=False, in_patches=False
         )
         checkpoint = read_checkpoint(self.path.checkpoint, options.trust_pickle)
-        own = PlansManager(json.loads((self.path.folder / "plans.json").read_text()))
+        own_plans = read_json(self.path.folder / "plans.json")
+        own = PlansManager(own_plans)
+        self.training_cases = cases_of(self.path, own_plans, read_json(self.path.folder / "dataset.json"), checkpoint)
         axes = checkpoint.get("inference_allowed_mirroring_axes")
         self.mirroring = list(axes) if mirroring and axes else []
         self.bfloat16 = bfloat16
@@ -88,10 +89,11 @@ class CasePredictor:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the store's header."""
         record = asdict(self.teacher.records()[0])
-        del record["seen_validation_cases"]  # depends on the student's fold
+        del record["seen_validation_cases"]  # depends on the student's fold, see training_cases
         return record | {
             "fingerprint": fingerprint(self.path.checkpoint),
             "mirroring": self.mirroring,
+            "training_cases": self.training_cases.as_dict(),
             "bfloat16": self.bfloat16,
             "stages": {name: list(stride) for name, stride in self.strides.items()},
         }

@@ -11,13 +11,11 @@ from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.methods import Methods, on_features, tapped_stages
 from nnunetv2_kd.networks.stages import match_strides, stage_modules
-from nnunetv2_kd.nnunet.model_folder import Fold
-from nnunetv2_kd.nnunet.splits import Split
 from nnunetv2_kd.record import StoredTeacherRecord, TeacherRecord
 from nnunetv2_kd.regions import Labels, at_grid, unit_vectors
-from nnunetv2_kd.teachers.check import seen_validation_cases
 from nnunetv2_kd.teachers.combine import as_logits
 from nnunetv2_kd.teachers.pseudo_dice import describe_dice
+from nnunetv2_kd.teachers.seen import TrainingCases
 from nnunetv2_kd.teachers.stored import quantization
 from nnunetv2_kd.teachers.stored.loading import StoredDataset, StoredTransforms
 from nnunetv2_kd.teachers.stored.store import Store
@@ -176,13 +174,28 @@ def first_stored(store: Store) -> TeacherOptions:
     )
 
 
-def stored_records(store: Store, splits: list[Split], fold: Fold, validation: list[str]) -> list[TeacherRecord]:
-    """The models that were stored, as if they taught themselves; see `load_teacher` for the arguments."""
-    names = TeacherRecord.__dataclass_fields__.keys() - {"seen_validation_cases"}
+def stored_records(store: Store, dataset: str, validation: list[str]) -> list[TeacherRecord]:
+    """The models that were stored, as if they taught themselves.
+
+    Args:
+        store: that they are in.
+        dataset: whole name of the student's dataset.
+        validation: the student's validation cases.
+    """
+    names = TeacherRecord.__dataclass_fields__.keys() - {"seen_validation_cases", "mirrored_axes"}
     return [
         TeacherRecord(
             **{name: teacher[name] for name in names},
-            seen_validation_cases=seen_validation_cases(splits, teacher["fold"], fold, validation),
+            seen_validation_cases=_seen(teacher, dataset, validation),
+            mirrored_axes=teacher.get("mirrored_axes"),  # older stores do not say
         )
         for teacher in store.header["teachers"]
     ]
+
+
+def _seen(teacher: dict[str, Any], dataset: str, validation: list[str]) -> int | None:
+    """None of a store of an older version, which does not say what its teachers were trained on."""
+    cases = teacher.get("training_cases")
+    if cases is None:
+        return None
+    return TrainingCases.from_dict(cases).seen(dataset, validation)

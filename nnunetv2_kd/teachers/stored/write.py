@@ -146,7 +146,8 @@ def _kept(header: dict[str, Any], key: str) -> Any:
     """What must not change while a store grows: of the teachers not where they lie."""
     value = json.loads(json.dumps(header.get(key)))
     if key == "teachers":
-        return [{k: v for k, v in teacher.items() if k not in ("folder", "fingerprint")} for teacher in value]
+        left_out = ("folder", "fingerprint", "mirrored_axes", "training_cases")  # the last two are told of a checkpoint
+        return [{k: v for k, v in teacher.items() if k not in left_out} for teacher in value]
     return value
 
 

@@ -1,0 +1,71 @@
+"""Trained models in a zip of ``nnUNetv2_export_model_to_zip``: ``DATASET/TRAINER__PLANS__CONFIGURATION/...``."""
+
+import tempfile
+import zipfile
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.nnunet.model_folder import CheckpointPath, Fold, fold_name, parse_model_name
+
+_unpacked: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
+
+
+def unpack(file: Path, configuration: str, fold: Fold, checkpoint_name: str) -> CheckpointPath:
+    """One checkpoint of a zip, with all that belongs to the model and that fold, in a folder of this process.
+
+    Args:
+        file: the zip.
+        configuration: that is taken where the zip holds several models.
+        fold: a number or ``all``.
+        checkpoint_name: the file's name.
+
+    Raises:
+        KDError: where the file is no zip, holds no model, or several that fit, or not that checkpoint.
+    """
+    try:
+        return _unpack(file, file.stat().st_mtime_ns, configuration, fold, checkpoint_name)
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        raise KDError(f"The teacher {file} cannot be unpacked: {error}") from error
+
+
+@lru_cache  # a teacher is looked for more than once
+def _unpack(file: Path, _changed: int, configuration: str, fold: Fold, checkpoint_name: str) -> CheckpointPath:
+    with zipfile.ZipFile(file) as archive:
+        files = [PurePosixPath(name) for name in archive.namelist() if not name.endswith("/")]
+        model = _pick(file, files, configuration)
+        wanted = model / f"fold_{fold}" / checkpoint_name
+        if wanted not in files:
+            raise KDError(_lacks(file, model, files, fold, checkpoint_name))
+        folder = tempfile.TemporaryDirectory(prefix="nnunetv2_kd_")
+        _unpacked.append(folder)
+        archive.extractall(folder.name, [str(name) for name in files if _belongs(name, model, wanted)])
+    return CheckpointPath(Path(folder.name) / model, fold, checkpoint_name, f"{file}, {model}")
+
+
+def _belongs(name: PurePosixPath, model: PurePosixPath, wanted: PurePosixPath) -> bool:
+    """Whether a file is of the model and of no other fold; of its checkpoints the wanted one only."""
+    if model not in name.parents or (name.suffix == ".pth" and name != wanted):
+        return False
+    first = name.relative_to(model).parts[0]
+    return not first.startswith("fold_") or first == wanted.parent.name
+
+
+def _pick(file: Path, files: list[PurePosixPath], configuration: str) -> PurePosixPath:
+    models = sorted(name.parent for name in files if name.name == "plans.json")
+    names = [(model, parse_model_name(model.name)) for model in models]
+    fitting = [model for model, name in names if name is not None and name.configuration == configuration]
+    if len(models) == 1 or len(fitting) == 1:
+        return (models if len(models) == 1 else fitting)[0]
+    title = f"The zip {file} holds {len(fitting)} models of configuration {configuration}"
+    found = (
+        listing(f"{title} among:", [str(model) for model in models]) if models else f"The zip {file} holds no model."
+    )
+    raise KDError(f"{found}\nUnpack it, and name one model's folder: teacher: {{folder: ...}}")
+
+
+def _lacks(file: Path, model: PurePosixPath, files: list[PurePosixPath], fold: Fold, checkpoint_name: str) -> str:
+    there = [name for name in files if name.suffix == ".pth" and name.parent.parent == model]
+    found = [f"{{fold: {fold_name(Path(name.parent))}, checkpoint: {name.name}}}" for name in there]
+    title = f"The zip {file} holds no {checkpoint_name} of fold {fold}. Name under 'teacher:' what it holds:"
+    return listing(title, found or ["no checkpoint"])

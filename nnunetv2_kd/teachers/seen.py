@@ -1,0 +1,107 @@
+"""Which of a student's validation cases a teacher was trained on, as far as it left word of its own: its validation
+folder, its log, and the folds of its dataset where these are on this machine. Equal folds of another dataset, or of
+before ``splits_final.json`` was changed, say nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed
+
+from nnunetv2_kd.nnunet.model_folder import ALL, Fold
+from nnunetv2_kd.nnunet.splits import Split, read_splits
+from nnunetv2_kd.nnunet.validation import read_validation
+
+
+@dataclass(frozen=True)
+class TrainingCases:
+    """What is known of the cases of a trained fold.
+
+    Attributes:
+        dataset: whole name of the dataset that it was trained on.
+        fold: a number or ``all``.
+        trained_on: names; None: not known.
+        held_out: names of those that it was validated on; empty: not known.
+        inherited: how many of its own validation cases each of its own teachers was trained on; None: not known.
+    """
+
+    dataset: str
+    fold: str
+    trained_on: frozenset[str] | None
+    held_out: frozenset[str]
+    inherited: tuple[int | None, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        trained_on = None if self.trained_on is None else sorted(self.trained_on)
+        return {
+            "dataset": self.dataset,
+            "fold": self.fold,
+            "trained_on": trained_on,
+            "held_out": sorted(self.held_out),
+            "inherited": list(self.inherited),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainingCases":
+        """Of `as_dict`."""
+        trained_on = values["trained_on"]
+        known = None if trained_on is None else frozenset(trained_on)
+        inherited = tuple(values["inherited"])
+        return cls(values["dataset"], values["fold"], known, frozenset(values["held_out"]), inherited)
+
+    def seen(self, dataset: str, validation: Sequence[str]) -> int | None:
+        """How many of a student's validation cases it was trained on, or learned of from teachers of its own; None: not
+        known.
+
+        Args:
+            dataset: the student's.
+            validation: names of its validation cases.
+        """
+        counts = [self._trained_on(dataset, set(validation)), *self.inherited]
+        known = [count for count in counts if count is not None]
+        return max(known) if len(known) == len(counts) else None
+
+    def _trained_on(self, dataset: str, names: set[str]) -> int | None:
+        if self.trained_on is not None:
+            return len(names & self.trained_on)
+        if self.fold == ALL and self.dataset == dataset:
+            return len(names)
+        # names that both have: the cases are of one collection, and what was not held out was trained on
+        return len(names - self.held_out) if self.held_out & names else None
+
+
+def training_cases(
+    fold_folder: Path, dataset: str, fold: Fold, ending: str, kd: Mapping[str, Any] | None
+) -> TrainingCases:
+    """What a trained fold left.
+
+    Args:
+        fold_folder: of the model.
+        dataset: whole name of the dataset that it was trained on.
+        fold: a number or ``all``.
+        ending: of that dataset's files.
+        kd: its record in its checkpoint; None: it is nobody's student.
+    """
+    inherited = tuple(teacher.get("seen_validation_cases") for teacher in (kd or {}).get("teachers", ()))
+    splits = read_splits(Path(nnUNet_preprocessed) / dataset) if nnUNet_preprocessed.is_set() else []
+    everything = frozenset(case for split in splits for cases in split.values() for case in cases)
+    if str(fold) == ALL:
+        return TrainingCases(dataset, ALL, everything or None, frozenset(), inherited)
+    split = splits[int(fold)] if int(fold) < len(splits) else None
+    validation = read_validation(fold_folder, ending, split["val"] if split is not None else ())
+    trained_on = None
+    if split is not None and _is_of(split, validation.cases, validation.counts):
+        trained_on = frozenset(split["train"])
+    elif validation.cases and everything:
+        trained_on = everything - validation.cases
+    return TrainingCases(dataset, str(fold), trained_on, validation.cases, inherited)
+
+
+def _is_of(split: Split, held_out: frozenset[str], counts: tuple[int, int] | None) -> bool:
+    """Whether what a fold left agrees with the folds as they are now, and it left anything."""
+    agrees = [held_out == set(split["val"])] if held_out else []
+    if counts is not None:
+        agrees.append(counts == (len(split["train"]), len(split["val"])))
+    return bool(agrees) and all(agrees)
