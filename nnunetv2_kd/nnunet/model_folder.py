@@ -44,18 +44,20 @@ class CheckpointPath:
         folder: the model's, with plans.json and dataset.json.
         fold: a number or `ALL`.
         checkpoint_name: the file's name.
-        archive: the zip that `folder` was unpacked from, and the model's place in it; None: `folder` is its place.
+        archive: the zip that `folder` was unpacked from; None: `folder` is the model's place.
+        place_in_archive: the model's folder in that zip.
     """
 
     folder: Path
     fold: Fold
     checkpoint_name: str
-    archive: str | None = None
+    archive: Path | None = None
+    place_in_archive: str = ""
 
     @property
     def where(self) -> str:
-        """Where the model is, for people to read."""
-        return self.archive or str(self.folder)
+        """The folder or zip by which options name the model."""
+        return str(self.archive or self.folder)
 
     @property
     def checkpoint(self) -> Path:

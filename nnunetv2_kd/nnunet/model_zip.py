@@ -40,7 +40,7 @@ def _unpack(file: Path, _changed: int, configuration: str, fold: Fold, checkpoin
         folder = tempfile.TemporaryDirectory(prefix="nnunetv2_kd_")
         _unpacked.append(folder)
         archive.extractall(folder.name, [str(name) for name in files if _belongs(name, model, wanted)])
-    return CheckpointPath(Path(folder.name) / model, fold, checkpoint_name, f"{file}, {model}")
+    return CheckpointPath(Path(folder.name) / model, fold, checkpoint_name, file, str(model))
 
 
 def _belongs(name: PurePosixPath, model: PurePosixPath, wanted: PurePosixPath) -> bool:

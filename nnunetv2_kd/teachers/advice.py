@@ -85,7 +85,6 @@ def plans_of_teacher(path: CheckpointPath, plans: Plans, configuration: str, stu
     """
     source = Path(nnUNet_preprocessed) / plans["dataset_name"] / f"{plans['plans_name']}.json"
     here = dataset_id(student.dataset_name)
-    place = path.archive.split(", ")[0] if path.archive is not None else str(path.folder)
     lines = ["To train a student that looks at the voxels that the teacher looks at, with the teacher's plans:"]
     name = plans["plans_name"]
     if plans["dataset_name"] != student.dataset_name:
@@ -93,7 +92,7 @@ def plans_of_teacher(path: CheckpointPath, plans: Plans, configuration: str, stu
         if not source.is_file():
             written = f"cp '{path.folder / 'plans.json'}'"
             if path.archive is not None:
-                written = f"unzip -p '{place}' '{path.archive.split(', ', 1)[1]}/plans.json' >"
+                written = f"unzip -p '{path.archive}' '{path.place_in_archive}/plans.json' >"
             lines.append(f"  mkdir -p '{source.parent}' && {written} '{source}'")
         lines.append(
             f"  nnUNetv2_move_plans_between_datasets -s {plans['dataset_name']} -t {here} -sp {source.stem} -tp {name}"
@@ -104,7 +103,7 @@ def plans_of_teacher(path: CheckpointPath, plans: Plans, configuration: str, stu
         *lines,
         f"  nnUNetv2_preprocess -d {here} -plans_name {name} -c {configuration}",
         f"and the training again with {configuration}, -p {name} and the teacher in the options file: "
-        f"teacher: {{folder: '{place}', fold: {path.fold}}}",
+        f"teacher: {{folder: '{path.where}', fold: {path.fold}}}",
     ]
 
 

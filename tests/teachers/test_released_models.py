@@ -129,8 +129,9 @@ def test_a_zip(released):
     file = zipped(released)
     shutil.rmtree(released)
     record = load(file, fold="all").record
-    assert record.folder == f"{file}, Dataset123_Other/{NAME}"
+    assert record.folder == str(file)
     path = unpack(file, "3d_fullres", "all", "checkpoint_final.pth")
+    assert path.place_in_archive == f"Dataset123_Other/{NAME}"
     assert sorted(f.name for f in path.folder.iterdir()) == ["dataset.json", "fold_all", "plans.json"]
     with pytest.raises(
         KDError, match=r"(?s)no checkpoint_final.pth of fold 3.*\{fold: 0, checkpoint: checkpoint_final.pth\}"
@@ -140,7 +141,8 @@ def test_a_zip(released):
 
 def test_a_zip_of_several_models(released):
     other = make_model(released.with_name("nnUNetTrainer__nnUNetPlans__3d_lowres"))
-    assert load(zipped(released, other)).record.folder.endswith(NAME)
+    picked = unpack(zipped(released, other), "3d_fullres", 0, "checkpoint_final.pth")
+    assert picked.place_in_archive == f"Dataset123_Other/{NAME}"
     third = make_model(released.with_name("nnUNetTrainer__Mine__3d_fullres"))
     with pytest.raises(KDError, match=r"(?s)holds 2 models of configuration 3d_fullres among:.*Mine__3d.*Unpack it"):
         load(zipped(released, other, third))
