@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.inference.images import check_whole
+
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -101,7 +104,11 @@ def _twins(images: Mapping[str, str], reader: Any, labelled: Mapping[str, Sequen
 def _read(reader: Any, files: Iterable[Any], channels: Sequence[str]) -> tuple[str, str]:
     """What is wrong with an image, in words, and a key that only the same voxels have."""
     try:
+        for file in files:
+            check_whole(Path(file))
         image, _ = reader.read_images([str(file) for file in files])
+    except KDError as error:
+        return str(error), ""
     except Exception as error:  # the reader's, of any kind
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"cannot be read: {lines[-1] if lines else type(error).__name__}", ""

@@ -122,7 +122,7 @@ def test_all_problems_are_told_before_a_teacher_runs(world, scans):
     for words in (
         "is a labelled case already",
         "renamed is the image of the labelled case",
-        "broken: cannot be read",
+        "broken: broken.nii.gz cannot be read",
         "-o: the number 104 is that of Dataset104_Other already; take another",
     ):
         assert words in done.stderr

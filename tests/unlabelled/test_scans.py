@@ -56,6 +56,7 @@ def test_all_bad_scans_are_listed(tmp_path, write):
     write("two_0000.nii.gz", 3)
     write("two_0001.nii.gz", 4)
     (tmp_path / "broken.nii.gz").write_bytes(b"no image")
+    (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "good.nii.gz").read_bytes()[:-40])
     scans, _ = find_scans(tmp_path, END, ["MRI"])
     problems = check_scans(scans, SimpleITKIO(), ["MRI"], {"labelled": [str(tmp_path / "labelled.nii.gz")]})
     told = "\n".join(problems)
@@ -63,10 +64,11 @@ def test_all_bad_scans_are_listed(tmp_path, write):
         "labelled is a labelled case already",
         "renamed is the image of the labelled case labelled",
         "two: has 2 channels, the teacher expects 1: MRI",
-        "broken: cannot be read",
+        "broken: broken.nii.gz cannot be read",
+        "cut: cut.nii.gz cannot be read: it is cut short",
     ):
         assert words in told
-    assert len(problems) == 4
+    assert len(problems) == 5
     assert "good" not in told
 
 
