@@ -97,7 +97,11 @@ def _split_teachers(subparsers: Any) -> None:
     parser.add_argument("-n", type=int, default=None, metavar="TEACHERS", help="how many; default: 3, or one per group")
     parser.add_argument("-f", type=int, default=0, metavar="FOLD", help="whose training cases are shared out")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="the teachers' plans, for the lines printed")
-    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="for the lines printed")
+    parser.add_argument(
+        "-c",
+        metavar="CONFIGURATION",
+        help="for the lines printed; default: 3d_fullres, or the first of the plans",
+    )
     parser.add_argument("--cases", type=int, default=None, help="at most so many cases per teacher; default: all")
     parser.add_argument(
         "--groups",

@@ -216,19 +216,20 @@ def cost_table(
 ) -> Table:
     """Teacher and student side by side, per configuration."""
     table = Table(title=f"{teacher['plans_name']} → {student['plans_name']}")
-    for column in ("configuration", "", "teacher", "student", "student / teacher"):
-        table.add_column(column, justify="left" if column in ("configuration", "") else "right")
+    for column in ("configuration", "", "teacher", "student", "ratio"):
+        left = column in ("configuration", "")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for configuration, width in widths.items():
         t, s = (network_cost(plans, configuration, dataset_json) for plans in (teacher, student))
         rows = [
             (
-                f"{configuration} (width {width:g})",
+                configuration,
                 "parameters",
                 format_count(t.params),
                 format_count(s.params),
                 s.params / t.params,
             ),
-            ("", "GFLOPs per patch", f"{t.flops / 1e9:.2f}", f"{s.flops / 1e9:.2f}", s.flops / t.flops),
+            (f"width {width:g}", "GFLOPs per patch", f"{t.flops / 1e9:.2f}", f"{s.flops / 1e9:.2f}", s.flops / t.flops),
             (
                 "",
                 "activation memory per patch",

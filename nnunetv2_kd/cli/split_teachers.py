@@ -24,7 +24,9 @@ def run(args: argparse.Namespace) -> int:
     if args.cases is not None and args.cases < 1:
         raise KDError(f"--cases must be at least 1, found {args.cases}.")
     folder = preprocessed_folder(args.d)
-    check_configuration(read_plans(folder, args.p), args.c)  # of the lines that are printed
+    plans = read_plans(folder, args.p)
+    args.c = args.c or next((c for c in ("3d_fullres", *plans["configurations"]) if c in plans["configurations"]), "2d")
+    check_configuration(plans, args.c)  # of the lines that are printed
     splits = read_splits(folder) or make_splits(folder)
     if not 0 <= args.f < len(splits):
         raise KDError(f"There is no fold {args.f}: {folder / SPLITS} has folds 0 to {len(splits) - 1}.")

@@ -16,6 +16,9 @@ SHORT = {
     "gap closed": "gap",
     "parameters": "params",
 }
+# shown where there is room; all others but these and MAIN when all are asked for
+WHERE_ROOM = ("95 % interval", "kind", "difference")
+MAIN = ("#", "model", "Dice", "p (Holm)", "gap closed", "parameters", "ms")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,12 @@ class Column:
     def short(self) -> str:
         """The heading where there is little room."""
         return SHORT.get(self.heading, self.heading)
+
+    @property
+    def rank(self) -> str:
+        """How much it is wanted: ``main``, ``room`` where there is room for it, ``more`` where all are asked for."""
+        is_wanted = self.heading in WHERE_ROOM or self.heading.startswith("NSD ")
+        return "main" if self.heading in MAIN else "room" if is_wanted else "more"
 
     @property
     def is_number(self) -> bool:

@@ -77,8 +77,18 @@ def _groups(models: Sequence[TrainedModel]) -> list[list[TrainedModel]]:
     for model in models:
         if model.record is not None and model.record.options.get("seed") is not None and not model.part:
             groups.setdefault(_all_but_seed(model), []).append(model)
-    several = [sorted(group, key=_seed) for group in groups.values()]
-    return [group for group in several if len({_seed(model) for model in group}) == len(group) > 1]
+    return [group for of_one in groups.values() if len(group := _one_per_seed(of_one)) > 1]
+
+
+def _one_per_seed(models: Sequence[TrainedModel]) -> list[TrainedModel]:
+    """By seed. Of several trainings with one seed the one that was given a name, as the others of a series were; the
+    rest are rows of their own."""
+    named_first = sorted(models, key=lambda model: (_seed(model), _name(model) == "", model.name))
+    return list({_seed(model): model for model in reversed(named_first)}.values())[::-1]
+
+
+def _name(model: TrainedModel) -> str:
+    return str(model.record.options.get("name") or "") if model.record is not None else ""
 
 
 def _seed(model: TrainedModel) -> int:

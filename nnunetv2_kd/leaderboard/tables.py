@@ -64,11 +64,16 @@ def print_board(board: Board, console: Console, wide: bool = False) -> None:
     if left_out:
         console.print(Text(f"--wide shows {', '.join(left_out)} too.", style="dim"))
     for line in summary(board):
-        console.print(Text(line), soft_wrap=True)
+        _print_line(console, line)
     for line in footnotes(board):
-        console.print(Text(line, style="dim"), soft_wrap=True)
+        _print_line(console, line, "dim")
     for line in board.problems:
-        console.print(Text(f"Missing: {line}", style="yellow"), soft_wrap=True)
+        _print_line(console, f"Missing: {line}", "yellow")
+
+
+def _print_line(console: Console, line: str, style: str = "") -> None:
+    """Broken between words in a terminal, unless there is a command in it to be copied; as it is in a file or pipe."""
+    console.print(Text(line, style=style), soft_wrap=not console.is_terminal or "nnUNetv2_" in line)
 
 
 def _comes_first(column: Column) -> bool:
@@ -85,7 +90,7 @@ def _fitting(kept: list[Column], board: Board, width: int) -> list[Column]:
 
 
 def _width(kept: Sequence[Column], board: Board, of_name: int | None = None) -> int:
-    """Of a table with these columns, a space on both sides of each.
+    """Of a table with these columns, a space on both sides of each and one between.
 
     Args:
         of_name: as much as names get before they are broken between words; None: as much as they need.
@@ -93,7 +98,7 @@ def _width(kept: Sequence[Column], board: Board, of_name: int | None = None) -> 
     widths = {c.heading: max(len(text) for text in (c.short, *map(c.text, board.entries))) for c in kept}
     if of_name is not None and "model" in widths:
         widths["model"] = min(widths["model"], of_name)
-    return sum(widths.values()) + 2 * len(kept)
+    return sum(widths.values()) + 3 * len(kept) + 1
 
 
 def to_csv(boards: Sequence[Board]) -> str:

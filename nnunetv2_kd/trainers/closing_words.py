@@ -6,7 +6,7 @@ from pathlib import Path
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.files import read_json
-from nnunetv2_kd.nnunet.model_folder import RECORD_FILE, fold_name, parse_model_name
+from nnunetv2_kd.nnunet.model_folder import RECORD_FILE, ModelName, fold_name, parse_model_name
 from nnunetv2_kd.record import Record, read_record
 from nnunetv2_kd.trainers.baseline import ALONE_TRAINER, epochs_suffix, line_of_baseline
 
@@ -27,8 +27,7 @@ def closing_words(fold: Path) -> str:
     compare = f"nnUNetv2_kd leaderboard -d {dataset}"
     if record is None or (not record.teachers and record.stored is None):
         return f"{told[0]}. Compare all models:\n  {compare}"
-    alone = fold.parent.with_name(str(name._replace(trainer=ALONE_TRAINER + epochs_suffix(name.trainer)))) / fold.name
-    of_alone = validation_dice(alone)
+    of_alone = _of_alone(record, fold, name)
     if of_alone is not None:
         told.append(f"{of_alone:.4f} of the same student alone")
         return f"{', '.join(told)}. Compare them case by case:\n  {compare}"
@@ -42,6 +41,18 @@ def validation_dice(fold: Path) -> float | None:
         return float(read_json(fold / "validation" / "summary.json")["foreground_mean"]["Dice"])
     except (KDError, KeyError, TypeError):
         return None
+
+
+def _of_alone(record: Record, fold: Path, name: ModelName) -> float | None:
+    """Of the same student trained alone, for as long and with the same seed, under any name."""
+    pattern = f"{ALONE_TRAINER}{epochs_suffix(name.trainer)}__*__{name.configuration}/{fold.name}"
+    for other in sorted(fold.parents[1].glob(pattern)):
+        its = _record(other)
+        if its is None or (its.training, its.student) != (record.training, record.student):
+            continue
+        if its.options.get("seed") == record.options.get("seed") and (dice := validation_dice(other)) is not None:
+            return dice
+    return None
 
 
 def _of_teachers(record: Record | None, fold: Path) -> list[float]:

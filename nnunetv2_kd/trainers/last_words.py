@@ -59,19 +59,19 @@ def last_words(error: BaseException) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The trainers that are named most alike, a number of epochs aside."""
+    """The trainer that is named most alike, a number of epochs aside."""
     suffix = EPOCHS.search(name)
     number = re.search(r"\d+", suffix[0]) if suffix else None
     ending = "" if number is None else f"_{number[0]}epoch{'' if number[0] == '1' else 's'}"
     asked, lower = EPOCHS.sub("", name).lower(), {trainer.lower(): trainer for trainer in known}
-    close = difflib.get_close_matches(asked, lower, n=2, cutoff=0.75)
+    close = difflib.get_close_matches(asked, lower, n=1, cutoff=0.75)
     if not close:
         short = {trainer.removeprefix(PREFIX): trainer for trainer in lower}
-        found = difflib.get_close_matches(asked.removeprefix(PREFIX), short, n=2, cutoff=0.75)
+        found = difflib.get_close_matches(asked.removeprefix(PREFIX), short, n=1, cutoff=0.75)
         close = [short[name] for name in found]
     if not close:
         return f"Trainers of nnunetv2_kd: {', '.join(sorted(t for t in lower.values() if 'KD' in t))}."
-    return f"Did you mean -tr {' or -tr '.join(_with_epochs(lower[match], ending) for match in close)}?"
+    return f"Did you mean -tr {_with_epochs(lower[close[0]], ending)}?"
 
 
 def trainer_names() -> list[str]:

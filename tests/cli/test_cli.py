@@ -34,7 +34,7 @@ def test_plan_writes_plans_and_shows_both_sides(folders, capsys):
     assert main(["plan", "-d", "999"]) == 0
     out = capsys.readouterr().out
     for words in (
-        "3d_fullres (width 0.5)",
+        "width 0.5",
         "parameters",
         "GFLOPs per patch",
         "activation memory",

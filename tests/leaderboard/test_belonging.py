@@ -114,6 +114,18 @@ def test_a_chosen_model_may_be_one_of_the_seeds(results):
     assert next(entry for entry in board.entries if entry.seeds).name == board.reference
 
 
+def test_a_second_training_with_the_same_seed_is_a_row_of_its_own(results):
+    """As a first try is, before the series with names."""
+    for plans_name, name, seed in (
+        ("nnUNetPlans", None, 0),
+        ("nnUNetPlans_a_s0", "a_s0", 0),
+        ("nnUNetPlans_a_s1", "a_s1", 1),
+    ):
+        kd = record("nnUNetTrainerKDBaseline", seed=seed, name=name)
+        results.add("nnUNetTrainerKDBaseline", eroded(2 + seed), plans_name=plans_name, kd=kd)
+    assert sorted(rows(board_of(results))) == ["KDBaseline · a · 2 seeds", "KDBaseline · nnUNetPlans"]
+
+
 def test_what_differs_in_more_than_the_seed_is_not_pooled(results):
     for seed, ema in ((0, None), (1, 0.9)):
         kd = record("nnUNetTrainerKDBaseline", seed=seed, ema=ema)
