@@ -139,9 +139,10 @@ def make_board(
     """
     every_score, every_model = evaluation.scores, evaluation.models
     evaluation, seeds = (evaluation, {}) if every_seed else pool_seeds(evaluation)
+    of_one_runtime = [model for model in every_model if model.runs_in == every_model[0].runs_in]
     reference, teacher = (
-        row_of(pick(every_model, name, flag).name, seeds) if name is not None else None
-        for name, flag in ((reference, "--reference"), (teacher, "--teacher"))
+        row_of(pick(among, name, flag).name, seeds) if name is not None else None
+        for name, flag, among in ((reference, "--reference", every_model), (teacher, "--teacher", of_one_runtime))
     )
     models = evaluation.models
     names, origins = short_names(models, seeds), origins_of(models, teacher)
