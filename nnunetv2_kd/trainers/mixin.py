@@ -467,8 +467,13 @@ class DistillationMixin(Base):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         about = f"Interrupted in the validation. Validate:\n  {self._line_to_go_on('--val')}"
+        if self.local_rank == 0:
+            ending = self.dataset_json["file_ending"]
+            self._say(*set_stale_aside(Path(self.output_folder), self.do_split()[1], ending))
         with last_words.interruptible(lambda: about):
             super().perform_actual_validation(save_probabilities)
+        note = agreement_note(self.dataset_json, self.do_split()[1])
+        self._say(*([f"This validation Dice is {note}."] if note else []))
         if words := closing_words(Path(self.output_folder)):
             self._say(words)
 
@@ -517,14 +522,6 @@ class DistillationMixin(Base):
 
     def _validation_batches(self) -> Iterator[Batch]:
         return (next(self.dataloader_val) for _ in range(ASSESSED_BATCHES))
-
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        if self.local_rank == 0:
-            ending = self.dataset_json["file_ending"]
-            self._say(*set_stale_aside(Path(self.output_folder), self.do_split()[1], ending))
-        super().perform_actual_validation(save_probabilities)
-        note = agreement_note(self.dataset_json, self.do_split()[1])
-        self._say(*([f"This validation Dice is {note}."] if note else []))
 
     # ---- checkpoints
 
