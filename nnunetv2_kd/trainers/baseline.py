@@ -10,15 +10,15 @@ from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE, fold_name, parse_model
 from nnunetv2_kd.record import Record
 from nnunetv2_kd.trainers.command_line import line
 from nnunetv2_kd.trainers.options import VARIABLE
+from nnunetv2_kd.trainers.variants import split_name
 
 ALONE_TRAINER = "nnUNetTrainerKDBaseline"
 NOT_AGAIN = ("--c", "--val", "--val_best", "--npz")
 
 
-def epochs_suffix(trainer: str) -> str:
-    """``_250epochs`` of a trainer's name; empty where it has none."""
-    found = re.search(r"_\d+epochs?$", trainer)
-    return found[0] if found else ""
+def suffix(trainer: str) -> str:
+    """The variants and epochs behind a trainer's name, ``_DA5_250epochs``; empty where there are none."""
+    return trainer[len(split_name(trainer)[0]) :]
 
 
 def line_of_baseline(record: Record, fold: Path) -> str:
@@ -29,7 +29,7 @@ def line_of_baseline(record: Record, fold: Path) -> str:
         record: of the student.
         fold: its folder, ``DATASET/TRAINER__PLANS__CONFIGURATION/fold_0``.
     """
-    trainer = ALONE_TRAINER + epochs_suffix(record.trainer)
+    trainer = ALONE_TRAINER + suffix(record.trainer)
     file = fold.absolute() / OPTIONS_FILE
     options: dict[str, Any] = {VARIABLE: file if file.is_file() else None}
     kept = [argument for argument in _command(record, fold) if argument not in NOT_AGAIN]

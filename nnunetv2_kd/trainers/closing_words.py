@@ -8,7 +8,7 @@ from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.model_folder import RECORD_FILE, ModelName, fold_name, parse_model_name
 from nnunetv2_kd.record import Record, read_record
-from nnunetv2_kd.trainers.baseline import ALONE_TRAINER, epochs_suffix, line_of_baseline
+from nnunetv2_kd.trainers.baseline import ALONE_TRAINER, line_of_baseline, suffix
 
 
 def closing_words(fold: Path) -> str:
@@ -45,7 +45,7 @@ def validation_dice(fold: Path) -> float | None:
 
 def _of_alone(record: Record, fold: Path, name: ModelName) -> float | None:
     """Of the same student trained alone, for as long and with the same seed, under any name."""
-    pattern = f"{ALONE_TRAINER}{epochs_suffix(name.trainer)}__*__{name.configuration}/{fold.name}"
+    pattern = f"{ALONE_TRAINER}{suffix(name.trainer)}__*__{name.configuration}/{fold.name}"
     for other in sorted(fold.parents[1].glob(pattern)):
         its = _record(other)
         if its is None or (its.training, its.student) != (record.training, record.student):

@@ -15,6 +15,7 @@ import nnunetv2
 
 from nnunetv2_kd.discovery import VARIABLE
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.trainers.variants import split_name
 
 NOT_FOUND = re.compile(r"Could not find requested nnunet trainer (\w+) in ")
 PREFIX = "nnunettrainer"  # which people leave out
@@ -63,7 +64,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     suffix = EPOCHS.search(name)
     number = re.search(r"\d+", suffix[0]) if suffix else None
     ending = "" if number is None else f"_{number[0]}epoch{'' if number[0] == '1' else 's'}"
-    asked, lower = EPOCHS.sub("", name).lower(), {trainer.lower(): trainer for trainer in known}
+    base = split_name(EPOCHS.sub("", name))[0]
+    ending = EPOCHS.sub("", name)[len(base) :] + ending  # nnU-Net's variants
+    asked, lower = base.lower(), {trainer.lower(): trainer for trainer in known}
     close = difflib.get_close_matches(asked, lower, n=1, cutoff=0.75)
     if not close:
         short = {trainer.removeprefix(PREFIX): trainer for trainer in lower}

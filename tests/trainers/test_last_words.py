@@ -22,6 +22,7 @@ NAMES = ["nnUNetTrainer", "nnUNetTrainerDA5", "nnUNetTrainerRegionKD", "nnUNetTr
         ("nnunettrainerregionkd", "-tr nnUNetTrainerRegionKD"),
         ("nnUNetTrainerRegionKD_6epoch", "-tr nnUNetTrainerRegionKD_6epochs"),
         ("nnUNetTrainerKDbaseline_250epochs", "-tr nnUNetTrainerKDBaseline_250epochs"),
+        ("nnUNetTrainerRegionsKD_DA5_250epochs", "-tr nnUNetTrainerRegionKD_DA5_250epochs"),
         ("nnUNetTrainerDA4", "-tr nnUNetTrainerDA5"),
         ("RegionKD", "-tr nnUNetTrainerRegionKD"),
         ("xyz", "Trainers of nnunetv2_kd: nnUNetTrainerKD, nnUNetTrainerKDBaseline, nnUNetTrainerRegionKD."),

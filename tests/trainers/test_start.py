@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 
+from nnunetv2_kd import trainers
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline, nnUNetTrainerRegionKD, with_epochs
+from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline
 from nnunetv2_kd.trainers.closing_words import closing_words
 from nnunetv2_kd.trainers.options import resolve_options
 from tests.conftest import DATASET, World, copy_of, made_once
@@ -239,7 +240,7 @@ def test_a_failed_start_over_a_finished_training_leaves_that_whole(student, monk
 
 
 def test_trainings_with_a_number_of_epochs_in_the_name_compare_that_number(here):
-    trainer = with_epochs(nnUNetTrainerRegionKD, 1, "nnUNetTrainerRegionKD_1epoch")
+    trainer = trainers.nnUNetTrainerRegionKD_1epoch
     train(make_trainer(trainer, here, iterations_per_epoch=1))
     assert "by this method" in train(make_trainer(trainer, here, iterations_per_epoch=1))
 
