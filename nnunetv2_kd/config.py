@@ -1,10 +1,36 @@
 """Options of teachers, students and schedules, typed and checked. Nothing here imports torch."""
 
+import difflib
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+# pydantic's kinds of problems, in plain words
+BOUNDS = {
+    "greater_than": ("greater than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+PLAIN = {
+    "extra_forbidden": "unknown key",
+    "missing": "is missing",
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "finite_number": "must be a number, not infinite",
+    "bool": "must be true or false",
+    "string_pattern_mismatch": "must be letters, digits and hyphens, with single underscores between",
+    "string_too_long": "is too long",
+    "string": "must be text",
+    "list": "must be a list",
+    "tuple": "must be a list",
+    "dict": "must be keys with values",
+    "model": "must be keys with values",
+    "path": "must be a path",
+}
 
 Rule = Literal["mean", "confidence", "region"]
 
@@ -187,10 +213,47 @@ def parse_latency(value: Any) -> float:
     return milliseconds
 
 
-def problems_of(error: ValidationError) -> list[str]:
-    """One line per problem: where, what, and what was found there."""
-    return [
-        f"{'.'.join(str(part) for part in problem['loc']) or 'options'}: {problem['msg']}"
-        + ("" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})")
-        for problem in error.errors()
-    ]
+def problems_of(
+    error: ValidationError,
+    line_of: Callable[[tuple[int | str, ...]], int | None] | None = None,
+    keys: Sequence[str] = (),
+) -> list[str]:
+    """One line per problem: where, what, and what was found there.
+
+    Args:
+        error: pydantic's.
+        line_of: the line of the file that a key came from, by its path; None where it came from no file.
+        keys: that there are at the top, to be named where one is not known.
+    """
+    lines = []
+    for problem in error.errors():
+        path = problem["loc"]
+        line = line_of(path) if line_of is not None else None
+        where = ("" if line is None else f"line {line}, ") + (".".join(map(str, path)) or "options")
+        meant = _meant(str(path[0]), keys) if problem["type"] == "extra_forbidden" and len(path) == 1 else ""
+        found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+        lines.append(f"{where}: {in_words(problem)}{meant}{found}")
+    return lines
+
+
+def _meant(key: str, keys: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, keys, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; keys are {', '.join(keys)}" if keys else ""
+
+
+def in_words(problem: Any) -> str:
+    """What was expected, as a user of an options file would say it.
+
+    Args:
+        problem: one of pydantic's ``ValidationError.errors()``.
+    """
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind in BOUNDS:
+        word, key = BOUNDS[kind]
+        return f"must be {word} {context[key]:g}"
+    if kind == "literal_error":
+        return f"must be {context['expected']}"
+    if kind == "value_error":
+        return str(context["error"])
+    plain = next((words for start, words in PLAIN.items() if kind.startswith(start)), None)
+    return plain or str(problem["msg"])

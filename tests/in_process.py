@@ -4,7 +4,6 @@ imported and plots are drawn."""
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import entry_points
@@ -67,8 +66,8 @@ def _exit_status(function) -> int:
         if end.code is None or isinstance(end.code, int):
             return end.code or 0
         print(end.code, file=sys.stderr)
-    except Exception:
-        traceback.print_exc()
+    except (Exception, KeyboardInterrupt):
+        sys.excepthook(*sys.exc_info())
     return 1
 
 

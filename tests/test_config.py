@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nnunetv2_kd.config import Schedule, parse_budget
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.trainers.options import Options, resolve_options
+from nnunetv2_kd.trainers.options import Options, options_of_environment, resolve_options
 from nnunetv2_kd.trainers.schedule import factor_at
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -97,7 +97,7 @@ def test_every_problem_is_told_at_once(write):
         ({"stored_teacher": " "}, "expected the name or folder of a store"),
         ({"terms": {"region_affinity": {"stages": ["encoder.0", "encoder.0"]}}}, "named twice"),
         ({"terms": {"region_affinity": {"stages": []}}}, "at least 1 item"),
-        ({"cpu_speed": "fast"}, "cpu_speed: Input should be 'measure', 'float32'"),
+        ({"cpu_speed": "fast"}, "cpu_speed: must be 'measure', 'float32'"),
         ({"cpu_speed": "measure", "cpu_bfloat16": True}, "give cpu_bfloat16 or cpu_speed, not both"),
     ],
 )
@@ -152,3 +152,38 @@ def test_the_region_recipe_is_the_trainers_default():
 
     recipe = Path(__file__).parents[1] / "configs" / "region.yaml"
     assert resolve_options({}, {}, recipe) == resolve_options(nnUNetTrainerRegionKD.default_options, {})
+
+
+def test_problems_of_an_options_file_name_its_lines_in_plain_words(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text(
+        "# mine\nepoch: 5\nseed: 1.5\nteacher:\n  fold: two\n  trainer: 7\nterms:\n  region_kl:\n    weight: -1\n"
+        "schedule: {warmup: 2}\nsave_every: 0\nteachers: 3\n"
+    )
+    with pytest.raises(KDError) as error:
+        resolve_options({}, {}, file)
+    told = str(error.value)
+    for line in (
+        f"The distillation options in {file} cannot be used:",
+        "line 2, epoch: unknown key; did you mean epochs? (found 5)",
+        "line 3, seed: must be a whole number (found 1.5)",
+        "line 6, teacher.trainer: must be text (found 7)",
+        "line 9, terms.region_kl.weight: must be at least 0 (found -1",
+        "line 10, schedule.warmup: must be at most 1 (found 2)",
+        "line 11, save_every: must be at least 1 (found 0)",
+        "line 12, teachers: must be a list (found 3)",
+    ):
+        assert line in told
+    assert "Input should" not in told
+
+
+def test_name_and_seed_of_the_environment_win(tmp_path, monkeypatch):
+    file = tmp_path / "options.yaml"
+    file.write_text("name: of_the_file\nseed: 1\n")
+    monkeypatch.setenv("nnUNet_kd_name", "mine")
+    monkeypatch.setenv("nnUNet_kd_seed", "2")
+    options = resolve_options({}, {}, file, options_of_environment())
+    assert (options.name, options.seed) == ("mine", 2)
+    monkeypatch.setenv("nnUNet_kd_seed", "two")
+    with pytest.raises(KDError, match=r"nnUNet_kd_name and nnUNet_kd_seed cannot.*\n.*seed: must be a whole number"):
+        resolve_options({}, {}, file, options_of_environment())

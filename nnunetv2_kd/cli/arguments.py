@@ -17,6 +17,13 @@ from nnunetv2_kd.choices import (
 )
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_kd",
@@ -34,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         _export,
         _benchmark,
         _leaderboard,
+        _status,
         _doctor,
         _demo,
     ):
@@ -47,7 +55,7 @@ def _plan(subparsers: Any) -> None:
         help="write a student's plans file",
         description="Write a shrunken plans file beside the teacher's. It reads the same preprocessed data. Train "
         "with it: nnUNetv2_train DATASET CONFIGURATION FOLD -p STUDENT_PLANS -tr nnUNetTrainerRegionKD",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="the teacher's plans")
@@ -83,13 +91,17 @@ def _split_teachers(subparsers: Any) -> None:
         description="Give each of several teachers its own share of the training cases of one fold, as further folds "
         "of splits_final.json. The folds that are there stay as they are, and so do the validation cases. Prints the "
         "lines that train the teachers and the student.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
     parser.add_argument("-n", type=int, default=None, metavar="TEACHERS", help="how many; default: 3, or one per group")
     parser.add_argument("-f", type=int, default=0, metavar="FOLD", help="whose training cases are shared out")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="the teachers' plans, for the lines printed")
-    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="for the lines printed")
+    parser.add_argument(
+        "-c",
+        metavar="CONFIGURATION",
+        help="for the lines printed; default: 3d_fullres, or the first of the plans",
+    )
     parser.add_argument("--cases", type=int, default=None, help="at most so many cases per teacher; default: all")
     parser.add_argument(
         "--groups",
@@ -326,7 +338,13 @@ def _leaderboard(subparsers: Any) -> None:
     parser.add_argument("-gt", type=Path, metavar="LABELS", help="their ground truth (CASE.nii.gz)")
     parser.add_argument("--reference", metavar="NAME", help="test the others against this model (a part will do)")
     parser.add_argument("--teacher", metavar="NAME", help="the teacher of the students; default: as recorded in them")
+    parser.add_argument(
+        "--every-seed",
+        action="store_true",
+        help="a row per training; default: seeds are one row, mean ± SD",
+    )
     parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the surface Dice; default: 1.0")
+    parser.add_argument("--wide", action="store_true", help="print all columns; default: those that fit the terminal")
     parser.add_argument("--time", type=int, default=0, metavar="N", help="time every model on N cases; default: 0")
     parser.add_argument(
         "--runtime",
@@ -340,6 +358,16 @@ def _leaderboard(subparsers: Any) -> None:
     )
     parser.add_argument("-np", type=int, metavar="N", help="processes for scoring; default: nnU-Net's")
     parser.add_argument("-device", default="cuda", choices=DEVICES, help="for -i and --time")
+
+
+def _status(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "status",
+        help="show what there is of a dataset, and what is of no use any more",
+        description="Trained models fold by fold (kind, method, seed, state, Dice), stores of teachers' predictions, "
+        "and what can be thrown away, with its size. Reads only: nothing is changed or deleted.",
+    )
+    parser.add_argument("-d", nargs="+", required=True, metavar="DATASET", help="dataset ids or names")
 
 
 def _doctor(subparsers: Any) -> None:

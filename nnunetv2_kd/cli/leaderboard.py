@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
         timed=args.time,
         runtimes=args.runtime,
         precisions=args.precision,
+        every_seed=args.every_seed,
         processes=default_num_processes if args.np is None else args.np,
     )
     check_request(request)
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.o)
     boards = make_boards(request, lambda line: console.print(line, style="dim", markup=False, highlight=False))
     for board in boards:
-        print_board(board, console)
+        print_board(board, console, args.wide)
     if args.o is not None:
         for file in write_all(boards, args.o):
             console.print(f"Written: {file}", soft_wrap=True, markup=False, highlight=False)

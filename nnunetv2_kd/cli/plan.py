@@ -19,8 +19,9 @@ from nnunetv2_kd.inference.latency import TimedShape, fastest_within
 from nnunetv2_kd.inference.runtimes import check_runtime, runtimes_for
 from nnunetv2_kd.networks.cost import network_cost
 from nnunetv2_kd.networks.threads import limit_threads
-from nnunetv2_kd.nnunet.datasets import dataset_id, preprocessed_folder
+from nnunetv2_kd.nnunet.datasets import dataset_id, device_flag, preprocessed_folder
 from nnunetv2_kd.nnunet.files import check_writable, read_json
+from nnunetv2_kd.nnunet.model_folder import trained_with
 from nnunetv2_kd.nnunet.plans import Plans, check_configuration, planned_configurations, read_plans
 from nnunetv2_kd.students.shapes import candidates
 from nnunetv2_kd.students.shrink import RECORD, shrink_plans
@@ -34,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
     target = folder / f"{name}.json"
     if name == args.p:
         raise KDError(f"The student's plans cannot have the teacher's name {args.p}. Choose another with -o.")
-    if target.exists() and not args.overwrite:
-        raise KDError(f"{target} is already there and was kept. Add --overwrite to replace it, or choose another -o.")
+    if target.exists():
+        check_replaceable(target, args.overwrite)
     if args.batch_size is not None and args.batch_size < 1:
         raise KDError(f"--batch-size must be at least 1, found {args.batch_size}.")
     for configuration in args.c or []:
@@ -58,9 +59,27 @@ def run(args: argparse.Namespace) -> int:
     console.print(cost_table(plans, student, widths, dataset_json))
     console.print(f"Written: {target}", soft_wrap=True)
     console.print("Train the student, once the teacher is trained:")
-    command = f"nnUNetv2_train {dataset_id(folder.name)} {configurations[0]} 0 -p {name} -tr nnUNetTrainerRegionKD"
-    console.print(f"  {command}", soft_wrap=True, highlight=False)
+    for configuration in configurations:
+        command = f"nnUNetv2_train {dataset_id(folder.name)} {configuration} 0 -p {name} -tr nnUNetTrainerRegionKD"
+        console.print(f"  {command}{device_flag()}", soft_wrap=True, highlight=False)
     return 0
+
+
+def check_replaceable(plans_file: Path, overwrite: bool) -> None:
+    """Plans that are there may be replaced, unless a trained model stands on them.
+
+    Raises:
+        KDError: where they may not; with a name that is free.
+    """
+    models = trained_with(plans_file.parent.name, plans_file.stem)
+    free = next(n for i in range(2, 1000) if not plans_file.with_stem(n := f"{plans_file.stem}{i}").exists())
+    if models:
+        raise KDError(
+            f"{plans_file} was kept, because models are trained with it, which could neither be resumed nor get "
+            f"another fold without it: {', '.join(models)}. Choose another name: -o {free}"
+        )
+    if not overwrite:
+        raise KDError(f"{plans_file} is already there and was kept. Add --overwrite to replace it, or: -o {free}")
 
 
 def sized_student(
@@ -197,19 +216,20 @@ def cost_table(
 ) -> Table:
     """Teacher and student side by side, per configuration."""
     table = Table(title=f"{teacher['plans_name']} → {student['plans_name']}")
-    for column in ("configuration", "", "teacher", "student", "student / teacher"):
-        table.add_column(column, justify="left" if column in ("configuration", "") else "right")
+    for column in ("configuration", "", "teacher", "student", "ratio"):
+        left = column in ("configuration", "")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for configuration, width in widths.items():
         t, s = (network_cost(plans, configuration, dataset_json) for plans in (teacher, student))
         rows = [
             (
-                f"{configuration} (width {width:g})",
+                configuration,
                 "parameters",
                 format_count(t.params),
                 format_count(s.params),
                 s.params / t.params,
             ),
-            ("", "GFLOPs per patch", f"{t.flops / 1e9:.2f}", f"{s.flops / 1e9:.2f}", s.flops / t.flops),
+            (f"width {width:g}", "GFLOPs per patch", f"{t.flops / 1e9:.2f}", f"{s.flops / 1e9:.2f}", s.flops / t.flops),
             (
                 "",
                 "activation memory per patch",

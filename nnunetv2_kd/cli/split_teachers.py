@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import yaml
@@ -10,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.datasets import dataset_id, preprocessed_folder
+from nnunetv2_kd.nnunet.datasets import dataset_id, device_flag, preprocessed_folder
 from nnunetv2_kd.nnunet.files import write_text
+from nnunetv2_kd.nnunet.plans import check_configuration, read_plans
 from nnunetv2_kd.nnunet.splits import SPLITS, make_splits, read_splits
 from nnunetv2_kd.teachers.case_shares import shares, shares_by_group, with_teachers
 
@@ -22,6 +24,9 @@ def run(args: argparse.Namespace) -> int:
     if args.cases is not None and args.cases < 1:
         raise KDError(f"--cases must be at least 1, found {args.cases}.")
     folder = preprocessed_folder(args.d)
+    plans = read_plans(folder, args.p)
+    args.c = args.c or next((c for c in ("3d_fullres", *plans["configurations"]) if c in plans["configurations"]), "2d")
+    check_configuration(plans, args.c)  # of the lines that are printed
     splits = read_splits(folder) or make_splits(folder)
     if not 0 <= args.f < len(splits):
         raise KDError(f"There is no fold {args.f}: {folder / SPLITS} has folds 0 to {len(splits) - 1}.")
@@ -70,9 +75,11 @@ def show(args: argparse.Namespace, folder: Path, dealt: list[list[str]], folds: 
     dataset = dataset_id(folder.name)
     plans = "" if args.p == "nnUNetPlans" else f" -p {args.p}"
     lines = ["Train the teachers, then the student:"]
-    lines += [f"  nnUNetv2_train {dataset} {args.c} {fold}{plans}" for fold in folds]
+    device = device_flag()
+    lines += [f"  nnUNetv2_train {dataset} {args.c} {fold}{plans}{device}" for fold in folds]
     lines.append(
-        f"  nnUNet_kd_config={args.o} nnUNetv2_train {dataset} {args.c} {args.f}{plans} -tr nnUNetTrainerMultiTeacherKD"
+        f"  nnUNet_kd_config={shlex.quote(str(args.o.absolute()))} nnUNetv2_train {dataset} {args.c} {args.f}{plans} "
+        f"-tr nnUNetTrainerMultiTeacherKD{device}"
     )
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
 from nnunetv2_kd.choices import CpuSpeed, Precision, RuntimeChoice
@@ -17,14 +18,15 @@ from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.choose import use_runtime
 from nnunetv2_kd.inference.device import prediction_threads
 from nnunetv2_kd.inference.exported import exported_folds, is_exported, load_exported
+from nnunetv2_kd.inference.images import cases_in
 from nnunetv2_kd.inference.predictor import FastPredictor
 from nnunetv2_kd.inference.runtimes import check_runtime
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.networks.threads import torch_threads
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.datasets import trained_dataset
-from nnunetv2_kd.nnunet.files import check_writable
-from nnunetv2_kd.nnunet.model_folder import ALL, fold_name
+from nnunetv2_kd.nnunet.files import check_writable, read_json
+from nnunetv2_kd.nnunet.model_folder import ALL, checkpoints_of, fold_name, parse_model_name
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def predict(arguments: Sequence[str], how: HowToCompute) -> None:
     strange = [fold for fold in known.folds or () if not fold.isdigit() and fold != ALL]
     if strange:
         raise KDError(f"-f takes numbers of folds, or {ALL}; found {' '.join(strange)}.")
-    with _as_command(command, arguments, type("Predictor", (CommandPredictor,), {"how": how})):
+    with _as_command(command, arguments, type("Predictor", (CommandPredictor,), {"how": how, "images": known.images})):
         try:
             if known.model is not None:
                 predict_from_raw_data.predict_entry_point_modelfolder()
@@ -102,11 +104,14 @@ class CommandPredictor(FastPredictor):
     """The predictor of the command: tells early what is missing, and puts the network into its runtime."""
 
     how: ClassVar[HowToCompute] = HowToCompute()
+    images: ClassVar[Path | None] = None
 
     def initialize_from_trained_model_folder(
         self, model_training_output_dir: str, use_folds: Any, checkpoint_name: str = "checkpoint_final.pth"
     ) -> None:
         folder = Path(model_training_output_dir)
+        if self.images is not None and (folder / "dataset.json").is_file():  # before a network is loaded and timed
+            cases_in(self.images, read_json(folder / "dataset.json")["file_ending"])
         if is_exported(folder):
             print(f"nnunetv2_kd: the network runs in {load_exported(self, folder, use_folds or ())}")
             return
@@ -149,10 +154,19 @@ def check_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str) 
     if missing:
         trained = sorted(fold_name(file.parent) for file in folder.glob(f"fold_*/{checkpoint_name}"))
         found = f"Folds with {checkpoint_name}: {', '.join(trained)}. Name them: -f {' '.join(trained)}"
-        raise KDError(listing("The model is not complete:", missing) + (f"\n{found}" if trained else ""))
+        others = "" if trained else _models_beside(folder)
+        raise KDError(listing("The model is not complete:", missing) + (f"\n{found}" if trained else others))
     for file in checkpoints:
         if file.stat().st_size == 0 or not _is_archive(file):
             read_checkpoint(file)  # says what is wrong with it
+
+
+def _models_beside(folder: Path) -> str:
+    """The models of the same dataset that are trained, as flags; empty where there is none."""
+    names = {path.folder.name for path in checkpoints_of(folder.parent.name)} if nnUNet_results.is_set() else set()
+    parsed = [parts for name in sorted(names) if (parts := parse_model_name(name)) is not None]
+    lines = [f"-tr {parts.trainer} -p {parts.plans} -c {parts.configuration}" for parts in parsed]
+    return "\n" + listing(f"Models of {folder.parent.name} are:", lines) if lines else ""
 
 
 def _begun(file: Path) -> str:
@@ -173,6 +187,7 @@ def _known(arguments: Sequence[str]) -> argparse.Namespace:
     """Of nnU-Net's arguments those that are checked early."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-m", dest="model", type=Path)
+    parser.add_argument("-i", dest="images", type=Path)
     parser.add_argument("-o", dest="output", type=Path)
     parser.add_argument("-f", dest="folds", nargs="+")
     parser.add_argument("-d", dest="dataset")

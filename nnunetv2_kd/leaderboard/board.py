@@ -8,7 +8,9 @@ import pandas as pd
 
 from nnunetv2_kd.benchmark.cost import ModelCost
 from nnunetv2_kd.leaderboard.compare import (
+    NO_TEACHER,
     Comparison,
+    Distilled,
     ModelScores,
     SharedCases,
     case_means,
@@ -20,11 +22,13 @@ from nnunetv2_kd.leaderboard.evaluate import Evaluation, evaluate
 from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, Origin, iterations, origins_of, seen_cases
 from nnunetv2_kd.leaderboard.request import LeaderboardRequest, Say, check_request
 from nnunetv2_kd.leaderboard.scores import FAILED
+from nnunetv2_kd.leaderboard.seeds import Seeds, pool_seeds, row_of
 from nnunetv2_kd.leaderboard.short_names import explain_short_names, short_names
 from nnunetv2_kd.leaderboard.statistics import pareto
 from nnunetv2_kd.nnunet.datasets import trained_dataset
 from nnunetv2_kd.nnunet.model_folder import ALL
 from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel, pick
+from nnunetv2_kd.trainers.baseline import line_of_baseline
 
 SAW_VALIDATION_CASES = "teacher saw validation cases"
 
@@ -40,6 +44,7 @@ class Entry:
         rank: by mean Dice; None where nothing was scored.
         teacher, alone: names of its teacher and of the same student without one, where they are on the board.
         warnings: what a reader must know, in words.
+        seeds: the trainings behind it where they differ in their seed alone; None: it is one training.
     """
 
     model: TrainedModel
@@ -53,6 +58,7 @@ class Entry:
     teacher: str | None
     alone: str | None
     warnings: list[str]
+    seeds: Seeds | None = None
 
     @property
     def name(self) -> str:
@@ -64,7 +70,8 @@ class Board:
     """One dataset.
 
     Attributes:
-        evaluation: the scores, and where they come from.
+        evaluation: the scores of its rows, and where they come from.
+        every_score: those of every training, where rows are of several.
         entries: best first, those without any score last.
         reference: name of the model that the others are tested against; empty where no model has a score.
         shared: the cases that all models with scores have.
@@ -74,6 +81,7 @@ class Board:
     """
 
     evaluation: Evaluation
+    every_score: pd.DataFrame
     entries: list[Entry]
     reference: str
     shared: list[str]
@@ -109,35 +117,49 @@ def make_boards(request: LeaderboardRequest, say: Say) -> list[Board]:
     """
     check_request(request)
     datasets = dict.fromkeys(trained_dataset(dataset) for dataset in request.datasets)
-    return [make_board(evaluate(name, request, say), request.reference, request.teacher) for name in datasets]
+    return [
+        make_board(evaluate(name, request, say), request.reference, request.teacher, request.every_seed)
+        for name in datasets
+    ]
 
 
-def make_board(evaluation: Evaluation, reference: str | None = None, teacher: str | None = None) -> Board:
+def make_board(
+    evaluation: Evaluation, reference: str | None = None, teacher: str | None = None, every_seed: bool = False
+) -> Board:
     """Rank and compare.
 
     Args:
         evaluation: of one dataset.
         reference: name of the model that the others are tested against; None: the best student alone, else the best.
         teacher: name of the teacher of all distilled students; None: told by the checkpoints.
+        every_seed: a row for every training.
 
     Raises:
         KDError: where `reference` or `teacher` names no model.
     """
+    every_score, every_model = evaluation.scores, evaluation.models
+    evaluation, seeds = (evaluation, {}) if every_seed else pool_seeds(evaluation)
+    of_one_runtime = [model for model in every_model if model.runs_in == every_model[0].runs_in]
+    reference, teacher = (
+        row_of(pick(among, name, flag).name, seeds) if name is not None else None
+        for name, flag, among in ((reference, "--reference", every_model), (teacher, "--teacher", of_one_runtime))
+    )
     models = evaluation.models
-    names, origins = short_names(models), origins_of(models, teacher)
+    names, origins = short_names(models, seeds), origins_of(models, teacher)
     folds = {m.name: m.validated_folds if evaluation.is_validation else m.predicting_folds for m in models}
     scores = {m.name: model_scores(evaluation.scores, m.name, evaluation.structures) for m in models}
     ranks = _ranks(scores)
     base = _reference(list(ranks), origins, models, reference)
     shared = shared_cases(evaluation.scores, list(ranks), evaluation.structures)
-    distilled = {name: (o.teacher, o.alone_name) for name, o in origins.items() if o.kind == DISTILLED}
+    distilled = {m.name: _sides(m, origins[m.name]) for m in models if origins[m.name].kind == DISTILLED}
     comparisons = compare(shared, base, distilled)
     entries = []
     for model in sorted(models, key=lambda m: (ranks.get(m.name, len(models)), m.name)):
         origin, comparison = origins[model.name], comparisons.get(model.name, Comparison())
         has_gap = comparison.gap is not None and {origin.teacher, origin.alone_name} <= {*ranks}
         warnings = [
-            *_repeated_cases(scores[model.name]),
+            *([model.apart] if model.apart else ()),
+            *(_repeated_cases(scores[model.name]) if model.name not in seeds else ()),
             *(_unequal_training(model, origin.alone) if has_gap else ()),
             *(origin.unequal if origin.alone is None else ()),
             *(_seen_cases(model) if evaluation.is_validation else ()),
@@ -157,16 +179,31 @@ def make_board(evaluation: Evaluation, reference: str | None = None, teacher: st
                 teacher=origin.teacher,
                 alone=origin.alone_name,
                 warnings=warnings,
+                seeds=seeds.get(model.name),
             )
         )
     return Board(
         evaluation=evaluation,
+        every_score=every_score,
         entries=entries,
         reference=base,
         shared=shared.cases,
         case_means=case_means(evaluation.scores, list(ranks)),
         notes=_notes(evaluation, entries, base, reference is not None, shared),
         problems=[*evaluation.problems, *_model_problems(entries), *_score_problems(evaluation.scores)],
+    )
+
+
+def _sides(model: TrainedModel, origin: Origin) -> Distilled:
+    """What a distilled student is compared with, and how to come by what is lacking."""
+    fold = next(fold for fold in model.folds if fold.record is not None)
+    line = line_of_baseline(fold.record, fold.folder) if fold.record is not None else ""
+    several = "it has several teachers: choose one with --teacher NAME"
+    return Distilled(
+        teacher=origin.teacher,
+        alone=origin.alone_name,
+        no_teacher=several if origin.several_teachers else NO_TEACHER,
+        no_alone=f"no student alone trained as it was (train it: {line})",
     )
 
 
@@ -191,6 +228,11 @@ def _notes(
 ) -> list[str]:
     """How the models were compared here."""
     notes = explain_short_names(evaluation.models)
+    if any(entry.seeds for entry in entries):
+        notes.append(
+            "Trainings that differ in their seed alone are one row, the mean over seeds ± their standard deviation; "
+            "--every-seed shows each."
+        )
     if not shared.models:
         return notes
     base = next(entry for entry in entries if entry.name == reference)

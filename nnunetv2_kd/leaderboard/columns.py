@@ -9,6 +9,17 @@ from nnunetv2_kd.leaderboard.board import SAW_VALIDATION_CASES, Board, Entry
 
 DAGGER = "†"  # its teacher saw validation cases
 
+SHORT = {
+    "95 % interval": "95 % CI",
+    "difference": "diff.",
+    "p (Holm)": "p",
+    "gap closed": "gap",
+    "parameters": "params",
+}
+# shown where there is room; all others but these and MAIN when all are asked for
+WHERE_ROOM = ("95 % interval", "kind", "difference")
+MAIN = ("#", "model", "Dice", "p (Holm)", "gap closed", "parameters", "ms")
+
 
 @dataclass(frozen=True)
 class Column:
@@ -18,6 +29,17 @@ class Column:
     text: Callable[[Entry], str]
     key: Callable[[Entry], float | str]
     description: str
+
+    @property
+    def short(self) -> str:
+        """The heading where there is little room."""
+        return SHORT.get(self.heading, self.heading)
+
+    @property
+    def rank(self) -> str:
+        """How much it is wanted: ``main``, ``room`` where there is room for it, ``more`` where all are asked for."""
+        is_wanted = self.heading in WHERE_ROOM or self.heading.startswith("NSD ")
+        return "main" if self.heading in MAIN else "room" if is_wanted else "more"
 
     @property
     def is_number(self) -> bool:
@@ -33,7 +55,12 @@ def columns(board: Board) -> list[Column]:
     return [
         Column("#", lambda e: NOTHING if e.rank is None else str(e.rank), lambda e: _or_nan(e.rank), "by mean Dice"),
         Column("model", shown_name, lambda e: e.short_name.lower(), "trainer · plans · configuration"),
-        numeric("Dice", lambda e: e.scores.mean_dice, 3, "mean over cases, then over structures, as nnU-Net"),
+        Column(
+            "Dice",
+            mean_dice,
+            lambda e: _or_nan(e.scores.mean_dice),
+            "mean over cases, then over structures, as nnU-Net; of several seeds ± their standard deviation",
+        ),
         Column(
             "95 % interval",
             lambda e: NOTHING if math.isnan(e.scores.low) else f"{e.scores.low:.3f}–{e.scores.high:.3f}",
@@ -95,6 +122,11 @@ def columns(board: Board) -> list[Column]:
 
 def shown_name(entry: Entry) -> str:
     return f"{entry.short_name} {DAGGER}" if has_dagger(entry) else entry.short_name
+
+
+def mean_dice(entry: Entry) -> str:
+    sd = "" if entry.seeds is None or math.isnan(entry.seeds.sd) else f" ± {entry.seeds.sd:.3f}"
+    return number(entry.scores.mean_dice, 3) + sd
 
 
 def has_dagger(entry: Entry) -> bool:

@@ -56,6 +56,24 @@ class Comparison:
     gap: Gap | None = None
 
 
+NO_TEACHER = "its teacher is not among these models (put its folder beside them, or --teacher NAME)"
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a distilled student is compared with.
+
+    Attributes:
+        teacher, alone: names of its teacher and of the same student without one; None where there is none.
+        no_teacher, no_alone: what is to be said where it is lacking.
+    """
+
+    teacher: str | None
+    alone: str | None
+    no_teacher: str = NO_TEACHER
+    no_alone: str = "no student alone trained as it was"
+
+
 @dataclass(frozen=True)
 class SharedCases:
     """What all of some models have.
@@ -117,16 +135,13 @@ def shared_cases(scores: pd.DataFrame, models: list[str], structures: list[str])
     return SharedCases(models, cases, np.where(np.isnan(dice).any(axis=0, keepdims=True), np.nan, dice))
 
 
-def compare(
-    shared: SharedCases, reference: str, distilled: Mapping[str, tuple[str | None, str | None]]
-) -> dict[str, Comparison]:
+def compare(shared: SharedCases, reference: str, distilled: Mapping[str, Distilled]) -> dict[str, Comparison]:
     """Differences, tests, rank shares and gaps; all without a value where no case is shared.
 
     Args:
         shared: of the models to compare.
         reference: the model that the others are tested against.
-        distilled: name of each distilled student to the names of its teacher and of the same student without one; None
-            where there is none.
+        distilled: by the name of each distilled student.
     """
     if not shared.cases:
         return dict.fromkeys(shared.models, Comparison())
@@ -140,7 +155,7 @@ def compare(
             p=p.get(name, NAN),
             p_holm=p_holm.get(name, NAN),
             rank_shares=[] if np.isnan(ranks).any() else ranks[i].tolist(),
-            gap=_gap(index, name, *distilled[name], found) if name in distilled else None,
+            gap=_gap(index, name, distilled[name], found) if name in distilled else None,
         )
         for name, i in index.items()
     }
@@ -177,11 +192,9 @@ def _tests(
     return differences, p, p_holm
 
 
-def _gap(
-    index: Mapping[str, int], student: str, teacher: str | None, alone: str | None, found: statistics.Intervals
-) -> Gap:
-    if teacher is None or teacher not in index:
-        return Gap(None, None, None, "its teacher is not among these models (put its folder beside them, or --teacher)")
-    if alone is None or alone not in index:
-        return Gap(None, None, None, "no student alone with the same plans (train it: -tr nnUNetTrainerKDBaseline)")
-    return statistics.gap_closed(index[teacher], index[alone], index[student], found)
+def _gap(index: Mapping[str, int], student: str, sides: Distilled, found: statistics.Intervals) -> Gap:
+    if sides.teacher is None or sides.teacher not in index:
+        return Gap(None, None, None, sides.no_teacher)
+    if sides.alone is None or sides.alone not in index:
+        return Gap(None, None, None, sides.no_alone)
+    return statistics.gap_closed(index[sides.teacher], index[sides.alone], index[student], found)

@@ -13,6 +13,7 @@ from nnunetv2_kd.benchmark.cost import ModelCost, measured, size_of
 from nnunetv2_kd.benchmark.timing import TimedModel
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import device_name
+from nnunetv2_kd.leaderboard.belonging import one_student_each
 from nnunetv2_kd.leaderboard.predict import ImageSet, check_images, image_jobs, predict
 from nnunetv2_kd.leaderboard.request import STOCK, LeaderboardRequest, RunsIn, Say
 from nnunetv2_kd.leaderboard.scores import (
@@ -88,7 +89,9 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
         KDError: where there is nothing to compare, or images and ground truth do not fit.
     """
     found, problems = find_models(dataset, request.configurations, request.folds)
-    alike, structures, unlike = of_one_task(found, problems)
+    splits = _splits_of(dataset)
+    apart = [one for model in found for one in one_student_each(model, splits)]
+    alike, structures, unlike = of_one_task(apart, problems)
     models, runs_in = rows_of(alike, request.runs_in())
     for name, flag, among in ((request.reference, "--reference", models), (request.teacher, "--teacher", alike)):
         if name is not None:  # a name that fits none is told before hours of scoring

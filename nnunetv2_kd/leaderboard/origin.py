@@ -8,10 +8,10 @@ from typing import Any
 from nnunetv2_kd.leaderboard.equal_arms import unequal
 from nnunetv2_kd.nnunet.files import sha256
 from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel, pick
+from nnunetv2_kd.trainers.baseline import ALONE_TRAINER
 from nnunetv2_kd.trainers.variants import split_name
 
 STOCK, TEACHER, ALONE, DISTILLED = "nnU-Net", "teacher", "student alone", "student distilled"
-ALONE_TRAINER = "nnUNetTrainerKDBaseline"
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class Origin:
         alone: of a distilled student the same one without a teacher, trained under the same conditions; None where
             there is none.
         unequal: which students alone it is not compared with, and why, in words.
+        several_teachers: whether more than one of the others taught it.
     """
 
     kind: str
     teacher: str | None
     alone: TrainedModel | None
     unequal: tuple[str, ...] = ()
+    several_teachers: bool = False
 
     @property
     def alone_name(self) -> str | None:
@@ -46,29 +48,40 @@ def origins_of(models: Sequence[TrainedModel], teacher: str | None = None) -> di
     Raises:
         KDError: where `teacher` names no model.
     """
+    owners = owners_of_teachers(models)
     teachers = teachers_of(models)
     if teacher is not None:
-        chosen = pick([model for model in models if model.runs_in == models[0].runs_in], teacher, "--teacher").folder
-        owners = {model.runs_in: model.name for model in models if model.folder == chosen}
-        teachers = {m.name: owners[m.runs_in] for m in models if m.folder != chosen and m.teachers}
-    kinds = {model.name: kind(model, list(teachers.values())) for model in models}
+        chosen = pick([model for model in models if model.runs_in == models[0].runs_in], teacher, "--teacher")
+        own = {m.runs_in: m.name for m in models if (m.folder, m.part) == (chosen.folder, chosen.part)}
+        teachers = {m.name: own[m.runs_in] for m in models if m.name not in own.values() and m.teachers}
+    teaching = [*teachers.values(), *(name for names in owners.values() for name in names)]
+    kinds = {model.name: kind(model, teaching) for model in models}
     return {
         model.name: Origin(
             kind=kinds[model.name],
             teacher=teachers.get(model.name),
             alone=alone_of(model, models) if kinds[model.name] == DISTILLED else None,
             unequal=tuple(_told_unequal(model, models)) if kinds[model.name] == DISTILLED else (),
+            several_teachers=len(owners.get(model.name, ())) > 1,
         )
         for model in models
     }
 
 
 def teachers_of(models: Sequence[TrainedModel]) -> dict[str, str]:
-    """The teacher of every distilled model that is among the models itself, told by the checkpoint's SHA-256: folders
-    are moved and renamed, contents are not.
+    """The teacher of every distilled model that has one among the models itself.
 
     Returns:
         Name of the student to name of the teacher.
+    """
+    return {student: owners[0] for student, owners in owners_of_teachers(models).items() if len(owners) == 1}
+
+
+def owners_of_teachers(models: Sequence[TrainedModel]) -> dict[str, list[str]]:
+    """The models that taught, told by the checkpoint's SHA-256: folders are moved and renamed, contents are not.
+
+    Returns:
+        Name of the student to names of its teachers, where all of these are among the models.
     """
     wanted = {teacher.checkpoint for model in models for teacher in model.teachers}
     owners = {
@@ -80,9 +93,9 @@ def teachers_of(models: Sequence[TrainedModel]) -> dict[str, str]:
     }
     found = {}
     for model in models:
-        names = {owners.get((teacher.sha256, model.runs_in)) for teacher in model.teachers}
-        if len(names) == 1 and (name := names.pop()) is not None:
-            found[model.name] = name
+        names = list(dict.fromkeys(owners.get((teacher.sha256, model.runs_in)) for teacher in model.teachers))
+        if names and None not in names:
+            found[model.name] = [name for name in names if name is not None]
     return found
 
 
@@ -102,12 +115,13 @@ def kind(model: TrainedModel, teachers: Sequence[str]) -> str:
 
 def alone_of(model: TrainedModel, models: Sequence[TrainedModel]) -> TrainedModel | None:
     """The same student without a teacher, trained under the same conditions: same configuration, network, plans and
-    suffixes of the trainer's name; else plans of another name trained with the same seed and as long. None where there
-    is none."""
+    suffixes of the trainer's name; else plans of another name trained as long and with the same seed, or another one.
+    None where there is none."""
     alone = [other for other in _same_network_alone(model, models) if not _differences(model, other)]
     same_plans = [other for other in alone if other.plans_name == model.plans_name]
-    as_long = [other for other in alone if _training(other) == _training(model)]
-    return next(iter(same_plans or as_long), None)
+    same_seed = [other for other in alone if _training(other) == _training(model)]
+    as_long = [other for other in alone if _training(other)[:-1] == _training(model)[:-1]]
+    return next(iter(same_plans or same_seed or as_long), None)
 
 
 def _same_network_alone(model: TrainedModel, models: Sequence[TrainedModel]) -> list[TrainedModel]:

@@ -54,10 +54,18 @@ def _section(number: int, board: Board) -> dict[str, Any]:
         "pictures": pictures,
         "why_none": why_none,
         "legend": worst_cases.legend(board),
-        "provenance": [(entry, provenance(entry.model)) for entry in board.entries],
+        "provenance": [(entry, [*_seeds(entry), *provenance(entry.model)]) for entry in board.entries],
         "definitions": definitions(board),
         "remarks": remarks(board),
     }
+
+
+def _seeds(entry: Entry) -> list[tuple[str, str]]:
+    """The trainings behind a row of several."""
+    if entry.seeds is None:
+        return []
+    of_each = zip(entry.seeds.names, entry.seeds.seeds, entry.seeds.dice, strict=True)
+    return [(f"seed {seed}", f"{name}, mean Dice {dice:.3f}") for name, seed, dice in of_each]
 
 
 def _key(value: float | str) -> str:

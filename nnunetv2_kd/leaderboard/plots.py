@@ -3,13 +3,17 @@
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.leaderboard.board import Board, Entry
@@ -17,6 +21,7 @@ from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, STOCK, TEACHER
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart; the shapes tell the same
 STYLE = {TEACHER: ("#000000", "s"), DISTILLED: ("#0072B2", "o"), ALONE: ("#D55E00", "^"), STOCK: ("#009E73", "D")}
+LABEL_GAP, LABEL_HEIGHT, MOST_STEPS = 8, 11, 8  # points, points, and how often a label is lifted
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nnunetv2_kd",
@@ -73,15 +78,19 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.margins(x=0.15)
+        labels = []
         for i, entry in enumerate(front):  # above: up there no model can be, or it would be on the front
             side = "left" if i == 0 else "right" if i == len(front) - 1 else "center"
-            axes.annotate(
-                entry.short_name,
-                (cost(entry) or 0, entry.scores.mean_dice),
-                xytext=(0, (8, 19)[i % 2]),
-                textcoords="offset points",
-                ha=side,
-                fontsize=8,
+            labels.append(
+                axes.annotate(
+                    entry.short_name,
+                    (cost(entry) or 0, entry.scores.mean_dice),
+                    xytext=(0, LABEL_GAP),
+                    textcoords="offset points",
+                    ha=side,
+                    fontsize=8,
+                    arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
+                )
             )
         shown = format_count if max(costs) >= 1e5 else "{:g}".format
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value).replace(".00", "")))
@@ -89,8 +98,31 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
         axes.set(xlabel=heading, ylabel="mean Dice")
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
+        _lift_apart(figure, axes, labels, [(cost(e) or 0, e.scores.mean_dice) for e in entries])
         models = "; ".join(f"{e.short_name}: {e.scores.mean_dice:.3f} at {format_count(cost(e) or 0)}" for e in front)
         return _svg(figure, f"Mean Dice against {heading}. Models that no other beats, cheapest first: {models}.", name)
+
+
+def _lift_apart(figure: Figure, axes: Any, labels: Sequence[Annotation], points: Sequence[tuple[float, float]]) -> None:
+    """Lift labels until none covers another, a point, or the line between the points of the labels; a line leads from
+    a lifted one to its own."""
+    FigureCanvasAgg(figure).draw()  # which places everything
+    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in map(axes.transData.transform, points)]
+    corners = [axes.transData.transform(label.xy) for label in labels]
+    taken += [Bbox.from_extents(x - 1, low, x + 1, high) for (_, low), (x, high) in pairwise(corners)]
+    for label in labels:
+        steps = 0
+        # a browser's letters may be wider than those measured here
+        while steps < MOST_STEPS and any(_box(label).overlaps(other) for other in taken):
+            steps += 1
+            label.set_position((0, LABEL_GAP + steps * LABEL_HEIGHT))
+        if label.arrow_patch is not None:
+            label.arrow_patch.set_visible(steps > 0)
+        taken.append(_box(label))
+
+
+def _box(label: Annotation) -> Any:
+    return Text.get_window_extent(label).expanded(1.15, 1.0)
 
 
 def per_case(board: Board, name: str) -> Markup:
@@ -116,7 +148,7 @@ def per_case(board: Board, name: str) -> Markup:
             axes.scatter(mine, spread, s=9, c=colour, marker=marker, alpha=0.45, linewidths=0, zorder=3)
         axes.set_yticks(range(1, len(entries) + 1), [entry.short_name for entry in entries], fontsize=8)
         axes.invert_yaxis()
-        axes.set_xlabel("mean Dice of a case (box: quartiles and median)")
+        axes.set_xlabel("mean Dice of a case")
         axes.grid(axis="x", alpha=0.25)
         return _svg(figure, f"Mean Dice of every case of {len(entries)} models, best model on top.", name)
 

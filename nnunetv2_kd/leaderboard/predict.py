@@ -59,7 +59,7 @@ def check_images(images: Path, truths: Path, dataset_json: dict[str, Any]) -> Im
     if without:
         shown = [f"{case}: {truths / (case + ending)} does not exist" for case in without]
         raise KDError(listing(f"{len(without)} of {len(cases)} images have no ground truth:", shown))
-    channels = len(dataset_json["channel_names"])
+    channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))  # the latter nnU-Net v1's
     if dataset_json.get("overwrite_image_reader_writer") == "NaturalImage2DIO":
         channels = len({file.name[-len(ending) - 5 :] for file in images.glob(f"{glob.escape(cases[0])}_????{ending}")})
     image_set = ImageSet(images, truths, tuple(cases), channels, ending)
@@ -93,6 +93,8 @@ def predict(
     Raises:
         KDError: where nnU-Net cannot predict with this model; with its reason.
     """
+    if model.unpredictable:
+        raise KDError(model.unpredictable)
     output.mkdir(parents=True, exist_ok=True)
     ending = model.dataset_json["file_ending"]
     stamp: dict[str, Any] = {

@@ -32,7 +32,8 @@ STOCK = RunsIn()
 @dataclass(frozen=True)
 class LeaderboardRequest:
     """The flags. ``timed``: how many cases to time every model on. ``runtimes``, ``precisions``: what models run in for
-    that and for ``images``, one row each; none: as in stock nnU-Net."""
+    that and for ``images``, one row each; none: as in stock nnU-Net. ``every_seed``: a row for each training, and not
+    one for all that differ in their seed alone."""
 
     datasets: Sequence[str]
     device: torch.device
@@ -48,6 +49,7 @@ class LeaderboardRequest:
     processes: int = 1
     runtimes: Sequence[RuntimeChoice] = ()
     precisions: Sequence[Precision] = ("f32",)
+    every_seed: bool = False
 
     def runs_in(self) -> list[RunsIn]:
         """What every model runs in, a row each.

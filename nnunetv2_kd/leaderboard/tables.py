@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,7 @@ from nnunetv2_kd.leaderboard.columns import Column, columns
 from nnunetv2_kd.leaderboard.footnotes import footnotes
 from nnunetv2_kd.leaderboard.origin import provenance
 from nnunetv2_kd.leaderboard.scores import FAILED, SCORE_COLUMNS
+from nnunetv2_kd.leaderboard.seeds import Seeds
 from nnunetv2_kd.leaderboard.summary import summary
 
 DROPPED_FIRST = (
@@ -27,41 +29,76 @@ DROPPED_FIRST = (
     "GFLOPs",
     "cases",
     "kind",
+    "empty",
     "HD95 mm",
-    "95 % interval",
     "difference",
     "#",
+    "95 % interval",
+    "NSD",
+    "ms",
+    "parameters",
+    "gap closed",
 )
+NAME_WIDTH = 34  # characters of a model's name in a narrow terminal
 LEFT_OUT_OF_PAPERS = ("#", "kind", "folds", "cases", "empty", "MiB file", "MiB peak", "difference")
 
 
-def print_board(board: Board, console: Console) -> None:
-    """The summary, the columns that fit a terminal of this width, and everything that must be known of them."""
-    kept = _fitting(board, console.width)
-    table = Table(title=Text(board.dataset))
+def print_board(board: Board, console: Console, wide: bool = False) -> None:
+    """The summary, the columns that fit a terminal of this width, and everything that must be known of them.
+
+    Args:
+        wide: all columns, on lines as long as they need.
+    """
+    filled = [c for c in columns(board) if any(c.text(entry) != NOTHING for entry in board.entries)]
+    in_order = sorted(filled, key=lambda column: not _comes_first(column))
+    kept = in_order if wide else _fitting(in_order, board, console.width)
+    table = Table(title=Text(board.dataset), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for column in kept:
         justify: Any = "right" if column.is_number else "left"
-        table.add_column(Text(column.heading), justify=justify, overflow="fold")
+        table.add_column(Text(column.short), justify=justify, no_wrap=wide or column.is_number, overflow="fold")
     for entry in board.entries:
         table.add_row(*(Text(column.text(entry)) for column in kept))
-    console.print(table)
+    # a console breaks what is longer than its own lines
+    (Console(file=console.file, width=_width(kept, board)) if wide else console).print(table)
+    left_out = [column.short for column in in_order if column not in kept]
+    if left_out:
+        console.print(Text(f"--wide shows {', '.join(left_out)} too.", style="dim"))
     for line in summary(board):
-        console.print(Text(line))
+        _print_line(console, line)
     for line in footnotes(board):
-        console.print(Text(line, style="dim"))
+        _print_line(console, line, "dim")
     for line in board.problems:
-        console.print(Text(f"Missing: {line}", style="yellow"))
+        _print_line(console, f"Missing: {line}", "yellow")
 
 
-def _fitting(board: Board, width: int) -> list[Column]:
-    """The columns that are not empty, without the least wanted ones until the rest fits on a line."""
-    kept = [c for c in columns(board) if c.heading == "#" or any(c.text(entry) != NOTHING for entry in board.entries)]
+def _print_line(console: Console, line: str, style: str = "") -> None:
+    """Broken between words in a terminal, unless there is a command in it to be copied; as it is in a file or pipe."""
+    console.print(Text(line, style=style), soft_wrap=not console.is_terminal or "nnUNetv2_" in line)
+
+
+def _comes_first(column: Column) -> bool:
+    return column.heading in ("model", "Dice")
+
+
+def _fitting(kept: list[Column], board: Board, width: int) -> list[Column]:
+    """Without the least wanted columns until the rest fits on a line; where that is not enough, names are broken."""
     for heading in (*(f"Dice {name}" for name in board.evaluation.structures), *DROPPED_FIRST):
-        widths = [max(len(text) for text in (c.heading, *map(c.text, board.entries))) for c in kept]
-        if sum(widths) + 3 * len(kept) + 1 <= width:
+        if _width(kept, board, NAME_WIDTH) <= width:
             break
-        kept = [c for c in kept if c.heading != heading]
+        kept = [c for c in kept if not (c.heading == heading or (heading == "NSD" and c.heading.startswith("NSD ")))]
     return kept
+
+
+def _width(kept: Sequence[Column], board: Board, of_name: int | None = None) -> int:
+    """Of a table with these columns, a space on both sides of each and one between.
+
+    Args:
+        of_name: as much as names get before they are broken between words; None: as much as they need.
+    """
+    widths = {c.heading: max(len(text) for text in (c.short, *map(c.text, board.entries))) for c in kept}
+    if of_name is not None and "model" in widths:
+        widths["model"] = min(widths["model"], of_name)
+    return sum(widths.values()) + 3 * len(kept) + 1
 
 
 def to_csv(boards: Sequence[Board]) -> str:
@@ -70,7 +107,7 @@ def to_csv(boards: Sequence[Board]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["dataset", *SCORE_COLUMNS])
     for board in boards:
-        for row in board.evaluation.scores[list(SCORE_COLUMNS)].itertuples(index=False):
+        for row in board.every_score[list(SCORE_COLUMNS)].itertuples(index=False):
             writer.writerow([board.dataset, *("" if isinstance(v, float) and math.isnan(v) else v for v in row)])
     return file.getvalue()
 
@@ -123,7 +160,7 @@ def to_latex(boards: Sequence[Board]) -> str:
 def _as_dict(board: Board) -> dict[str, Any]:
     rows = [
         {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-        for row in board.evaluation.scores.to_dict("records")
+        for row in board.every_score.to_dict("records")
     ]
     return {
         "dataset": board.dataset,
@@ -156,6 +193,7 @@ def _entry_as_dict(entry: Entry) -> dict[str, Any]:
         "folds": [fold.name for fold in entry.model.folds if not fold.problem],
         "cases": scores.cases,
         "mean_dice": plain(scores.mean_dice),
+        "seeds": None if entry.seeds is None else _seeds_as_dict(entry.seeds),
         "mean_dice_95": [plain(scores.low), plain(scores.high)],
         "dice": {name: plain(value) for name, value in scores.dice.items()},
         "nsd": plain(scores.nsd),
@@ -175,6 +213,14 @@ def _entry_as_dict(entry: Entry) -> dict[str, Any]:
         "marks": entry.warnings,
         "made": dict(provenance(entry.model)),
     }
+
+
+def _seeds_as_dict(seeds: Seeds) -> dict[str, Any]:
+    of_each = [
+        {"model": name, "seed": seed, "mean_dice": None if math.isnan(dice) else dice}
+        for name, seed, dice in zip(seeds.names, seeds.seeds, seeds.dice, strict=True)
+    ]
+    return {"sd_of_mean_dice": None if math.isnan(seeds.sd) else seeds.sd, "trainings": of_each}
 
 
 def _latex(text: str) -> str:

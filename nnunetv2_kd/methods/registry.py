@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from nnunetv2_kd.config import in_words
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.methods import OWN_METHODS
 from nnunetv2_kd.methods.method import Method
@@ -120,9 +121,9 @@ def read_methods(terms: Any) -> dict[str, Method]:
 
 
 def _told(problem: Any, name: str) -> str:
-    """pydantic's message, and for an unknown option which there are."""
+    """In words, and for an unknown option which there are."""
     if problem["type"] != "extra_forbidden":
-        return str(problem["msg"])
+        return in_words(problem)
     return f"unknown option; {name} has {', '.join(find_method(name).model_fields)}"
 
 

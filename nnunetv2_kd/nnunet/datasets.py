@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.nnunet.files import read_json
 
+DEFAULT_PLANS = "nnUNetPlans"
 DATASETS = "Dataset[0-9][0-9][0-9]_*"
 
 
@@ -61,10 +64,43 @@ def trained_dataset(dataset: str) -> str:
         present = sorted(folder.name for folder in Path(nnUNet_results).glob(DATASETS))
         found = f"it holds {', '.join(present)}" if present else "it holds no dataset"
         raise KDError(
-            f"No model of {name} is trained: {nnUNet_results} has no such folder; {found}. Train one: "
-            f"nnUNetv2_train {dataset_id(name)} 3d_fullres 0"
+            f"No model of {name} is trained: {nnUNet_results} has no such folder; {found}. {how_to_train(name)}"
         )
     return name
+
+
+def known_dataset(dataset: str) -> str:
+    """The whole name of a dataset of which there is anything.
+
+    Args:
+        dataset: ``4`` or ``Dataset004_Hippocampus``.
+
+    Raises:
+        KDError: where there is none.
+    """
+    set_ones = [place for place in (nnUNet_results, nnUNet_preprocessed) if place.is_set()]
+    return _dataset_name(dataset, set_ones[0] if set_ones else nnUNet_results)
+
+
+def how_to_train(dataset_name: str) -> str:
+    """The line that trains a first model of a dataset, with a configuration that its plans have; where it is not
+    preprocessed, the line that comes before."""
+    number = dataset_id(dataset_name)
+    folder = Path(nnUNet_preprocessed) / dataset_name if nnUNet_preprocessed.is_set() else None
+    files = sorted(folder.glob("*Plans.json")) if folder is not None else []
+    default = [file for file in files if file.stem == DEFAULT_PLANS]
+    for file in [*default, *files]:
+        configurations = read_json(file).get("configurations", {})
+        usable = [name for name in ("3d_fullres", "2d", *configurations) if name in configurations]
+        if usable:
+            plans = "" if file.stem == DEFAULT_PLANS else f" -p {file.stem}"
+            return f"Train one: nnUNetv2_train {number} {usable[0]} 0{plans}{device_flag()}"
+    return f"It is not preprocessed yet: nnUNetv2_plan_and_preprocess -d {number}"
+
+
+def device_flag() -> str:
+    """What a line that trains or predicts needs here beside its names: nothing where there is a CUDA device."""
+    return "" if torch.cuda.is_available() else " -device cpu"
 
 
 def ground_truth_folder(dataset_name: str) -> Path | None:

@@ -77,3 +77,12 @@ def checkpoints_of(dataset_name: str) -> list[CheckpointPath]:
         CheckpointPath(file.parents[1], fold_name(file.parent), file.name)
         for file in sorted(root.glob("*__*__*/fold_*/checkpoint_*.pth"))
     ]
+
+
+def trained_with(dataset_name: str, plans: str) -> list[str]:
+    """Names of the models of a dataset with plans of this name of which there is any checkpoint; none where
+    ``nnUNet_results`` is not set."""
+    if not nnUNet_results.is_set():
+        return []
+    names = {path.folder.name for path in checkpoints_of(dataset_name)}
+    return sorted(name for name in names if (parts := parse_model_name(name)) is not None and parts.plans == plans)

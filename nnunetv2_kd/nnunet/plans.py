@@ -47,3 +47,9 @@ def check_configuration(plans: Plans, configuration: str) -> None:
             f"The plans {plans['plans_name']} have no configuration {configuration!r}, only "
             f"{', '.join(plans['configurations'])}."
         )
+
+
+def resolved_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
+    """A configuration with all that it inherits."""
+    found: dict[str, Any] = PlansManager(deepcopy(plans)).get_configuration(configuration).configuration
+    return found

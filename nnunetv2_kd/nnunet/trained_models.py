@@ -10,7 +10,7 @@ from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
-from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.datasets import how_to_train
 from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.model_folder import ALL, FINAL, RECORD_FILE, ModelName, fold_name, parse_model_name
 from nnunetv2_kd.record import Record, TeacherRecord, read_record
@@ -27,6 +27,7 @@ class TrainedFold:
         record: the checkpoint's record of where it comes from (key ``kd``); None for stock nnU-Net.
         epoch: epochs trained; None where not known.
         problem: why it cannot be compared on its validation cases; empty where it can.
+        plans: that the checkpoint was trained with; None where not known.
     """
 
     name: str
@@ -35,6 +36,7 @@ class TrainedFold:
     record: Record | None
     epoch: int | None
     problem: str
+    plans: dict[str, Any] | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -57,6 +59,9 @@ class TrainedModel:
 
     Attributes:
         runs_in: where one model is compared in several runtimes, which: ``openvino bf16``; a part of its name then.
+        part: behind the folder's name where these are only those of its folds that belong together, ``__fold_5``.
+        apart: why the others do not belong to it, in words.
+        unpredictable: why nnU-Net cannot predict with it, in words; empty where it can.
     """
 
     dataset: str
@@ -65,10 +70,13 @@ class TrainedModel:
     dataset_json: dict[str, Any]
     folds: tuple[TrainedFold, ...]
     runs_in: str = ""
+    part: str = ""
+    apart: str = ""
+    unpredictable: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.folder.name} in {self.runs_in}" if self.runs_in else self.folder.name
+        return f"{self.folder.name}{self.part}" + (f" in {self.runs_in}" if self.runs_in else "")
 
     @property
     def trainer(self) -> str:
@@ -116,7 +124,8 @@ class TrainedModel:
 def find_models(
     dataset: str, configurations: list[str] | None = None, folds: list[str] | None = None
 ) -> tuple[list[TrainedModel], list[str]]:
-    """Every model of a dataset under ``nnUNet_results``, sorted by name.
+    """Every model of a dataset under ``nnUNet_results``, sorted by name. A fold's folder without any checkpoint is no
+    fold: a start that failed, or one that has saved nothing yet, left it.
 
     Args:
         dataset: as in a folder's name, ``Dataset004_Hippocampus``.
@@ -172,14 +181,15 @@ def pick(models: list[TrainedModel], name: str, flag: str) -> TrainedModel:
 
 
 def _fold_folders(folder: Path, folds: list[str] | None) -> list[Path]:
-    return [f for f in sorted(folder.glob("fold_*")) if folds is None or fold_name(f) in folds]
+    begun = [f for f in sorted(folder.glob("fold_*")) if any(f.glob("checkpoint_*.pth"))]
+    return [f for f in begun if folds is None or fold_name(f) in folds]
 
 
 def _read_fold(folder: Path) -> TrainedFold:
     name = fold_name(folder)
     if not (folder / FINAL).is_file():
         begun = sorted(file.name for file in folder.glob("checkpoint_*.pth"))
-        problem = f"training not finished: no {FINAL}, {', '.join(begun) or 'no checkpoint'} (go on: add --c)"
+        problem = f"training not finished: no {FINAL}, {', '.join(begun)} (go on: add --c)"
         return TrainedFold(name, folder, False, None, None, problem)
     try:
         checkpoint = read_checkpoint(folder / FINAL)
@@ -198,7 +208,8 @@ def _read_fold(folder: Path) -> TrainedFold:
         problem = "fold 'all' is trained on its validation cases: left out; compare on other images with -i -gt"
     elif not (folder / "validation" / "summary.json").is_file():
         problem = "trained, but not validated: no validation/summary.json (repeat the training command with --val)"
-    return TrainedFold(name, folder, True, record, epoch, problem)
+    plans = (checkpoint.get("init_args") or {}).get("plans") or None
+    return TrainedFold(name, folder, True, record, epoch, problem, plans)
 
 
 def _json_or_nothing(file: Path) -> dict[str, Any]:
@@ -220,9 +231,10 @@ def _nothing(
     asked += f" with fold {' or '.join(folds)}" if folds else ""
     found = problems + [f"{m.name}, fold {fold.name}: {fold.problem}" for m in models for fold in m.folds]
     root = Path(nnUNet_results) / dataset
-    others = sorted(f"{folder.parent.name}, fold {fold_name(folder)}" for folder in root.glob("*__*__*/fold_*"))
+    folders = sorted({file.parent for file in root.glob("*__*__*/fold_*/checkpoint_*.pth")})
+    others = [f"{folder.parent.name}, fold {fold_name(folder)}" for folder in folders]
     lines = [f"No trained model of {dataset}{asked} under {nnUNet_results}."]
     if found or others:
         lines.append(listing("Found:", found or others))
-    lines.append(f"Train one: nnUNetv2_train {dataset_id(dataset)} 3d_fullres 0")
+    lines.append(how_to_train(dataset))
     return "\n".join(lines)

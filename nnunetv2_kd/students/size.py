@@ -1,6 +1,6 @@
 """From the size that the user asked for to a width."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nnunetv2_kd.config import StudentOptions, parse_budget, parse_features
@@ -12,6 +12,7 @@ from nnunetv2_kd.students.shrink import RECORD, made_from, shrink_plans
 
 DEFAULT_WIDTH = 0.5
 BISECTIONS = 20
+NEARLY_THE_TEACHER = 0.9  # of its parameters, or FLOPs
 
 
 def width_for(plans: Plans, configuration: str, dataset_json: dict[str, Any], student: StudentOptions) -> float:
@@ -24,7 +25,7 @@ def width_for(plans: Plans, configuration: str, dataset_json: dict[str, Any], st
         student: the options.
 
     Raises:
-        KDError: where even the narrowest network is over the budget.
+        KDError: where even the narrowest network is over the budget, or the student would be nearly the teacher.
     """
     if student.params is None and student.flops is None:
         return student.width if student.width is not None else DEFAULT_WIDTH
@@ -43,8 +44,21 @@ def width_for(plans: Plans, configuration: str, dataset_json: dict[str, Any], st
             f"No student of {configuration} keeps to {quantity} <= {format_count(budget)}: the narrowest network has "
             f"{format_count(size(low))}. Ask for more, or for fewer convolutions per stage."
         )
-    if size(high) <= budget:
-        return high
+    width = high if size(high) <= budget else _widest(size, low, high, budget)
+    teacher = getattr(network_cost(plans, configuration, dataset_json), quantity)
+    if size(width) > NEARLY_THE_TEACHER * teacher:
+        least, most = (format_count(number) for number in (size(0.5 / min(features)), NEARLY_THE_TEACHER * teacher))
+        fraction = " (a number up to 1 is a fraction of the teacher)" if is_fraction else ""
+        raise KDError(
+            f"{quantity}: {getattr(student, quantity)} asks for at most {format_count(budget)}{fraction}. The teacher "
+            f"of {configuration} has {format_count(teacher)}, so the student would be as large or nearly so. Ask for "
+            f"less: between {least} and {most}, or for a fraction such as {quantity}: 0.25."
+        )
+    return width
+
+
+def _widest(size: Callable[[float], int], low: float, high: float, budget: float) -> float:
+    """The largest width that keeps to a budget, between one that does and one that does not."""
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if size(middle) <= budget else (low, middle)

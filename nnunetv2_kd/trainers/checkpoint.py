@@ -12,6 +12,7 @@ from nnunetv2_kd.config import OptimizerOptions
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.networks.cost import network_cost
+from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE
 from nnunetv2_kd.record import Record, read_record
 from nnunetv2_kd.trainers.trained_parts import split_optimizer_state
@@ -60,9 +61,15 @@ def make_stock(
 
 
 def check_same_size(
-    file: Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
+    file: Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], plans_file: Path | None = None
 ) -> tuple[Record | None, dict[str, Any]]:
     """The checkpoint to resume from, or to validate, is of a student of this size.
+
+    Args:
+        file: the checkpoint.
+        plans: of the student that is asked for now.
+        configuration, dataset_json: as in nnU-Net.
+        plans_file: that the size comes from; None: it comes from the options.
 
     Returns:
         The checkpoint's record (None: it has none), and what only a resumed training needs of it.
@@ -76,11 +83,22 @@ def check_same_size(
         record = read_record(checkpoint["kd"], str(file)) if checkpoint.get("kd") else None
         return record, checkpoint.get("kd_training", {})
     raise KDError(
-        f"The student in {file} is of another size than the one asked for now:\n"
-        f"  in the checkpoint: {_size(before, configuration, dataset_json)}\n"
-        f"  asked for now:     {_size(plans, configuration, dataset_json)}\n"
-        f"Repeat the options it was trained with: export nnUNet_kd_config='{file.parent / OPTIONS_FILE}'"
+        f"The student in {file} is of another size than the one asked for now:"
+        f"\n  in the checkpoint: {_size(before, configuration, dataset_json)}"
+        f"\n  asked for now:     {_size(plans, configuration, dataset_json)}"
+        f"\n{_same_size_again(file, before, plans_file)}"
     )
+
+
+def _same_size_again(file: Path, before: dict[str, Any], plans_file: Path | None) -> str:
+    """How to come by the size of a checkpoint again."""
+    if plans_file is None:
+        options = file.parent.absolute() / OPTIONS_FILE
+        return f"Repeat the options it was trained with: export nnUNet_kd_config='{options}'"
+    kept = file.parent.parent.absolute() / "plans.json"
+    if kept.is_file() and read_json(kept)["configurations"] == before["configurations"]:
+        return f"{plans_file} was changed since. Put back the plans it was trained with: cp '{kept}' '{plans_file}'"
+    return f"{plans_file} was changed since, and the plans it was trained with are nowhere else: train it again."
 
 
 METHOD = (
@@ -119,7 +137,7 @@ def check_same_method(before: Record | None, options: dict[str, Any], folder: st
     if differing:
         raise KDError(
             listing("The training to resume was begun with other options:", differing)
-            + f"\nRepeat them: export nnUNet_kd_config='{Path(folder) / OPTIONS_FILE}'"
+            + f"\nRepeat them: export nnUNet_kd_config='{Path(folder).absolute() / OPTIONS_FILE}'"
         )
 
 

@@ -9,6 +9,7 @@ from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.nnunet.files import why_not_writable
+from nnunetv2_kd.trainers.command_line import this_line
 
 
 def check_results_folder() -> None:
@@ -29,6 +30,18 @@ def check_results_folder() -> None:
             f"nnUNet_results={folder} cannot be written to ({problem}). Mend its permissions, or point it elsewhere: "
             "export nnUNet_results=/path/to/nnUNet_results"
         )
+
+
+def check_device(device: torch.device) -> None:
+    """The device is there.
+
+    Raises:
+        KDError: where it is not; with the line to type.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, True):
+        name = {"cuda": "CUDA device", "mps": "Apple GPU"}[device.type]
+        raise KDError(f"There is no {name} here. Train on the processor:\n  {this_line('-device', 'cpu')}")
 
 
 def seed_everything(seed: int) -> None:

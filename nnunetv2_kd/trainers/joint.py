@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -167,6 +167,8 @@ class JointMixin(DistillationMixin):
     """Trains the network of the given plans as the teacher of its own student. The teacher lives as long as the
     training: only checkpoint_latest.pth holds it."""
 
+    names_teacher: ClassVar[bool] = False
+
     def __init__(
         self,
         plans: dict,
@@ -177,6 +179,9 @@ class JointMixin(DistillationMixin):
     ) -> None:
         self._teacher_plans = plans_of_teacher(plans)
         super().__init__(plans, configuration, fold, dataset_json, device)
+
+    def _check_options(self, dataset: str) -> None:
+        super()._check_options(dataset)
         named = {name for name in self.options.model_fields_set & TEACHERS if getattr(self.options, name) is not None}
         if named:
             raise KDError(

@@ -1,5 +1,6 @@
 """Distillation for any nnU-Net trainer: ``class Mine(DistillationMixin, nnUNetTrainerDA5)``."""
 
+import atexit
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
+from nnunetv2.paths import nnUNet_results
 from torch import nn
 from tqdm import tqdm
 
@@ -20,13 +22,14 @@ from nnunetv2_kd.networks.build import plain_network
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.networks.threads import limit_threads
 from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE, ModelName
 from nnunetv2_kd.nnunet.teacher_labels import agreement_note
 from nnunetv2_kd.nnunet.validation import set_stale_aside
 from nnunetv2_kd.record import Record, TeacherRecord
 from nnunetv2_kd.regions import Labels
 from nnunetv2_kd.students.part_of_teacher import begin_as_part
 from nnunetv2_kd.students.shrink import made_from
-from nnunetv2_kd.students.size import student_plans
+from nnunetv2_kd.students.size import DEFAULT_WIDTH, student_plans
 from nnunetv2_kd.teachers.ensemble import EnsembleTeacher, check_different
 from nnunetv2_kd.teachers.find import StudentIdentity, teacher_folder
 from nnunetv2_kd.teachers.load import load_teacher
@@ -34,7 +37,7 @@ from nnunetv2_kd.teachers.running import RunningTeacher
 from nnunetv2_kd.teachers.stored.store import Store, store_folder
 from nnunetv2_kd.teachers.stored.teacher import StoredTeacher, first_stored, stored_records
 from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput
-from nnunetv2_kd.trainers import environment, trained_parts
+from nnunetv2_kd.trainers import environment, last_words, trained_parts
 from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
 from nnunetv2_kd.trainers.checkpoint import (
     check_same_method,
@@ -43,16 +46,28 @@ from nnunetv2_kd.trainers.checkpoint import (
     recorded_options,
     stock_name,
 )
+from nnunetv2_kd.trainers.closing_words import closing_words
+from nnunetv2_kd.trainers.command_line import this_line
 from nnunetv2_kd.trainers.conditions import initial_weights, pretrained_file
 from nnunetv2_kd.trainers.ema import WeightAverage
 from nnunetv2_kd.trainers.messages import about_labels, about_start, about_student, about_teachers
 from nnunetv2_kd.trainers.mirroring import common_axes, student_axes
 from nnunetv2_kd.trainers.optimizer import default_optimizer, make_optimizer
-from nnunetv2_kd.trainers.options import Options, options_file, resolve_options
+from nnunetv2_kd.trainers.options import (
+    NAME,
+    SEED,
+    VARIABLE,
+    Options,
+    options_file,
+    options_of_environment,
+    resolve_options,
+)
 from nnunetv2_kd.trainers.pretrained import check_pretrained
 from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, in_log_line, judge
 from nnunetv2_kd.trainers.provenance import make_record, teacher_labels, write_record
 from nnunetv2_kd.trainers.schedule import factor_at
+from nnunetv2_kd.trainers.start import Start, check_named_plans, named_plans, write_named_plans
+from nnunetv2_kd.trainers.step_clock import StepClock, time_to_end
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Base
@@ -72,6 +87,7 @@ class DistillationMixin(Base):
 
     default_options: ClassVar[dict[str, Any]] = {}
     distils: ClassVar[bool] = True
+    names_teacher: ClassVar[bool] = True  # in the options
     least_teachers: ClassVar[int] = 1
 
     # the other base's
@@ -92,8 +108,10 @@ class DistillationMixin(Base):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
+        last_words.install()
         environment.check_results_folder()
-        self.options: Options = resolve_options(self.default_options, plans, options_file())
+        environment.check_device(device)
+        self.options: Options = resolve_options(self.default_options, plans, options_file(), options_of_environment())
         if not self.distils:
             self.options = self.options.model_copy(update={"terms": {}})
         self._check_options(dataset_id(plans["dataset_name"]))
@@ -101,7 +119,15 @@ class DistillationMixin(Base):
         if self.options.optimizer is None:
             optimizer = default_optimizer(plans, configuration, dataset_json)
             self.options = self.options.model_copy(update={"optimizer": optimizer})
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        plans = named_plans(plans, self.options.name)
+        self._start = Start(self._fold_folder(plans, configuration, fold))
+        atexit.register(self._start.take_back)  # nnU-Net may fail in between what is caught here
+        with self._start.taken_back_at_failure():
+            super().__init__(plans, configuration, fold, dataset_json, device)
+            self._set_up(made_here)
+
+    def _set_up(self, made_here: bool) -> None:
+        self._made_here = made_here
         self.num_epochs = self.options.epochs or self.num_epochs
         self.num_iterations_per_epoch = self.options.iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.options.val_iterations_per_epoch or self.num_val_iterations_per_epoch
@@ -115,9 +141,11 @@ class DistillationMixin(Base):
         self.began_as_part_of: TeacherRecord | None = None
         self._split: tuple[Any, Any] | None = None
         self._average: WeightAverage | None = None
+        self._clock = StepClock(self.device)
         self.precision: str = cpu_mode.STOCK
         self._find_previous_stage()
-        self._say(about_student(self.plans_manager.plans, configuration, dataset_json, made_here))
+        plans = self.plans_manager.plans
+        self._say(about_student(plans, self.configuration_name, self.dataset_json, made_here))
         self._say(*self._about_cpu_speed())
 
     def _check_options(self, dataset: str) -> None:
@@ -129,12 +157,35 @@ class DistillationMixin(Base):
             )
         if self.options.stored_teacher is None and len(self.options.all_teachers()) < self.least_teachers:
             raise KDError(
-                f"{name} needs at least {self.least_teachers} teachers, named under 'teachers:' in the options file "
-                "that nnUNet_kd_config points to (see configs/multi_teacher.yaml). To train some, each on its own "
-                f"share of the cases: nnUNetv2_kd split-teachers -d {dataset}"
+                f"{name} needs at least {self.least_teachers} teachers, named in the options file that "
+                "nnUNet_kd_config points to, such as 'teachers: [{fold: 5}, {fold: 6}]'. The command nnUNetv2_kd "
+                f"split-teachers -d {dataset} gives each its own share of the cases, writes that file and prints the "
+                "lines that train them."
             )
 
     # ---- before the training
+
+    def _fold_folder(self, plans: dict, configuration: str, fold: int) -> Path:
+        model = ModelName(type(self).__name__, plans["plans_name"], configuration)
+        return Path(nnUNet_results) / plans["dataset_name"] / str(model) / f"fold_{fold}"
+
+    def run_training(self) -> None:
+        with last_words.interruptible(self._about_interruption), self._start.taken_back_at_failure():
+            super().run_training()
+
+    def _about_interruption(self) -> str:
+        """One line, and the one that goes on."""
+        names = ("checkpoint_latest.pth", "checkpoint_best.pth")
+        saved = next((name for name in names if (Path(self.output_folder) / name).is_file()), None)
+        if not self._start.is_over:
+            return "Interrupted before the first iteration: nothing was kept."
+        if saved is None:
+            return f"Interrupted in epoch {self.current_epoch}, before anything was saved: the same line begins anew."
+        return f"Interrupted in epoch {self.current_epoch}. Go on from {saved}:\n  {self._line_to_go_on()}"
+
+    def _line_to_go_on(self, flag: str = "--c") -> str:
+        own: dict[str, Any] = {VARIABLE: Path(self.output_folder).absolute() / OPTIONS_FILE, NAME: None, SEED: None}
+        return this_line(flag, **own)
 
     def initialize(self) -> None:
         limit_threads(self.device)
@@ -154,7 +205,11 @@ class DistillationMixin(Base):
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
+        self._fill_in_defaults()
         check_same_method(self._resumed, self.options.model_dump(mode="json"), self.output_folder)
+        plans, configuration = self.plans_manager.plans, self.configuration_name
+        self._say(*self._start.check(plans, configuration, make_record(self)))
+        check_named_plans(Path(self.preprocessed_dataset_folder_base), plans, configuration, self.options.name)
         self._begin_as_part_of_teacher()
         self._check_previous_stage()
         self.precision = self._set_cpu_mode(self.network, "student", trained=True)
@@ -162,11 +217,27 @@ class DistillationMixin(Base):
         self._say(*about_labels(teacher_labels(self), len(self.do_split()[1])))
         if self.distils:
             self._start_distillation()
+            self._start.check_teacher(make_record(self))
         super().on_train_start()
         if self.local_rank == 0:
             write_record(self)
         if self.teacher is not None:
             self._say(*self.teacher.assess(self._validation_batches))
+        terms = f"; of the distillation: {self._history.png_file.name}" if self.teacher is not None else ""
+        self._say(f"Log: {self.log_file}. Curves, beside it: progress.png{terms}.")
+
+    def _fill_in_defaults(self) -> None:
+        """The options hold what is in force, whether a user, a trainer's name or nnU-Net has said so."""
+        in_force: dict[str, Any] = {
+            "epochs": self.num_epochs,
+            "iterations_per_epoch": self.num_iterations_per_epoch,
+            "val_iterations_per_epoch": self.num_val_iterations_per_epoch,
+            "save_every": self.save_every,
+        }
+        sizes = self.options.student.model_dump(exclude_none=True, exclude={"convs_per_stage", "start"})
+        if self._made_here and not sizes:
+            in_force["student"] = self.options.student.model_copy(update={"width": DEFAULT_WIDTH})
+        self.options = self.options.model_copy(update=in_force)
 
     def _begin_as_part_of_teacher(self) -> None:
         """Where the options ask for it, and the training does not go on from a checkpoint."""
@@ -269,7 +340,7 @@ class DistillationMixin(Base):
                 self.device,
             )
         except KDError as error:
-            raise KDError(f"{prefix}{error}") from error
+            raise KDError(f"{prefix}{error}") from error.__cause__
         teacher.labels = labels
         self._set_cpu_mode(teacher.network, "teacher", trained=False)
         return teacher
@@ -299,7 +370,10 @@ class DistillationMixin(Base):
         return (training if self.teacher is None else self.teacher.training_dataset(training)), validation
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        teacher = self.teacher
+        with last_words.without_interrupts():
+            return self._get_dataloaders(self.teacher)
+
+    def _get_dataloaders(self, teacher: Teacher | None) -> tuple[Any, Any]:
         if teacher is None:
             return super().get_dataloaders()
         plain: Callable[..., Any] = self.get_training_transforms
@@ -330,11 +404,20 @@ class DistillationMixin(Base):
         self._bar = tqdm(total=self.num_iterations_per_epoch, disable=not on_screen, leave=False, unit="it")
 
     def train_step(self, batch: Batch) -> dict:
-        result = self.plain_train_step(batch) if self.teacher is None else self._taught_step(self.teacher, batch)
+        with self._clock.step(self._iteration):
+            result = self.plain_train_step(batch) if self.teacher is None else self._taught_step(self.teacher, batch)
         self._iteration += 1
+        if not self._start.is_over and self.local_rank == 0:
+            self._end_of_start()
         if self._bar is not None:
             self._bar.update()
         return result
+
+    def _end_of_start(self) -> None:
+        """After the first iteration: what would have been taken back until then."""
+        self._start.finish()
+        data = Path(self.preprocessed_dataset_folder_base)
+        write_named_plans(data, self.plans_manager.plans, self.configuration_name, self.options.name)
 
     def plain_train_step(self, batch: Batch) -> dict:
         """The other base's own step."""
@@ -350,7 +433,8 @@ class DistillationMixin(Base):
         if factor == 0:
             teacher.skip(batch)
             return self.plain_train_step(batch)
-        output = teacher(batch)
+        with self._clock.teacher():
+            output = teacher(batch)
         return self.plain_train_step(batch) if output is None else self._distillation_step(batch, output, factor)
 
     def _distillation_step(self, batch: Batch, output: TeacherOutput, factor: float) -> dict:
@@ -369,6 +453,29 @@ class DistillationMixin(Base):
         super().on_train_epoch_end(train_outputs)
         if self.teacher is not None:
             self._close_epoch()
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        left = self.num_epochs - self.current_epoch
+        if left <= 0:
+            return
+        times = [self.logger.get_value(f"epoch_{edge}_timestamps", step=-1) for edge in ("start", "end")]
+        share = self._clock.share()
+        epochs = f"{left} epoch{'' if left == 1 else 's'}"
+        told = f"About {time_to_end(times[1] - times[0], left)} to the end of the training ({epochs})"
+        self._say(told + ("." if not share else f"; the teacher takes {100 * share:.0f} % of a training step."))
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        about = f"Interrupted in the validation. Validate:\n  {self._line_to_go_on('--val')}"
+        if self.local_rank == 0:
+            ending = self.dataset_json["file_ending"]
+            self._say(*set_stale_aside(Path(self.output_folder), self.do_split()[1], ending))
+        with last_words.interruptible(lambda: about):
+            super().perform_actual_validation(save_probabilities)
+        note = agreement_note(self.dataset_json, self.do_split()[1])
+        self._say(*([f"This validation Dice is {note}."] if note else []))
+        if words := closing_words(Path(self.output_folder)):
+            self._say(words)
 
     def on_validation_epoch_start(self) -> None:
         if self._average is not None:
@@ -416,14 +523,6 @@ class DistillationMixin(Base):
     def _validation_batches(self) -> Iterator[Batch]:
         return (next(self.dataloader_val) for _ in range(ASSESSED_BATCHES))
 
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        if self.local_rank == 0:
-            ending = self.dataset_json["file_ending"]
-            self._say(*set_stale_aside(Path(self.output_folder), self.do_split()[1], ending))
-        super().perform_actual_validation(save_probabilities)
-        note = agreement_note(self.dataset_json, self.do_split()[1])
-        self._say(*([f"This validation Dice is {note}."] if note else []))
-
     # ---- checkpoints
 
     def save_checkpoint(self, filename: str) -> None:
@@ -449,9 +548,16 @@ class DistillationMixin(Base):
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        self._start.resumes = True
         if isinstance(filename_or_checkpoint, str):
+            plans = self.plans_manager.plans
+            data = Path(self.preprocessed_dataset_folder_base)
             self._resumed, self._resumed_state = check_same_size(
-                Path(filename_or_checkpoint), self.plans_manager.plans, self.configuration_name, self.dataset_json
+                Path(filename_or_checkpoint),
+                plans,
+                self.configuration_name,
+                self.dataset_json,
+                None if self._made_here else data / f"{plans['plans_name']}.json",
             )
         if not self.was_initialized:
             self.initialize()

@@ -1,11 +1,12 @@
 """All options of a distillation training: read, merged, and checked before anything is spent.
 
-Options come from the YAML file that the environment variable ``nnUNet_kd_config`` names, from the key ``"kd"`` of the
-plans, and from the trainer's defaults; the first that names a top-level key wins it whole.
+Options come from the variables ``nnUNet_kd_name`` and ``nnUNet_kd_seed``, from the YAML file that the environment
+variable ``nnUNet_kd_config`` names, from the key ``"kd"`` of the plans, and from the trainer's defaults; the first that
+names a top-level key wins it whole.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ from nnunetv2_kd.methods import Method
 from nnunetv2_kd.methods.registry import read_methods
 
 VARIABLE = "nnUNet_kd_config"
+NAME, SEED = "nnUNet_kd_name", "nnUNet_kd_seed"  # before the keys of the options file
 
 
 class Options(CheckedOptions):
@@ -57,6 +59,12 @@ class Options(CheckedOptions):
         "teacher",
         description="teacher: along the axes that teacher and trainer both are mirrored along; trainer: as the trainer "
         "does by itself; or a list of axes of the patch, [] for none",
+    )
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*$",
+        max_length=60,
+        description="becomes part of the plans' name, so that this variant of the student has a folder of its own",
     )
     seed: int | None = Field(None, ge=0, lt=2**31, description="seeds weights and, with nnUNet_n_proc_DA=0, the data")
     cpu_bfloat16: bool = Field(False, description="short for cpu_speed: bfloat16_channels_last")
@@ -114,6 +122,12 @@ def options_file() -> Path | None:
     return Path(name).expanduser() if name else None
 
 
+def options_of_environment() -> dict[str, Any]:
+    """Name and seed of a student where the variables ``nnUNet_kd_name`` and ``nnUNet_kd_seed`` give them."""
+    values = {key: os.environ.get(variable, "").strip() for key, variable in (("name", NAME), ("seed", SEED))}
+    return {key: value for key, value in values.items() if value}
+
+
 def read_options_file(path: Path) -> dict[str, Any]:
     """Top-level keys of an options file.
 
@@ -123,23 +137,58 @@ def read_options_file(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise KDError(f"{VARIABLE} names the options file {path}, which cannot be read: {error.strerror}.") from error
+        whole = path.absolute()
+        raise KDError(f"{VARIABLE} names the options file {whole}, which cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise KDError(f"The options file {path} is not valid YAML: {error}") from error
+        raise KDError(f"The options file {path.absolute()} is not valid YAML: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise KDError(f"The options file {path} must hold keys such as 'terms:', found {type(content).__name__}.")
+        raise KDError(
+            f"The options file {path.absolute()} must hold keys such as 'terms:', found {type(content).__name__}."
+        )
     return content
 
 
-def resolve_options(defaults: Mapping[str, Any], plans: Mapping[str, Any], file: Path | None = None) -> Options:
-    """Options of a training: file before plans before defaults, per top-level key.
+def line_finder(file: Path | None, content: Mapping[str, Any]) -> Callable[[tuple[int | str, ...]], int | None]:
+    """Tells the line of a key of an options file, or of the key around it; None for what is not in it."""
+    if file is None:
+        return lambda path: None
+    root = yaml.compose(file.read_text())
+
+    def line_of(path: tuple[int | str, ...]) -> int | None:
+        node, line = root, None
+        if not path or path[0] not in content:
+            return None
+        for part in path:
+            if isinstance(node, yaml.MappingNode):
+                found = [(key, value) for key, value in node.value if key.value == str(part)]
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                found = [(node.value[part], node.value[part])]
+            else:
+                found = []
+            if not found:
+                break
+            (key, node), *_ = found
+            line = key.start_mark.line + 1
+        return line
+
+    return line_of
+
+
+def resolve_options(
+    defaults: Mapping[str, Any],
+    plans: Mapping[str, Any],
+    file: Path | None = None,
+    environment: Mapping[str, Any] | None = None,
+) -> Options:
+    """Options of a training: environment before file before plans before defaults, per top-level key.
 
     Args:
         defaults: the trainer's.
         plans: the plans, whose key ``"kd"`` may hold options.
         file: an options file, or None.
+        environment: of `options_of_environment`.
 
     Raises:
         KDError: lists every problem at once, with where it is.
@@ -148,10 +197,12 @@ def resolve_options(defaults: Mapping[str, Any], plans: Mapping[str, Any], file:
     if not isinstance(from_plans, Mapping):
         raise KDError(f"The key 'kd' of the plans must hold options, found {type(from_plans).__name__}.")
     from_file = read_options_file(file) if file is not None else {}
-    merged = {**defaults, **from_plans, **from_file}
+    merged = {**defaults, **from_plans, **from_file, **(environment or {})}
     try:
         return Options.model_validate(merged)
     except ValidationError as error:
-        sources = [str(file) if file else "", "the plans' key 'kd'" if from_plans else ""]
+        of_environment = " and ".join({"name": NAME, "seed": SEED}[key] for key in environment or {})
+        sources = [str(file.absolute()) if file else "", "the plans' key 'kd'" if from_plans else "", of_environment]
         where = " and ".join(source for source in sources if source) or "the trainer's defaults"
-        raise KDError(listing(f"The distillation options in {where} cannot be used:", problems_of(error))) from error
+        problems = problems_of(error, line_finder(file, from_file), list(Options.model_fields))
+        raise KDError(listing(f"The distillation options in {where} cannot be used:", problems)) from error

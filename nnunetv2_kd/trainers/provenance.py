@@ -1,5 +1,6 @@
 """Where a student comes from, written into its checkpoint and beside it."""
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -72,8 +73,30 @@ def write_record(trainer: Any) -> None:
     """kd_record.json and kd_options.yaml in the fold's folder."""
     folder = Path(trainer.output_folder)
     write_text(folder / RECORD_FILE, make_record(trainer).as_json())
-    options = trainer.options.model_dump(mode="json", exclude_unset=True)
-    write_text(folder / OPTIONS_FILE, yaml.safe_dump(options, sort_keys=False))
+    write_text(folder / OPTIONS_FILE, options_as_file(trainer))
+
+
+def options_as_file(trainer: Any) -> str:
+    """Every option that was in force, defaults too, as a file that gives the same student again; what took no part is
+    left out, as the teacher of a student that was trained alone."""
+    options = trainer.options
+    dropped = {"cpu_bfloat16"} if options.cpu_speed is not None or not options.cpu_bfloat16 else set()
+    needs_teacher = trainer.names_teacher or options.student.start is not None
+    if options.stored_teacher is not None or options.teachers is not None or not needs_teacher:
+        dropped.add("teacher")
+    if options.teachers is None:
+        dropped.add("combine")
+    values = options.model_dump(mode="json", exclude_none=True, exclude=dropped)
+    for teacher in [values.get("teacher", {}), *values.get("teachers", ())]:
+        if "folder" in teacher:  # which names all three
+            teacher.pop("trainer", None)
+    training = training_conditions(trainer)
+    title = (
+        "# All options in force. Train so again: nnUNet_kd_config=THIS_FILE in front of the same command.\n"
+        f"# Optimizer: {json.dumps(training.optimizer)}; batch size {training.batch_size}; computed in "
+        f"{training.precision}.\n"
+    )
+    return title + yaml.safe_dump(values, sort_keys=False)
 
 
 def _device_name(device: torch.device) -> str:

@@ -34,7 +34,7 @@ def test_plan_writes_plans_and_shows_both_sides(folders, capsys):
     assert main(["plan", "-d", "999"]) == 0
     out = capsys.readouterr().out
     for words in (
-        "3d_fullres (width 0.5)",
+        "width 0.5",
         "parameters",
         "GFLOPs per patch",
         "activation memory",
@@ -45,6 +45,46 @@ def test_plan_writes_plans_and_shows_both_sides(folders, capsys):
     student = student_of(folders)
     assert student["kd_student"]["width"] == {"2d": 0.5, "3d_fullres": 0.5, "3d_fullres_bs4": 0.5}
     assert student["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
+
+
+def test_plan_prints_a_line_per_configuration(folders, capsys):
+    assert main(["plan", "-d", "999"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "nnUNetv2_train 999" in line]
+    assert [line.split()[2] for line in lines] == ["2d", "3d_fullres", "3d_fullres_bs4"]
+
+
+@pytest.mark.parametrize("asked", [["--params", "1"], ["--params", "100M"], ["--params", "0.97"], ["--flops", "100G"]])
+def test_plan_refuses_a_student_that_is_nearly_its_teacher(folders, capsys, asked):
+    assert main(["plan", "-d", "999", "-c", "3d_fullres", *asked]) == 1
+    error = capsys.readouterr().err
+    assert f"{asked[0].strip('-')}: {asked[1]} asks for at most" in error
+    assert "Ask for less: between" in error
+    assert not (folders / "nnUNet_preprocessed" / "Dataset999_Test" / "nnUNetPlansStudent.json").exists()
+
+
+def test_plan_keeps_plans_that_a_model_stands_on(folders, capsys):
+    assert main(["plan", "-d", "999"]) == 0
+    before = student_of(folders)
+    fold = folders / "nnUNet_results" / "Dataset999_Test" / "nnUNetTrainerKD__nnUNetPlansStudent__2d" / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_best.pth").touch()
+    capsys.readouterr()
+    for more in ([], ["--overwrite"]):
+        assert main(["plan", "-d", "999", "--width", "0.25", *more]) == 1
+        error = capsys.readouterr().err
+        assert "models are trained with it" in error
+        assert "nnUNetTrainerKD__nnUNetPlansStudent__2d" in error
+        assert "--overwrite" not in error
+    assert student_of(folders) == before
+    way_out = error.split("Choose another name: ")[1].split()
+    assert main(["plan", "-d", "999", "--width", "0.25", *way_out]) == 0
+
+
+def test_help_says_no_default_of_none(capsys):
+    for command in ("plan", "split-teachers"):
+        with pytest.raises(SystemExit):
+            main([command, "-h"])
+        assert "default: None" not in capsys.readouterr().out
 
 
 def test_plan_for_one_configuration_by_budget(folders, capsys):
@@ -75,7 +115,7 @@ def test_plan_keeps_a_file_that_is_there(folders, capsys):
         (["-d", "999", "-p", "nnUNetOther"], "Plans in this folder: nnUNetPlans"),
         (["-d", "999", "-c", "3d_lowres"], "no configuration '3d_lowres', only 2d, 3d_fullres"),
         (["-d", "999", "--width", "0.01"], "leaves a stage without channels"),
-        (["-d", "999", "--width", "2"], "width: Input should be less than or equal to 1"),
+        (["-d", "999", "--width", "2"], "width: must be at most 1 (found 2.0)"),
         (["-d", "999", "--width", "0.5", "--params", "1M"], "give one of width, params, flops, features and latency"),
         (["-d", "999", "--params", "tiny"], "expected a size"),
         (["-d", "999", "--convs-per-stage", "0"], "convs_per_stage"),

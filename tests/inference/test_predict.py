@@ -69,6 +69,23 @@ def test_model_folder(here, monkeypatch):
     assert calls == [("my images", "out")]
 
 
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [("none", "-i none is no folder"), ("empty", "-i empty holds no image named CASE_0000.nii.gz")],
+)
+def test_images_are_looked_for_before_a_network_is_loaded(here, capsys, monkeypatch, folder, expected):
+    monkeypatch.setattr(nnUNetPredictor, "initialize_from_trained_model_folder", lambda *args: pytest.fail("loaded"))
+    (here / "empty").mkdir()
+    assert main(["predict", "-i", folder, "-o", "out", *MODEL, *ALONE]) == 1
+    assert expected in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_and_those_that_are(here, capsys):
+    assert main(["predict", "-i", "my images", "-o", "out", *MODEL, "-p", "nnUNetPlansNone", *ALONE]) == 1
+    error = capsys.readouterr().err
+    assert "-tr nnUNetTrainer -p nnUNetPlans -c 3d_fullres" in error
+
+
 def test_a_case_that_fails_is_named_and_the_others_go_on(here, capsys):
     add_images(here / "three", 3)
     (here / "three" / "box1_0000.nii.gz").write_bytes(b"no image")

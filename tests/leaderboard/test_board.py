@@ -84,7 +84,22 @@ def test_gap_needs_teacher_and_alone(results):
     results.add("nnUNetTrainerKD", eroded(2), kd=record("x", results.teacher_record(teacher)))
     gap = entry_of(board_of(results), "nnUNetTrainerKD").comparison.gap
     assert gap.share is None
-    assert "no student alone with the same plans" in gap.reason
+    assert "no student alone trained as it was (train it: nnUNetv2_train 7 3d_fullres 0 -tr " in gap.reason
+
+
+def test_the_line_for_a_student_alone_trains_what_can_be_compared(results):
+    """With the epochs of the trainer's name and with the options of the student."""
+    teacher = results.add("nnUNetTrainer", shifted(0))
+    kd = record("nnUNetTrainerKD_6epochs", results.teacher_record(teacher))
+    kd["command"] += " -device cpu -p nnUNetPlansSmall --c"
+    folder = results.add("nnUNetTrainerKD_6epochs", eroded(2), plans_name="nnUNetPlansSmall", kd=kd)
+    (folder / "fold_0" / "kd_options.yaml").touch()
+    gap = entry_of(board_of(results), "nnUNetTrainerKD_6epochs").comparison.gap
+    line = gap.reason.split("train it: ")[1].rstrip(")")
+    assert line == (
+        f"nnUNet_kd_config={folder / 'fold_0' / 'kd_options.yaml'} nnUNetv2_train 7 3d_fullres 0 "
+        "-tr nnUNetTrainerKDBaseline_6epochs -device cpu -p nnUNetPlansSmall"
+    )
 
 
 def test_missing_folds_are_shown_and_cases_paired(results):
@@ -184,7 +199,8 @@ def test_broken_splits_are_told(family):
 
 
 def test_half_finished_trainings_are_shown(family):
-    (family.models / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth").unlink()
+    fold = family.models / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    (fold / "checkpoint_final.pth").rename(fold / "checkpoint_latest.pth")
     board = board_of(family)
     entry = board.entries[-1]
     assert (entry.rank, fold_names(entry), entry.scores.cases, entry.warnings) == (

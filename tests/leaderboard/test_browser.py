@@ -94,10 +94,29 @@ def test_filtering(page):
     assert page.url.endswith("index.html")
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 768, 1280, 1920])
 def test_only_tables_and_pictures_scroll_sideways(page, width):
     page.set_viewport_size({"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280, 1920])
+def test_no_name_reaches_into_the_next_column(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    for cell in page.locator("table.sortable tbody th").all():
+        assert cell.evaluate("cell => cell.scrollWidth <= cell.clientWidth")
+
+
+@pytest.mark.parametrize("width", [768, 1280, 1920])
+def test_the_columns_that_are_shown_first_are_all_in_view(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    assert page.locator("table.sortable").evaluate("table => table.getBoundingClientRect().right") <= width
+
+
+def test_all_columns_on_request(page):
+    assert not page.get_by_role("columnheader", name="folds").is_visible()
+    page.get_by_label("All columns").check()
+    assert page.get_by_role("columnheader", name="folds").is_visible()
 
 
 def test_without_javascript(browser, address):

@@ -41,6 +41,12 @@ def test_images_that_fit(folders):
     assert images.image_files("box000") == [str(folders[0] / "box000_0000.nii.gz")]
 
 
+def test_a_dataset_of_nnunet_v1(folders):
+    """Its dataset.json says modality."""
+    old = {key: value for key, value in DATASET_JSON.items() if key != "channel_names"}
+    assert check_images(*folders, old | {"modality": DATASET_JSON["channel_names"]}).channels == 1
+
+
 def test_missing_folders_and_truths(folders):
     images, truths = folders
     refused((images / "none", truths), r"^-i .*none is no folder")

@@ -22,20 +22,36 @@ def boards(family):
     return make_boards(LeaderboardRequest(["7"], torch.device("cpu")), lambda line: None)
 
 
-def printed(board, width):
+def printed(board, width, wide=False):
     stream = io.StringIO()
-    print_board(board, Console(file=stream, width=width))
+    print_board(board, Console(file=stream, width=width), wide)
     return stream.getvalue()
+
+
+def table_of(text):
+    """The lines of the table: what comes before the first sentence."""
+    return text[: text.index("Highest mean Dice")].splitlines()
 
 
 def test_terminal(boards):
     wide = printed(boards[0], 260)
-    for words in ("95 % interval", "reference", "Dice a", "gap closed", "student distilled", STRANGE, "KD · Small †"):
+    for words in ("95 % CI", "reference", "Dice a", "gap", "student distilled", STRANGE, "KD · Small †"):
         assert words in wide
-    assert "ms" not in [cell.strip() for cell in wide.splitlines()[1].split("┃")]  # not timed
-    narrow = printed(boards[0], 80)
-    assert "Dice a" not in narrow[: narrow.index("Highest mean Dice")]
-    assert max(len(line) for line in narrow.splitlines()) <= 80
+    assert "ms" not in table_of(wide)[2].split()  # not timed
+    assert "--wide" not in wide  # nothing is left out
+    assert table_of(printed(boards[0], 80, wide=True))[2:] == table_of(wide)[2:]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_narrow_terminals(boards, width):
+    """Model and Dice first; every number whole, in one line."""
+    text = printed(boards[0], width)
+    lines = table_of(text)
+    assert max(len(line) for line in lines) <= width
+    assert lines[2].split()[:2] == ["model", "Dice"]
+    for entry in boards[0].entries:
+        assert any(f"{entry.scores.mean_dice:.3f}" in line for line in lines)
+    assert "--wide shows" in text
 
 
 def test_csv_has_every_case(boards):

@@ -1,0 +1,50 @@
+"""The same student without a teacher: how its trainer is called, and the line that trains it."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE, fold_name, parse_model_name
+from nnunetv2_kd.record import Record
+from nnunetv2_kd.trainers.command_line import line
+from nnunetv2_kd.trainers.options import VARIABLE
+from nnunetv2_kd.trainers.variants import split_name
+
+ALONE_TRAINER = "nnUNetTrainerKDBaseline"
+NOT_AGAIN = ("--c", "--val", "--val_best", "--npz")
+
+
+def suffix(trainer: str) -> str:
+    """The variants and epochs behind a trainer's name, ``_DA5_250epochs``; empty where there are none."""
+    return trainer[len(split_name(trainer)[0]) :]
+
+
+def line_of_baseline(record: Record, fold: Path) -> str:
+    """As a distilled student was trained, with its options and the number of epochs of its trainer, but alone: what it
+    can be compared with fairly.
+
+    Args:
+        record: of the student.
+        fold: its folder, ``DATASET/TRAINER__PLANS__CONFIGURATION/fold_0``.
+    """
+    trainer = ALONE_TRAINER + suffix(record.trainer)
+    file = fold.absolute() / OPTIONS_FILE
+    options: dict[str, Any] = {VARIABLE: file if file.is_file() else None}
+    kept = [argument for argument in _command(record, fold) if argument not in NOT_AGAIN]
+    if "-tr" in kept:
+        kept[kept.index("-tr") + 1] = trainer
+        return line(kept, **options)
+    return line([*kept, "-tr", trainer], **options)
+
+
+def _command(record: Record, fold: Path) -> list[str]:
+    """That trained it, or where it was another launcher's one of nnU-Net that does the same."""
+    command = shlex.split(record.command)
+    if command and re.fullmatch(r"nnUNetv2_train(\.exe)?", command[0]):
+        return command
+    name = parse_model_name(fold.parent.name)
+    configuration = name.configuration if name is not None else "3d_fullres"
+    number = dataset_id(fold.parents[1].name)
+    return ["nnUNetv2_train", number, configuration, fold_name(fold), "-p", record.student.made_from]

@@ -1,0 +1,37 @@
+"""The line that is running, as it can be typed again."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunetv2_kd.trainers.options import NAME, SEED, VARIABLE, options_file
+
+
+def this_line(*added: str, **environment: str | Path | None) -> str:
+    """The command of this process with what of its environment decides on a student.
+
+    Args:
+        added: one more flag, with its value where it has one, which takes the place of another value.
+        environment: other values of the variables; None leaves one out.
+    """
+    program, *arguments = sys.argv
+    return line([Path(program).name, *arguments], added, **{**_own_environment(), **environment})
+
+
+def line(command: Sequence[str], added: Sequence[str] = (), **environment: str | Path | None) -> str:
+    """A command with a flag added, behind the variables that it needs; see `this_line`."""
+    variables = [f"{name}={shlex.quote(str(value))}" for name, value in environment.items() if value is not None]
+    arguments = list(command)
+    if added and added[0] in arguments:
+        place = arguments.index(added[0])
+        del arguments[place : place + len(added)]
+    return " ".join([*variables, shlex.join([*arguments, *added])])
+
+
+def _own_environment() -> dict[str, str | Path | None]:
+    """The options file by its whole path, so that the line works wherever it is typed."""
+    file = options_file()
+    found: dict[str, str | Path | None] = {VARIABLE: file.absolute() if file is not None else None}
+    return found | {name: os.environ.get(name, "").strip() or None for name in (NAME, SEED)}

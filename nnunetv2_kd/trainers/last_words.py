@@ -1,0 +1,121 @@
+"""What a command of nnU-Net ends with where it cannot go on: our reason alone, once, and no traceback."""
+
+import difflib
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import nnunetv2
+
+from nnunetv2_kd.discovery import VARIABLE
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.trainers.variants import split_name
+
+NOT_FOUND = re.compile(r"Could not find requested nnunet trainer (\w+) in ")
+PREFIX = "nnunettrainer"  # which people leave out
+EPOCHS = re.compile(r"_\d*epochs?$")
+CLASS = re.compile(r"^class (\w+)\(", re.MULTILINE)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with what is to be said of it."""
+
+
+def install() -> None:
+    """From now on this process ends with a reason and no traceback where there is one; everything else is shown as
+    before. Only in commands of nnU-Net."""
+    if Path(sys.argv[0]).name.startswith("nnUNetv2_") and not isinstance(sys.excepthook, _Hook):
+        sys.excepthook = _Hook(sys.excepthook)
+
+
+@contextmanager
+def interruptible(about: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C ends what is inside with one line.
+
+    Args:
+        about: what to say; called when it happens.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(about()) from interrupt
+
+
+def last_words(error: BaseException) -> str | None:
+    """What to say of an error instead of its traceback; None for one that is not ours to explain."""
+    if isinstance(error, KDError):
+        return f"Error: {error}"
+    if isinstance(error, Interrupted):
+        return str(error)
+    found = NOT_FOUND.match(str(error)) if isinstance(error, RuntimeError) else None
+    if found is None or Path(sys.argv[0]).name != "nnUNetv2_train":
+        return None  # a prediction looks for the name in a checkpoint, which is nobody's slip of the pen
+    return f"Error: There is no trainer {found[1]}. {did_you_mean(found[1], trainer_names())}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The trainer that is named most alike, a number of epochs aside."""
+    suffix = EPOCHS.search(name)
+    number = re.search(r"\d+", suffix[0]) if suffix else None
+    ending = "" if number is None else f"_{number[0]}epoch{'' if number[0] == '1' else 's'}"
+    base = split_name(EPOCHS.sub("", name))[0]
+    ending = EPOCHS.sub("", name)[len(base) :] + ending  # nnU-Net's variants
+    asked, lower = base.lower(), {trainer.lower(): trainer for trainer in known}
+    close = difflib.get_close_matches(asked, lower, n=1, cutoff=0.75)
+    if not close:
+        short = {trainer.removeprefix(PREFIX): trainer for trainer in lower}
+        found = difflib.get_close_matches(asked.removeprefix(PREFIX), short, n=1, cutoff=0.75)
+        close = [short[name] for name in found]
+    if not close:
+        return f"Trainers of nnunetv2_kd: {', '.join(sorted(t for t in lower.values() if 'KD' in t))}."
+    return f"Did you mean -tr {_with_epochs(lower[close[0]], ending)}?"
+
+
+def trainer_names() -> list[str]:
+    """The trainers of nnU-Net, of the user's own folders, and ours. Read from their files: nothing is imported."""
+    from nnunetv2_kd.trainers import TRAINERS  # which has the mixin, which needs this module
+
+    folders = [Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"]
+    folders += [Path(folder) for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder.strip()]
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    named = [name for file in files for name in CLASS.findall(file.read_text(errors="replace"))]
+    return [*(trainer.__name__ for trainer in TRAINERS), *(name for name in named if "Trainer" in name)]
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes that are started inside leave Ctrl-C to the one that starts them, which ends them, and say nothing of
+    it themselves."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Hook:
+    """Shows an uncaught exception."""
+
+    def __init__(self, before: Callable[..., Any]) -> None:
+        self.before = before
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        words = last_words(error)
+        if words is None:
+            self.before(kind, error, trace)
+        else:
+            print(f"\n{words}", file=sys.stderr)
+
+
+def _with_epochs(trainer: str, ending: str) -> str:
+    """Ours take any number of epochs; nnU-Net's have their own names for some."""
+    return trainer + ending if "KD" in trainer else trainer

@@ -1,0 +1,87 @@
+"""Whether two trainings are by the same method: only then may one take the other's place, or be a fold of one model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nnunetv2_kd.nnunet.plans import Plans, resolved_configuration
+from nnunetv2_kd.record import Record
+from nnunetv2_kd.trainers.checkpoint import METHOD, recorded_options
+
+# how long a training was, told by its record; older records hold it among the options
+LENGTH = ("epochs", "iterations_per_epoch")
+# of the network and of the voxels that it sees
+NETWORK = ("architecture", "patch_size", "spacing", "normalization_schemes", "batch_size")
+PLACES = ("there", "now")
+AT_MOST = 8  # differences that are told
+
+
+def method_of(record: Record, across_folds: bool = False) -> dict[str, Any]:
+    """What makes a trained student this one and not another: its options as flat keys, with the seed.
+
+    Args:
+        record: of its training.
+        across_folds: leave out what is another one in every fold of one and the same model: which fold of a teacher
+            taught, and the name of a store.
+    """
+    options = recorded_options(record)
+    chosen = {key: options.get(key) for key in (*METHOD, "seed")}
+    chosen["student.start"] = (options.get("student") or {}).get("start")
+    chosen |= {key: getattr(record.training, key) if record.training else options.get(key) for key in LENGTH}
+    chosen["trainer"] = record.trainer
+    if across_folds:
+        chosen["stored_teacher"] = "a store" if chosen["stored_teacher"] else None
+    flat = _flat(chosen)
+    if across_folds:
+        flat = {key: value for key, value in flat.items() if not (key.startswith("teacher") and key.endswith(".fold"))}
+    return {key: value for key, value in flat.items() if value is not None}
+
+
+def method_differences(
+    there: Record, now: Record, across_folds: bool = False, places: tuple[str, str] = PLACES
+) -> list[str]:
+    """In what two trainings differ: ``terms.region_kl.weight: 3 there, 1 now``; empty for the same method."""
+    return told(method_of(there, across_folds), method_of(now, across_folds), places)
+
+
+def teacher_differences(there: Record, now: Record) -> list[str]:
+    """Whether other checkpoints taught, told by their SHA-256; a teacher that was trained beside its student has
+    none."""
+    mine, others = (sorted(teacher.sha256 for teacher in record.teachers) for record in (there, now))
+    if mine == others:
+        return []
+    return [f"teacher's checkpoint, SHA-256: {' '.join(mine) or 'none'} there, {' '.join(others) or 'none'} now"]
+
+
+def network_differences(there: Plans, now: Plans, configuration: str, places: tuple[str, str] = PLACES) -> list[str]:
+    """In what the networks and inputs of two plans differ; empty where one can take the other's weights."""
+    mine, others = (resolved_configuration(plans, configuration) for plans in (there, now))
+    flat = [_flat({key: values.get(key) for key in NETWORK}) for values in (mine, others)]
+    return told(flat[0], flat[1], places)
+
+
+def told(there: Mapping[str, Any], now: Mapping[str, Any], places: tuple[str, str] = PLACES) -> list[str]:
+    """The differences of two flat mappings in words, at most a few.
+
+    Args:
+        places: how to call the one and the other.
+    """
+    keys = [key for key in dict.fromkeys([*there, *now]) if there.get(key) != now.get(key)]
+    lines = [f"{key}: {_word(there.get(key))} {places[0]}, {_word(now.get(key))} {places[1]}" for key in keys[:AT_MOST]]
+    return lines + ([f"and {len(keys) - AT_MOST} more"] if len(keys) > AT_MOST else [])
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """``{"terms": {"kl": {"weight": 1}}}`` to ``{"terms.kl.weight": 1}``; lists of mappings by number, from 1."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, (list, tuple)) and any(isinstance(entry, Mapping) for entry in value):
+            value = {str(number): entry for number, entry in enumerate(value, start=1)}
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{before}{key}.")
+        else:
+            flat[f"{before}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else str(value)

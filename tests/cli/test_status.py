@@ -1,0 +1,64 @@
+"""What there is, and what can be thrown away; nothing is changed."""
+
+import json
+import os
+import time
+
+import pytest
+
+from nnunetv2_kd.cli.main import main
+from tests.scored_models import eroded, record, results, shifted  # noqa: F401
+
+
+@pytest.fixture
+def full(results):  # noqa: F811
+    """A teacher, its student of two seeds, an unfinished training, a start that failed, and what was replaced."""
+    teacher = results.add("nnUNetTrainer", shifted(0), features=(8, 16))
+    kd = record("nnUNetTrainerKD", results.teacher_record(teacher) | {"folder": str(teacher)}, seed=3)
+    kd["options"]["terms"] = {"voxel_kl": {"weight": 1}}
+    student = results.add("nnUNetTrainerKD", eroded(2), kd=kd) / "fold_0"
+    (student / "kd_record.json").write_text(json.dumps(kd))
+    (student / "replaced").mkdir()
+    (student / "replaced" / "checkpoint_final.pth").write_bytes(b"0" * 2048)
+    begun = results.add("nnUNetTrainerKDBaseline", eroded(2), kd=record("x")) / "fold_0"
+    (begun / "checkpoint_final.pth").rename(begun / "checkpoint_latest.pth")
+    failed = results.models / "nnUNetTrainerRegionKD__nnUNetPlans__3d_fullres" / "fold_0"
+    failed.mkdir(parents=True)
+    (failed / "training_log.txt").write_text("no teacher")
+    for place in (failed, failed / "training_log.txt"):
+        os.utime(place, (time.time() - 9999, time.time() - 9999))
+    (results.truths.parent / "nnUNetPlansStudent.json").write_text(json.dumps({"kd_student": {}}))
+    return results
+
+
+def test_models_fold_by_fold(full, capsys):
+    before = {file: file.read_bytes() for file in full.root.rglob("*") if file.is_file()}
+    assert main(["status", "-d", "7"]) == 0
+    out = capsys.readouterr().out
+    assert {file: file.read_bytes() for file in full.root.rglob("*") if file.is_file()} == before
+    for line in (
+        "  nnUNetTrainer · nnUNetPlans · 3d_fullres: teacher, nnU-Net",
+        "KD · nnUNetPlans · 3d_fullres: student distilled, voxel_kl; width 0.5",
+    ):
+        assert line in out
+    assert any("Dice 1.000" in line and "finished" in line for line in out.splitlines())
+    assert any("seed 3" in line and "finished" in line for line in out.splitlines())
+    assert "unfinished, changed 0 min ago" in out
+
+
+def test_what_can_be_thrown_away(full, capsys):
+    assert main(["status", "-d", "7"]) == 0
+    useless = capsys.readouterr().out.split("Can be thrown away:")[1]
+    assert "a training that another one replaced, 2.0 KiB: rm -r" in useless
+    assert f"a start that never saved anything, 10 B: rm -r {full.models}" in useless
+    assert "a student's plans with which no model is trained" in useless
+    assert len(useless.strip().splitlines()) == 3
+
+
+def test_a_dataset_without_a_model(results, capsys):  # noqa: F811
+    assert main(["status", "-d", "7"]) == 0
+    assert (
+        "no model is trained. It is not preprocessed yet: nnUNetv2_plan_and_preprocess -d 7" in capsys.readouterr().out
+    )
+    assert main(["status", "-d", "8"]) == 1
+    assert "There is no dataset 8" in capsys.readouterr().err
