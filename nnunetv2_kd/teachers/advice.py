@@ -108,8 +108,10 @@ def plans_of_teacher(path: CheckpointPath, plans: Plans, configuration: str, stu
 
 
 def _fitting(plans: Plans, dataset_json: DatasetJson, student: StudentIdentity) -> list[CheckpointPath]:
-    """Models under ``nnUNet_results`` that could teach, of the student's fold where they have it."""
-    found = []
+    """Models under ``nnUNet_results`` that could teach, of the student's fold where they have it; students themselves
+    only where there is nothing else."""
+    students: list[CheckpointPath] = []
+    others: list[CheckpointPath] = []
     for file in sorted(Path(nnUNet_results).glob("*/*__*__*/plans.json")):
         name = parse_model_name(file.parent.name)
         if name is None or name.configuration != student.configuration or not (file.parent / "dataset.json").is_file():
@@ -117,5 +119,6 @@ def _fitting(plans: Plans, dataset_json: DatasetJson, student: StudentIdentity) 
         model = (read_json(file), read_json(file.with_name("dataset.json")))
         if fits(model, (plans, dataset_json), student.configuration):
             done = [path for path in checkpoints_in(file.parent) if path.checkpoint_name == TRAINED_TO_THE_END]
-            found += [path for path in done if str(path.fold) == str(student.fold)] or done[:1]
-    return found
+            found = [path for path in done if str(path.fold) == str(student.fold)] or done[:1]
+            (students if "kd_student" in model[0] else others).extend(found)
+    return others or students

@@ -92,12 +92,16 @@ def moved_student(folders):
 
 def test_moved_plans_and_a_model_that_fits(folders):
     teacher = folders / "results" / OTHER / NAME
+    student = make_model(teacher.with_name("nnUNetTrainerRegionKD__nnUNetPlans__3d_fullres"))
+    shrunken = shrink_plans(plans_of(folders, OTHER), {"3d_fullres": 0.5})
+    (student / "plans.json").write_text(json.dumps(shrunken))
     with pytest.raises(KDError) as caught:
         load(moved_student(folders))
     message = str(caught.value)
     assert "nnUNetv2_train 40 3d_fullres 0\n" not in message
     assert "These trained models fit; name one in the options file:" in message
     assert f"  - teacher: {{folder: '{teacher}', fold: 0}}" in message
+    assert "RegionKD" not in message  # a student itself
     assert load(moved_student(folders), folder=teacher).record.folder == str(teacher)
 
 
