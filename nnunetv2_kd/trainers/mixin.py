@@ -407,7 +407,7 @@ class DistillationMixin(Base):
         with self._clock.step(self._iteration):
             result = self.plain_train_step(batch) if self.teacher is None else self._taught_step(self.teacher, batch)
         self._iteration += 1
-        if not self._start.is_over and self.local_rank == 0:
+        if not self._start.is_over:
             self._end_of_start()
         if self._bar is not None:
             self._bar.update()
@@ -415,7 +415,10 @@ class DistillationMixin(Base):
 
     def _end_of_start(self) -> None:
         """After the first iteration: what would have been taken back until then."""
-        self._start.finish()
+        self._start.keep()
+        if self.local_rank != 0:
+            return
+        self._start.set_aside()
         data = Path(self.preprocessed_dataset_folder_base)
         write_named_plans(data, self.plans_manager.plans, self.configuration_name, self.options.name)
 

@@ -99,12 +99,22 @@ class Start:
         if file is not None and there is not None:
             self._refuse_other(file, teacher_differences(there, now))
 
-    def finish(self) -> None:
-        """The first iteration is done: from now on everything is kept. What was trained before is set aside, so that
-        nobody takes it for a part of this training."""
+    def keep(self) -> None:
+        """The first iteration is done: from now on everything is kept."""
         self._is_over = True
-        if not self.resumes:
-            self._set_aside()
+
+    def set_aside(self) -> None:
+        """Move what was trained before out of the way, so that nobody takes it for a part of this training."""
+        if self.resumes:
+            return
+        before = [*sorted(self.folder.glob(CHECKPOINTS)), self.folder / "validation"]
+        before = [entry for entry in before if entry in self._before and entry.exists()]
+        if not before:
+            return
+        shutil.rmtree(self.folder / REPLACED, ignore_errors=True)
+        (self.folder / REPLACED).mkdir()
+        for entry in before:
+            os.replace(entry, self.folder / REPLACED / entry.name)
 
     @contextmanager
     def taken_back_at_failure(self) -> Iterator[None]:
@@ -142,16 +152,6 @@ class Start:
                 (model / name).unlink(missing_ok=True)
             _rmdir(model, self._there)
             _rmdir(model.parent, self._there)
-
-    def _set_aside(self) -> None:
-        before = [*sorted(self.folder.glob(CHECKPOINTS)), self.folder / "validation"]
-        before = [entry for entry in before if entry in self._before and entry.exists()]
-        if not before:
-            return
-        shutil.rmtree(self.folder / REPLACED, ignore_errors=True)
-        (self.folder / REPLACED).mkdir()
-        for entry in before:
-            os.replace(entry, self.folder / REPLACED / entry.name)
 
     def _earlier(self) -> Path | None:
         """The checkpoint of an earlier training of this fold; None where there is none."""

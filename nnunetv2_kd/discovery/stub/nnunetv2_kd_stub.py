@@ -1,5 +1,6 @@
-"""The one module that nnU-Net imports from our folder in nnUNet_extTrainer. It hands names over and does nothing else:
-nnU-Net drops every module of this folder from sys.modules after the search, so no class may be defined here."""
+"""The one module that nnU-Net imports from our folder in nnUNet_extTrainer. It hands names over, and lets the command
+end with a reason. nnU-Net drops every module of this folder from sys.modules after the search, so no class may be
+defined here."""
 
 from typing import Any
 
