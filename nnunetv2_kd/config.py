@@ -56,6 +56,19 @@ class TeacherOptions(CheckedOptions):
         False, description="load a checkpoint that carries more than plain data. It can run code"
     )
 
+    labels: dict[str, tuple[str, ...]] | None = Field(
+        None,
+        description="the student's label to the teacher's that make it up, {kidney: [kidney_left, kidney_right]}; to "
+        "null where the teacher is not to teach it; others are matched by name. Default: both have the same labels",
+    )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _names(cls, labels: Any) -> Any:
+        if not isinstance(labels, dict):
+            return labels
+        return {name: () if v is None else (v,) if isinstance(v, str) else v for name, v in labels.items()}
+
     @field_validator("folder")
     @classmethod
     def _absolute(cls, folder: Path | None) -> Path | None:

@@ -98,6 +98,7 @@ class ShrinkRecord:
         convs_per_stage: upper limit on convolutions (or blocks) per stage; None: as in the plans.
         features: channels per stage, by configuration, where they were given or picked one by one.
         latency: of a student picked by measured time: what was ``asked``, ``measured_ms``, and how.
+        spacing: in mm, by configuration, of a student that is coarser than its teacher.
     """
 
     made_from: str
@@ -105,6 +106,12 @@ class ShrinkRecord:
     convs_per_stage: int | None = None
     features: dict[str, list[int]] | None = None
     latency: dict[str, Any] | None = None
+    spacing: dict[str, list[float]] | None = None
+
+
+def is_coarser(plans: Mapping[str, Any]) -> bool:
+    """Whether plans are those of a student that is coarser than its teacher."""
+    return bool((plans.get("kd_student") or {}).get("spacing"))
 
 
 @dataclass(frozen=True, config=_CONFIG)

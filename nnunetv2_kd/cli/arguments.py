@@ -60,9 +60,11 @@ def _plan(subparsers: Any) -> None:
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="the teacher's plans")
     parser.add_argument(
-        "-o", default=None, metavar="STUDENT_PLANS", help="the student's plans; default: PLANS + Student"
+        "-o", default=None, metavar="STUDENT_PLANS", help="the student's plans; default: PLANS + Student (or Coarser)"
     )
-    parser.add_argument("-c", nargs="+", default=None, metavar="CONFIGURATION", help="default: every configuration")
+    parser.add_argument(
+        "-c", nargs="+", default=None, metavar="CONFIGURATION", help="default: all (if coarser: 3d_fullres)"
+    )
     parser.add_argument("--width", type=float, help="factor on the channels; default: 0.5")
     parser.add_argument("--params", help="at most so many parameters: 0.5M, 120k, or a fraction of the teacher's: 0.1")
     parser.add_argument("--flops", help="at most so many FLOPs per patch: 20G, or a fraction of the teacher's: 0.1")
@@ -79,6 +81,20 @@ def _plan(subparsers: Any) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="f32", help="of --latency")
     parser.add_argument("--disable_tta", action="store_true", help="of --latency: a case without mirroring")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="of --latency: draw the shapes")
+    parser.add_argument(
+        "--spacing",
+        nargs="+",
+        type=float,
+        metavar="MM",
+        help="a coarser student: spacing in the order of the plans file. nnU-Net's planner plans anew for it; the "
+        "teacher teaches through nnUNetv2_kd store",
+    )
+    parser.add_argument(
+        "--coarser",
+        type=float,
+        metavar="N",
+        help="a coarser student: N times fewer voxels along each axis in the mean, isotropic as far as the data allow",
+    )
     parser.add_argument("--convs-per-stage", type=int, help="at most so many convolutions (or blocks) per stage")
     parser.add_argument("--batch-size", type=int, help="another batch size; default: the teacher's")
     parser.add_argument("--overwrite", action="store_true", help="replace a plans file that is already there")
@@ -142,7 +158,26 @@ def _store(subparsers: Any) -> None:
         type=Path,
         action="append",
         metavar="FOLDER",
-        help="a model folder instead of -tr and -p's; several times: an ensemble, of these folds of each",
+        help="any nnU-Net model instead of -tr and -p's, whatever its spacing, labels and dimensions; several times: "
+        "an ensemble, of these folds of each",
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        action="extend",
+        metavar="LABEL=THEIRS",
+        help="the student's label and the teacher's that make it up: kidney=kidney_left,kidney_right; spleen= leaves "
+        "it to the student's own labels; 2:LABEL=... is for the second teacher; others are matched by name",
+    )
+    parser.add_argument(
+        "--channels",
+        nargs="+",
+        action="extend",
+        metavar="THEIRS=NAME",
+        help="the teacher's channel and the student's, where names differ",
+    )
+    parser.add_argument(
+        "--weights", nargs="+", type=float, metavar="W", help="of each --teacher_folder, where several know a label"
     )
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
     parser.add_argument("-o", metavar="NAME", help="the store's name; default: fold_ and the folds")

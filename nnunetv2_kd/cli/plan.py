@@ -2,10 +2,12 @@
 
 import argparse
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
@@ -23,15 +25,17 @@ from nnunetv2_kd.nnunet.datasets import dataset_id, device_flag, preprocessed_fo
 from nnunetv2_kd.nnunet.files import check_writable, read_json
 from nnunetv2_kd.nnunet.model_folder import trained_with
 from nnunetv2_kd.nnunet.plans import Plans, check_configuration, planned_configurations, read_plans
+from nnunetv2_kd.students.coarser import check_spacing, coarser_plans, coarser_spacing, voxels_of
 from nnunetv2_kd.students.shapes import candidates
-from nnunetv2_kd.students.shrink import RECORD, shrink_plans
+from nnunetv2_kd.students.shrink import RECORD, made_from, shrink_plans
 from nnunetv2_kd.students.size import relative_width, width_for
 
 
 def run(args: argparse.Namespace) -> int:
     folder = preprocessed_folder(args.d)
     plans, dataset_json = read_plans(folder, args.p), read_json(folder / "dataset.json")
-    name = args.o or f"{args.p}Student"
+    is_coarser = args.spacing is not None or args.coarser is not None
+    name = args.o or f"{args.p}{'Coarser' if is_coarser else 'Student'}"
     target = folder / f"{name}.json"
     if name == args.p:
         raise KDError(f"The student's plans cannot have the teacher's name {args.p}. Choose another with -o.")
@@ -41,13 +45,18 @@ def run(args: argparse.Namespace) -> int:
         raise KDError(f"--batch-size must be at least 1, found {args.batch_size}.")
     for configuration in args.c or []:
         check_configuration(plans, configuration)
-    configurations = args.c or planned_configurations(plans)
+    configurations = args.c or (default_coarser(plans) if is_coarser else planned_configurations(plans))
     options = student_options(args)
+    whole = plans
+    if is_coarser:
+        plans = coarser_plans(plans, spacings_of(args, plans, configurations), name, folder)
     if options.latency is not None:
         student = fast_student(args, plans, dataset_json, configurations, options, name)
     else:
         student = sized_student(plans, dataset_json, configurations, options, name)
     widths = student[RECORD]["width"]
+    if is_coarser:
+        student[RECORD]["spacing"] = {c: student["configurations"][c]["spacing"] for c in configurations}
     if args.batch_size is not None:
         for configuration in configurations:
             student["configurations"][configuration]["batch_size"] = args.batch_size
@@ -56,13 +65,68 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise KDError(f"{target} cannot be written: {error.strerror}.") from error
     console = Console()
-    console.print(cost_table(plans, student, widths, dataset_json))
+    console.print(cost_table(whole, student, widths, dataset_json))
     console.print(f"Written: {target}", soft_wrap=True)
-    console.print("Train the student, once the teacher is trained:")
-    for configuration in configurations:
-        command = f"nnUNetv2_train {dataset_id(folder.name)} {configuration} 0 -p {name} -tr nnUNetTrainerRegionKD"
-        console.print(f"  {command}{device_flag()}", soft_wrap=True, highlight=False)
+    lines = coarser_lines if is_coarser else training_lines
+    for line in lines(dataset_id(folder.name), configurations, name, whole, student):
+        console.print(line, soft_wrap=True, highlight=False)
     return 0
+
+
+def training_lines(dataset: str, configurations: list[str], name: str, *_: Plans) -> list[str]:
+    """What to type next."""
+    commands = [f"  nnUNetv2_train {dataset} {c} 0 -p {name} -tr nnUNetTrainerRegionKD" for c in configurations]
+    return ["Train the student, once the teacher is trained:", *(f"{command}{device_flag()}" for command in commands)]
+
+
+def coarser_lines(dataset: str, configurations: list[str], name: str, teacher: Plans, student: Plans) -> list[str]:
+    """How many voxels are left, and what to type next."""
+    lines = []
+    for configuration in configurations:
+        before, after = (
+            PlansManager(deepcopy(p)).get_configuration(configuration).configuration for p in (teacher, student)
+        )
+        spacings = " to ".join(" x ".join(f"{side:g}" for side in c["spacing"]) for c in (before, after))
+        fewer = voxels_of(before) / voxels_of(after)
+        lines.append(f"{configuration}: {spacings} mm, {fewer:.1f} times fewer voxels in a case of median size")
+    configuration = configurations[0]
+    train = f"nnUNetv2_train {dataset} {configuration} 0 -p {name} -tr nnUNetTrainerRegionKD{device_flag()}"
+    return [
+        *lines,
+        "Preprocess for the student; store what the teacher, once it is trained, sees at its own spacing; and train:",
+        f"  nnUNetv2_preprocess -d {dataset} -plans_name {name} -c {' '.join(configurations)}",
+        f"  nnUNetv2_kd store -d {dataset} -c {configuration} -p {name} -f 0{device_flag()}",
+        "  echo 'stored_teacher: fold_0' > stored.yaml",
+        f"  nnUNet_kd_config=stored.yaml {train}",
+    ]
+
+
+def default_coarser(plans: Plans) -> list[str]:
+    return [next(name for name in ("3d_fullres", "2d") if name in plans["configurations"])]
+
+
+def spacings_of(args: argparse.Namespace, plans: Plans, configurations: list[str]) -> dict[str, list[float]]:
+    """What ``--spacing`` or ``--coarser`` ask for, by configuration.
+
+    Raises:
+        KDError: where that is no coarser spacing, or the configuration cannot have one.
+    """
+    if args.spacing is not None and args.coarser is not None:
+        raise KDError("Give --spacing or --coarser, not both.")
+    if made_from(plans) is not None:
+        raise KDError(f"The plans {args.p} are a student's already. Make a coarser one from -p {made_from(plans)}.")
+    found = {}
+    for configuration in configurations:
+        manager = PlansManager(deepcopy(plans)).get_configuration(configuration)
+        if manager.previous_stage_name is not None or manager.next_stage_names:
+            raise KDError(
+                f"{configuration} is a stage of a cascade. Make a coarser student of 3d_fullres: -c 3d_fullres"
+            )
+        before = manager.spacing
+        found[configuration] = (
+            coarser_spacing(before, args.coarser) if args.spacing is None else check_spacing(before, args.spacing)
+        )
+    return found
 
 
 def check_replaceable(plans_file: Path, overwrite: bool) -> None:

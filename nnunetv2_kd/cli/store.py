@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import math
+import re
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,17 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 
 from nnunetv2_kd.config import TeacherOptions
-from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import check_device
 from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from nnunetv2_kd.networks.threads import limit_threads
-from nnunetv2_kd.nnunet.datasets import preprocessed_folder
+from nnunetv2_kd.nnunet.datasets import preprocessed_folder, raw_images
 from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.plans import check_configuration, read_plans
+from nnunetv2_kd.students.shrink import made_from
 from nnunetv2_kd.teachers.ensemble import check_different
 from nnunetv2_kd.teachers.find import StudentIdentity
+from nnunetv2_kd.teachers.label_map import map_problems, structures_of
 from nnunetv2_kd.teachers.stored.predictor import CasePredictor
 from nnunetv2_kd.teachers.stored.store import Store, store_folder
 from nnunetv2_kd.teachers.stored.write import Task, make
@@ -51,7 +56,10 @@ def run(args: argparse.Namespace) -> int:
         raise KDError(f"{data} holds no preprocessed cases. Make them: {line}")
     name = args.o or f"fold_{'_'.join(args.f)}"
     console = Console(stderr=True)
-    models = load_models(args, base.name, plans, dataset_json, torch.device(args.device))
+    cases = sorted(file.name.removesuffix(".pkl") for file in data.glob("*.pkl"))
+    models = load_models(args, base, plans, dataset_json, cases)
+    for line in seen_by(models):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     store = make(
         Task(store_folder(base, data.name, name), data, manager, args.c, dataset_json, command()),
         models,
@@ -69,32 +77,122 @@ def command() -> str:
 
 
 def load_models(
-    args: argparse.Namespace, dataset: str, plans: dict[str, Any], dataset_json: dict[str, Any], device: torch.device
+    args: argparse.Namespace, base: Path, plans: dict[str, Any], dataset_json: dict[str, Any], cases: list[str]
 ) -> list[CasePredictor]:
-    """Every fold of every model folder."""
+    """Every fold of every model folder.
+
+    Args:
+        base: the dataset's folder under nnUNet_preprocessed.
+        plans, dataset_json: the student's.
+        cases: whose raw images are looked at by teachers with data of their own.
+
+    Raises:
+        KDError: where a teacher is not there, or cannot teach this student.
+    """
     if args.bfloat16 and (args.device != "cpu" or not cpu_has_bfloat16()):
         raise KDError("--bfloat16 is for -device cpu with bfloat16 instructions, which this is not. Leave it out.")
-    student = StudentIdentity(dataset, args.p, args.c, "all")
+    student = StudentIdentity(base.name, made_from(plans) or args.p, args.c, "all")
     named: list[dict[str, Any]] = [{"folder": folder} for folder in args.teacher_folder or ()] or [{"trainer": args.tr}]
+    weights, labels = teacher_weights(args.weights, len(named)), label_maps(args.labels, len(named))
+    channels = channel_names(args.channels)
+    images = cache(lambda: raw_images(base.name, dataset_json, cases))
     models = []
-    for where in named:
+    for where, weight, names in zip(named, weights, labels, strict=True):
         for fold in args.f:
             if not (fold == "all" or fold.isdigit()):
                 raise KDError(f"-f must be folds, such as 0 1 2 or all, found {fold}.")
             options = TeacherOptions(
-                **where, fold=fold if fold == "all" else int(fold), checkpoint=args.chk, trust_pickle=args.trust_pickle
+                **where,
+                fold=fold if fold == "all" else int(fold),
+                checkpoint=args.chk,
+                trust_pickle=args.trust_pickle,
+                labels=names,
             )
+            setting = (torch.device(args.device), not args.disable_tta, args.bfloat16)
             try:
-                models.append(
-                    CasePredictor(options, student, plans, dataset_json, device, not args.disable_tta, args.bfloat16)
-                )
+                models.append(CasePredictor(options, student, plans, dataset_json, *setting, images, channels, weight))
             except KDError as error:
                 flags = "-tr, -p, -f, -chk, --teacher_folder and --trust_pickle"
                 raise KDError(f"{error}\n(What is said of an options file is said here by {flags}.)") from error
     check_different([model.teacher for model in models])
+    check_labels(models, dataset_json)
     for note in sorted({note for model in models for note in model.teacher.notes}):
         print(note)
     return models
+
+
+def check_labels(models: list[CasePredictor], dataset_json: dict[str, Any]) -> None:
+    """What the teachers know fits the student.
+
+    Raises:
+        KDError: lists every problem of every teacher.
+    """
+    teachers = {str(m.path.folder): (structures_of(m.dataset_json), m.labels) for m in models}
+    problems = map_problems(
+        structures_of(dataset_json), [(name, *rest) for name, rest in teachers.items()], "--labels {name!r}="
+    )
+    if problems:
+        raise KDError(listing("The labels of teachers and student do not fit together:", problems))
+
+
+def teacher_weights(given: list[float] | None, count: int) -> list[float]:
+    """One per teacher, above 0."""
+    if given is None:
+        return [1.0] * count
+    if len(given) != count or not all(0 < weight < math.inf for weight in given):
+        raise KDError(f"--weights must be {count} numbers above 0, one for each --teacher_folder, found {given}.")
+    return given
+
+
+def label_maps(entries: list[str] | None, count: int) -> list[dict[str, tuple[str, ...]]]:
+    """``kidney=kidney_left,kidney_right`` of all teachers, ``2:kidney=kidneys`` of the second one.
+
+    Returns:
+        The student's label to the teacher's, for every teacher.
+
+    Raises:
+        KDError: lists the entries that cannot be read.
+    """
+    maps: list[dict[str, tuple[str, ...]]] = [{} for _ in range(count)]
+    problems = []
+    for entry in entries or ():
+        match = re.fullmatch(r"(?:(\d+):)?([^=]+)=(.*)", entry)
+        if match is None:
+            problems.append(f"expected LABEL=THEIR_LABEL[,THEIR_LABEL], found {entry!r}")
+        elif match[1] and not 1 <= int(match[1]) <= count:
+            problems.append(f"{entry!r} is for teacher {match[1]}, but there are {count}")
+        else:
+            names = tuple(name.strip() for name in match[3].split(",") if name.strip())
+            for number in [int(match[1]) - 1] if match[1] else range(count):
+                if maps[number].setdefault(match[2].strip(), names) != names:
+                    problems.append(f"{match[2]!r} is mapped two ways for teacher {number + 1}")
+    if problems:
+        raise KDError(listing("--labels cannot be used:", problems))
+    return maps
+
+
+def channel_names(entries: list[str] | None) -> dict[str, str]:
+    """``T1=MRI``: the teacher's channel to the student's.
+
+    Raises:
+        KDError: where an entry is no such pair.
+    """
+    pairs = [entry.split("=") for entry in entries or ()]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise KDError(f"--channels must be pairs THEIR_NAME=STUDENTS_NAME, found {' '.join(entries or ())}.")
+    return {pair[0]: pair[1] for pair in pairs}
+
+
+def seen_by(models: list[CasePredictor]) -> list[str]:
+    """What each teacher looks at, where that is not the student's preprocessed data, and what it does not know."""
+    lines = []
+    for model in models:
+        name = f"{model.path.folder.name}, fold {model.path.fold}"
+        if model.space is not None:
+            lines.append(f"{name} looks at the raw images with its own plans ({'; '.join(model.differs)})")
+        if not model.map.plain:
+            lines.append(f"{name} teaches {model.map.described}")
+    return lines
 
 
 def summary(store: Store, data: Path, name: str) -> list[str]:

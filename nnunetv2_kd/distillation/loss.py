@@ -10,7 +10,7 @@ from nnunetv2_kd.distillation.gradients import SEGMENTATION, GradientBalance, gr
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.methods import Methods, Step, need_logits
 from nnunetv2_kd.networks.taps import Taps
-from nnunetv2_kd.regions import Labels
+from nnunetv2_kd.regions import Labels, known_heads
 from nnunetv2_kd.teachers.teacher import TeacherOutput
 
 
@@ -134,11 +134,12 @@ class DistillationLoss(nn.Module):
                 "No segmentation head of the teacher has the size of one of the student's: "
                 f"teacher {sorted(by_size)}, student {[tuple(z.shape[2:]) for z in outputs]}."
             )
+        known = known_heads(self.labels, output_t.known)
         return Step(
-            labels=self.labels,
-            logits_s=[z_s for _, z_s, _ in heads],
+            labels=self.labels if known is None else known.merged,
+            logits_s=[z_s if known is None else known.logits(z_s) for _, z_s, _ in heads],
             logits_t=[by_size[tuple(z_s.shape[2:])] for _, z_s, _ in heads] if by_size else [],
-            targets=[y for _, _, y in heads],
+            targets=[y if known is None else known.target(y) for _, _, y in heads],
             head_weights=[w for w, _, _ in heads],
             features_s=self.taps.take(),
             features_t=output_t.features,

@@ -80,7 +80,9 @@ class Step:
         """
         edges_s, present = region_graph(self.features_s[stage], self.regions())
         if stage in self.edges_t:
-            return edges_s, self.edges_t[stage], present
+            edges_t = self.edges_t[stage]
+            # what no teacher knows is left as the student has it
+            return edges_s, torch.where(edges_t.isnan(), edges_s.detach(), edges_t), present
         return edges_s, region_graph(self.features_t[stage].detach(), self.regions())[0], present
 
     def trained_part(self, name: str) -> nn.Module:

@@ -97,6 +97,28 @@ def match_strides(
     return matched
 
 
+def nearest_strides(
+    names: Iterable[str], of_student: Mapping[str, Stride], of_teacher: Mapping[str, Stride]
+) -> dict[str, str]:
+    """For each stage of the student the teacher's stage of the same part whose stride is nearest (ours): for networks
+    that look at different grids, of 2 or 3 dimensions, where equal strides mean nothing.
+
+    Of a 3d network next to a 2d one, the strides within the planes, its last two, are compared.
+    """
+    matched = {}
+    for stage in (stage for name in names for stage in resolve_stages(name, of_student)):
+        part, stride = stage.split(".")[0], of_student[stage]
+
+        def distance(other: str, stride: Stride = stride) -> float:
+            theirs = of_teacher[other]
+            shared = min(len(stride), len(theirs))
+            return float(np.abs(np.log2(stride[-shared:]) - np.log2(theirs[-shared:])).sum())
+
+        candidates = [other for other in of_teacher if other.startswith(part)]
+        matched[stage] = min(reversed(candidates), key=distance)
+    return matched
+
+
 def stage_channels(network: nn.Module) -> dict[str, int]:
     """Feature channels of every stage: a decoder stage has as many as the encoder stage that it is joined with."""
     encoder: Any = network.encoder

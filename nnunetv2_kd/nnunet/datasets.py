@@ -1,12 +1,15 @@
 """nnU-Net's datasets: their names, and where their data, ground truth and images are on this machine."""
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
-from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.nnunet.files import read_json
 
 DEFAULT_PLANS = "nnUNetPlans"
@@ -120,6 +123,35 @@ def training_images(dataset_name: str, case: str, ending: str) -> list[str]:
     folder = Path(nnUNet_raw) / dataset_name / "imagesTr"
     length = len(case) + 5 + len(ending)
     return sorted(str(f) for f in folder.glob("*" + ending) if len(f.name) == length and f.name.startswith(f"{case}_"))
+
+
+def raw_images(dataset_name: str, dataset_json: Mapping[str, Any], cases: Sequence[str]) -> dict[str, list[str]]:
+    """Files of the channels of training cases, by case.
+
+    Args:
+        dataset_name: the whole name.
+        dataset_json: its dataset.json, which may say where the files are.
+
+    Raises:
+        KDError: where the raw data are not on this machine; lists what is missing.
+    """
+    if not nnUNet_raw.is_set():
+        raise KDError(
+            "The environment variable nnUNet_raw is not set, and the raw images are needed. Set it: export "
+            "nnUNet_raw=/path/to/nnUNet_raw"
+        )
+    folder, named = Path(nnUNet_raw) / dataset_name, dataset_json.get("dataset", {})
+    found = {
+        case: [str(folder / os.path.expandvars(file)) for file in named[case]["images"]]
+        if case in named
+        else training_images(dataset_name, case, str(dataset_json["file_ending"]))
+        for case in cases
+    }
+    missing = [case for case, files in found.items() if not files or not all(Path(file).is_file() for file in files)]
+    if missing:
+        shown = missing[:5] + ([f"and {len(missing) - 5} more"] if len(missing) > 5 else [])
+        raise KDError(listing(f"The raw images of {len(missing)} cases are not in {folder / 'imagesTr'}:", shown))
+    return found
 
 
 def _dataset_name(dataset: str, variable: object) -> str:

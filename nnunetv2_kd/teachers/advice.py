@@ -10,6 +10,7 @@ from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath, checkpoints_in, parse_model_name
 from nnunetv2_kd.nnunet.plans import Plans
+from nnunetv2_kd.record import is_coarser
 from nnunetv2_kd.teachers.check import check_same_task
 from nnunetv2_kd.teachers.find import StudentIdentity
 
@@ -38,6 +39,8 @@ def moved_plans(student: StudentIdentity, plans: Plans, dataset_json: DatasetJso
     Returns:
         Nothing where these plans fit the student's.
     """
+    if is_coarser(plans):  # another spacing is what it is made for
+        return []
     file = Path(nnUNet_preprocessed) / student.dataset_name / f"{teachers_plans}.json"
     if file.is_file() and fits((read_json(file), dataset_json), (plans, dataset_json), student.configuration):
         return []

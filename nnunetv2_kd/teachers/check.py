@@ -25,16 +25,41 @@ CONFIGURATION_KEYS = (
 
 
 def check_same_task(
-    teacher: tuple[dict, dict], student: tuple[dict, dict], teacher_configuration: str, student_configuration: str
+    teacher: tuple[dict, dict],
+    student: tuple[dict, dict],
+    teacher_configuration: str,
+    student_configuration: str,
+    labels: bool = True,
 ) -> None:
     """Compare channels, labels, regions, spacing, normalisation, and the patch size with the teacher's total stride.
 
     Args:
         teacher, student: plans and dataset.json of each.
         teacher_configuration, student_configuration: which configuration of the plans.
+        labels: whether to compare the labels and regions.
 
     Raises:
         KDError: lists every difference, both sides shown.
+    """
+    (plans_t, dataset_t), (plans_s, dataset_s) = teacher, student
+    _, *compared = _compared_datasets(dataset_t, dataset_s)
+    problems = [f"{what}: teacher {t}, student {s}" for what, t, s in compared if labels and not _equal(t, s)]
+    problems += voxel_problems(teacher, student, teacher_configuration, student_configuration)
+    config_t = PlansManager(deepcopy(plans_t)).get_configuration(teacher_configuration).configuration
+    config_s = PlansManager(deepcopy(plans_s)).get_configuration(student_configuration).configuration
+    if len(config_t["patch_size"]) == len(config_s["patch_size"]):
+        problems += divisibility_problems(config_t, config_s["patch_size"])
+    if problems:
+        raise KDError(listing("Teacher and student do not fit together:", problems))
+
+
+def voxel_problems(
+    teacher: tuple[dict, dict], student: tuple[dict, dict], teacher_configuration: str, student_configuration: str
+) -> list[str]:
+    """What keeps a teacher from looking at the student's preprocessed voxels; see `check_same_task`.
+
+    Raises:
+        KDError: where the teacher's plans have no such configuration.
     """
     (plans_t, dataset_t), (plans_s, dataset_s) = teacher, student
     manager_t, manager_s = PlansManager(deepcopy(plans_t)), PlansManager(deepcopy(plans_s))
@@ -45,9 +70,9 @@ def check_same_task(
         )
     config_t = manager_t.get_configuration(teacher_configuration).configuration
     config_s = manager_s.get_configuration(student_configuration).configuration
-
     compared = [
-        *_compared_datasets(dataset_t, dataset_s),
+        _compared_datasets(dataset_t, dataset_s)[0],
+        ("image reader", _reader(plans_t), _reader(plans_s)),
         ("axis order", plans_t.get("transpose_forward"), plans_s.get("transpose_forward")),
         ("patch dimensions", len(config_t["patch_size"]), len(config_s["patch_size"])),
         ("previous stage", config_t.get("previous_stage"), config_s.get("previous_stage")),
@@ -56,11 +81,13 @@ def check_same_task(
     if "CTNormalization" in config_s.get("normalization_schemes", ()):
         key = "foreground_intensity_properties_per_channel"
         compared.append((key, plans_t.get(key), plans_s.get(key)))
-    problems = [f"{what}: teacher {t}, student {s}" for what, t, s in compared if not _equal(t, s)]
-    if len(config_t["patch_size"]) == len(config_s["patch_size"]):
-        problems += divisibility_problems(config_t, config_s["patch_size"])
-    if problems:
-        raise KDError(listing("Teacher and student do not fit together:", problems))
+    return [f"{what}: teacher {t}, student {s}" for what, t, s in compared if not _equal(t, s)]
+
+
+def _reader(plans: dict[str, Any]) -> str | None:
+    """nnU-Net's class that reads the images; two of them give one and the same orientation."""
+    name = plans.get("image_reader_writer")
+    return "SimpleITKIO" if name == "NibabelIO" else name
 
 
 def channels(dataset_json: dict[str, Any]) -> Any:

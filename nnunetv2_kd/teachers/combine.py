@@ -120,6 +120,35 @@ def mix(probabilities: Sequence[Tensor], weights: Tensor) -> Tensor:
     return mixed
 
 
+def mix_known(
+    probabilities: Sequence[Tensor], known: Sequence[Sequence[int]], weights: Sequence[float], sigmoid: bool
+) -> Tensor:
+    """Teachers that know different structures: each structure from those that know it, by their weights (ours).
+
+    Exclusive structures that together are claimed by more than 1 are divided by their sum.
+
+    Args:
+        probabilities: per teacher ``(B, U_m, *S)`` in [0, 1], of the structures that it knows.
+        known: per teacher their numbers, rising.
+        weights: one per teacher, at least 0, and above 0 in the sum of those that know a structure.
+        sigmoid: whether the structures are overlapping regions.
+
+    Returns:
+        ``(B, U, *S)`` float32 in [0, 1] of all structures that any teacher knows, by rising number; no gradient.
+    """
+    mixed = []
+    for structure in sorted({number for own in known for number in own}):
+        experts = [
+            (weight, p[:, list(own).index(structure)])
+            for p, own, weight in zip(probabilities, known, weights, strict=True)
+            if structure in own
+        ]
+        total = sum(weight for weight, _ in experts)
+        mixed.append(torch.stack([weight / total * p.detach().float() for weight, p in experts]).sum(dim=0))
+    whole = torch.stack(mixed, dim=1)
+    return whole if sigmoid else whole / whole.sum(dim=1, keepdim=True).clamp(min=1)
+
+
 def as_logits(probabilities: Tensor, sigmoid: bool) -> Tensor:
     """Logits whose softmax (or sigmoid) are these probabilities, so that every term on logits takes a mixture.
 

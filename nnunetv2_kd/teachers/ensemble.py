@@ -11,8 +11,8 @@ from nnunetv2_kd.config import CombineOptions
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.methods import Methods, on_features
 from nnunetv2_kd.record import TeacherRecord
-from nnunetv2_kd.regions import Labels, Regions, region_graph
-from nnunetv2_kd.teachers.combine import as_logits, mean_affinity, mix, region_weights, voxel_weights
+from nnunetv2_kd.regions import Labels, Regions, known_heads, region_graph
+from nnunetv2_kd.teachers.combine import as_logits, mean_affinity, mix, mix_known, region_weights, voxel_weights
 from nnunetv2_kd.teachers.running import RunningTeacher
 from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput, methods_on_region_cosines
 
@@ -39,6 +39,9 @@ class EnsembleTeacher(Teacher):
         self.base = torch.tensor(weights, dtype=torch.float32) / sum(weights)
         self.options = options
         self.labels = labels
+        heads = [self._known_by(teacher) for teacher in self.teachers]
+        self.known = known_heads(labels, sorted({head for own in heads for head in own}) if heads else None)
+        self.is_partial = len({tuple(own) for own in heads}) > 1 or self.known is not None
         # of the last batch, how much each teacher counted on the average voxel, (M,), summing to 1
         self.mean_weights = self.base
 
@@ -49,6 +52,13 @@ class EnsembleTeacher(Teacher):
                 f"{', '.join(single)} compares features, which several teachers cannot be mixed on. With several "
                 f"teachers use terms on logits, {methods_on_region_cosines()}; or name one teacher."
             )
+        if self.is_partial and self.options.rule != "mean":
+            raise KDError(
+                f"Teachers of which some do not know all labels are mixed by the rule mean, found {self.options.rule}: "
+                "how right they are cannot be told at voxels of what they do not know. Remove combine.rule."
+            )
+        if self.is_partial and not all(weight > 0 for weight in self.base):
+            raise KDError("Teachers of which some do not know all labels need weights above 0.")
         stages: list[str] = []
         for teacher in self.teachers:
             stages = teacher.attach(student, methods)
@@ -102,8 +112,12 @@ class EnsembleTeacher(Teacher):
             data: ``(B, C, *S)``.
             targets: nnU-Net's, one per head or a single one.
         """
-        by_size = {tuple(y.shape[2:]): y for y in (targets if isinstance(targets, (list, tuple)) else [targets])}
-        finest = self.labels.regions(next(iter(by_size.values())))
+        by_size = {
+            tuple(y.shape[2:]): y if self.known is None else self.known.target(y)
+            for y in (targets if isinstance(targets, (list, tuple)) else [targets])
+        }
+        labels = self.labels if self.known is None else self.known.merged
+        finest = labels.regions(next(iter(by_size.values())))
         probabilities: dict[Size, list[Tensor]] = defaultdict(list)
         edges: dict[str, list[Tensor]] = defaultdict(list)
         with torch.autocast(data.device.type, enabled=False):
@@ -113,6 +127,8 @@ class EnsembleTeacher(Teacher):
                     probabilities[tuple(p.shape[2:])].append(p)
                 for stage, graph in graphs.items():
                     edges[stage].append(graph)
+            if self.is_partial:
+                return self._combine_partial(probabilities, edges, by_size)
             return self._combine(probabilities, edges, by_size)
 
     def _reduced(self, output: TeacherOutput, regions: Regions) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -147,6 +163,43 @@ class EnsembleTeacher(Teacher):
         nodes = of_regions.flatten(1).unsqueeze(1)  # (M, 1, B * K): the graph of a batch as one sample
         combined = {stage: mean_affinity([one.unsqueeze(0) for one in own], nodes)[0] for stage, own in edges.items()}
         return TeacherOutput(logits, {}, combined)
+
+    def _combine_partial(
+        self, probabilities: dict[Size, list[Tensor]], edges: dict[str, list[Tensor]], targets: dict[Size, Tensor]
+    ) -> TeacherOutput:
+        """Each structure from the teachers that know it; cosines of two regions from those that know both."""
+        sigmoid = self.labels.has_regions
+        heads = [self._known_by(teacher) for teacher in self.teachers]
+        logits = []
+        for size in targets:
+            if len(probabilities.get(size, [])) != len(self.teachers):
+                continue
+            # what is all else to one teacher is not all else to another
+            own = [p if sigmoid else p[:, 1:] for p in probabilities[size]]
+            mixture = mix_known(own, heads, self.base.tolist(), sigmoid)
+            if not sigmoid:
+                mixture = torch.cat((1 - mixture.sum(dim=1, keepdim=True), mixture), dim=1)
+            logits.append(as_logits(mixture, sigmoid))
+        if not logits:
+            raise KDError(f"The teachers have no segmentation head of the same size: {sorted(probabilities)}.")
+        combined = {stage: self._mean_of_known(own, heads) for stage, own in edges.items()}
+        return TeacherOutput(logits, {}, combined, None if self.known is None else self.known.heads)
+
+    def _mean_of_known(self, graphs: list[Tensor], heads: list[list[int]]) -> Tensor:
+        everything = sorted({head for own in heads for head in own})
+        total, sums = torch.zeros_like(graphs[0]), torch.zeros_like(graphs[0])
+        for weight, own, graph in zip(self.base.tolist(), heads, graphs, strict=True):
+            # what is background to all is so to each
+            knows = torch.tensor([True, *(head in own for head in everything)], device=graph.device).float()
+            nodes = knows.repeat(len(graph) // len(knows))
+            total += weight * nodes.outer(nodes)
+            sums += weight * nodes.outer(nodes) * graph
+        return sums / total
+
+    def _known_by(self, teacher: RunningTeacher) -> list[int]:
+        if teacher.label_map is not None:
+            return list(teacher.label_map.known_heads)
+        return list(range(not self.labels.has_regions, self.labels.num_heads))
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().sigmoid() if self.labels.has_regions else logits.float().softmax(dim=1)

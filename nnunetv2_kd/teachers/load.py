@@ -11,9 +11,10 @@ from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.networks.build import build_network, find_trainer
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.files import read_json, sha256
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath
-from nnunetv2_kd.record import TeacherRecord
+from nnunetv2_kd.record import TeacherRecord, is_coarser
 from nnunetv2_kd.teachers.advice import moved_plans, plans_of_teacher
 from nnunetv2_kd.teachers.check import (
     check_patch,
@@ -23,6 +24,7 @@ from nnunetv2_kd.teachers.check import (
     same_labels_and_channels,
 )
 from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
+from nnunetv2_kd.teachers.label_map import LabelMap, map_labels, own_problems, structures_of
 from nnunetv2_kd.teachers.running import RunningTeacher
 from nnunetv2_kd.teachers.seen import TrainingCases, training_cases
 
@@ -46,7 +48,7 @@ def load_teacher(
         validation: the student's validation cases, to tell whether the teacher has seen some.
         deep_supervision: whether the student is trained with it; the teacher's heads are built accordingly.
         device: to run on; None: the CPU.
-        in_patches: whether it has to run on the student's patches, and not only on patches of its own size.
+        in_patches: whether it has to fit the student's patches and labels.
 
     Raises:
         KDError: where there is no such teacher, it does not fit the student, or its weights do not fit its plans.
@@ -55,17 +57,12 @@ def load_teacher(
     plans, dataset_json = read_json(path.folder / "plans.json"), read_json(path.folder / "dataset.json")
     checkpoint = read_checkpoint(path.checkpoint, options.trust_pickle)
     configuration = checkpoint["init_args"]["configuration"]
-    own, wanted = (plans, dataset_json), (student_plans, student_dataset_json)
-    try:
-        check_same_task(own, wanted, configuration, student.configuration)
-    except KDError as error:
-        lines = []
-        if in_patches and same_labels_and_channels(dataset_json, student_dataset_json):
-            lines = plans_of_teacher(path, plans, configuration, student)
-            if options.folder is None and options.plans is None:
-                moved = moved_plans(student, *wanted, plans["plans_name"])
-                lines = moved or lines
-        raise KDError("\n".join([str(error), *lines])) from error
+    label_map = None
+    if in_patches:
+        _check_patches(
+            options, path, (plans, dataset_json), (student_plans, student_dataset_json), configuration, student
+        )
+        label_map = running_map(options, dataset_json, student_dataset_json)
     trainer = str(checkpoint["trainer_name"])
     network = build_network(plans, configuration, dataset_json, trainer, deep_supervision)
     missing = [] if find_trainer(trainer) is not None else [_not_here(trainer)]
@@ -90,9 +87,40 @@ def load_teacher(
         mirrored_axes=mirrored_axes(checkpoint),
     )
     heads = trained_heads(network, checkpoint.get("optimizer_state"))
-    return RunningTeacher(
-        network, record, heads, device, notes=[*missing, *renamed_channel(dataset_json, student_dataset_json)]
-    )
+    notes = [*missing, *(renamed_channel(dataset_json, student_dataset_json) if in_patches else [])]
+    return RunningTeacher(network, record, heads, device, notes=notes, label_map=label_map)
+
+
+def _check_patches(
+    options: TeacherOptions,
+    path: CheckpointPath,
+    teacher: tuple[dict, dict],
+    wanted: tuple[dict, dict],
+    configuration: str,
+    student: StudentIdentity,
+) -> None:
+    """Whether a teacher can look at the student's patches.
+
+    Raises:
+        KDError: where it cannot; with the lines that mend it where there are any.
+    """
+    try:
+        check_same_task(teacher, wanted, configuration, student.configuration, labels=options.labels is None)
+    except KDError as error:
+        lines = []
+        if is_coarser(wanted[0]):
+            name, number = wanted[0]["plans_name"], dataset_id(student.dataset_name)
+            line = f"nnUNetv2_kd store -d {number} -c {student.configuration} -p {name} -f {path.fold}"
+            lines = [
+                "The student is coarser than its teacher, which then teaches through a store. Make it:",
+                f"  {line}",
+            ]
+        elif same_labels_and_channels(teacher[1], wanted[1]):
+            lines = plans_of_teacher(path, teacher[0], configuration, student)
+            if options.folder is None and options.plans is None:
+                moved = moved_plans(student, *wanted, teacher[0]["plans_name"])
+                lines = moved or lines
+        raise KDError("\n".join([str(error), *lines])) from error
 
 
 def _find(
@@ -136,6 +164,27 @@ def mirrored_axes(checkpoint: Mapping[str, Any]) -> tuple[int, ...]:
     """Axes of a patch along which a model was mirrored in training, as nnU-Net's predictor reads a checkpoint: none
     where it does not say."""
     return tuple(checkpoint.get("inference_allowed_mirroring_axes") or ())
+
+
+def running_map(
+    options: TeacherOptions, dataset_json: dict[str, Any], student_dataset_json: dict[str, Any]
+) -> LabelMap | None:
+    """The map of a teacher whose options name labels; None where they do not, as then all labels are equal.
+
+    Raises:
+        KDError: lists what is wrong with the names.
+    """
+    if options.labels is None:
+        return None
+    teacher, student = structures_of(dataset_json), structures_of(student_dataset_json)
+    problems = own_problems(student, "labels", teacher, options.labels)
+    problems += [
+        f"labels: the teacher has no label {label!r}, only {', '.join(teacher.names)}"
+        for label in sorted({label for labels in options.labels.values() for label in labels} - set(teacher.names))
+    ]
+    if problems:
+        raise KDError(listing("The labels of teacher and student do not fit together:", problems))
+    return map_labels(student, teacher, options.labels)
 
 
 def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: CheckpointPath) -> None:

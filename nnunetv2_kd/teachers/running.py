@@ -12,7 +12,8 @@ from nnunetv2_kd.methods import Methods, need_logits, tapped_stages
 from nnunetv2_kd.networks.stages import match_stages, stage_channels
 from nnunetv2_kd.networks.taps import Taps
 from nnunetv2_kd.record import TeacherRecord
-from nnunetv2_kd.regions import Labels
+from nnunetv2_kd.regions import Labels, known_heads
+from nnunetv2_kd.teachers.label_map import LabelMap
 from nnunetv2_kd.teachers.pseudo_dice import describe_dice, pseudo_dice
 from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput
 
@@ -31,6 +32,7 @@ class RunningTeacher(Teacher):
         device: to run on; None: where the network is.
         labels: how to read targets, to `assess` it; None: it is not assessed.
         notes: further lines on who it is.
+        label_map: from its labels to the student's; None where they are the same.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class RunningTeacher(Teacher):
         device: torch.device | None = None,
         labels: Labels | None = None,
         notes: Sequence[str] = (),
+        label_map: LabelMap | None = None,
     ) -> None:
         self.network = network.requires_grad_(False).eval()
         if device is not None:
@@ -49,6 +52,7 @@ class RunningTeacher(Teacher):
         self.trained_heads = trained_heads
         self.labels = labels
         self.notes = list(notes)
+        self.label_map = label_map
         self.taps: Taps | None = None
         self._stages: dict[str, str] = {}
         self._needs_logits = True
@@ -117,7 +121,10 @@ class RunningTeacher(Teacher):
         # without deep supervision the network returns its finest head only, whatever heads it has
         taught = self.trained_heads or [True] * len(heads)
         found = [head for head, trained in zip(heads, taught, strict=False) if trained]
-        return TeacherOutput(found, self.taps.take() if self.taps is not None else {})
+        known = None
+        if self.label_map is not None:
+            found, known = [self.label_map.logits(head) for head in found], self.label_map.known_heads
+        return TeacherOutput(found, self.taps.take() if self.taps is not None else {}, known=known)
 
     def _before_decoder(self, *_: Any) -> None:
         if self._skips_decoder:
@@ -128,7 +135,8 @@ class RunningTeacher(Teacher):
 
     def describe(self) -> list[str]:
         heads = "all" if self.trained_heads is None else sum(self.trained_heads)
-        return [f"Teacher: {self.record}, {heads} trained heads", *self.notes]
+        lines = [f"Teacher: {self.record}, {heads} trained heads", *self.notes]
+        return lines if self.label_map is None else [*lines, f"  It teaches {self.label_map.described}."]
 
     def end_epoch(self, epoch: int) -> list[str]:
         """Nothing to say.
@@ -151,7 +159,13 @@ class RunningTeacher(Teacher):
         if self.labels is None:
             return []
         given = list(batches())
-        dice = pseudo_dice((self._finest(batch) for batch in given), self.labels)
+        known = None if self.label_map is None else known_heads(self.labels, self.label_map.known_heads)
+        pairs = (self._finest(batch) for batch in given)
+        dice = (
+            pseudo_dice(pairs, self.labels)
+            if known is None
+            else pseudo_dice(((z, known.target(y)) for z, y in pairs), known.merged)
+        )
         return describe_dice(f"{name.capitalize()}'s pseudo Dice on {len(given)} validation batches", dice)
 
     def _finest(self, batch: Batch) -> tuple[Tensor, Tensor]:

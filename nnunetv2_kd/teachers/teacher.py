@@ -22,12 +22,16 @@ class TeacherOutput:
             decoder did not run.
         features: of the stages that `Teacher.attach` was asked for, by the student's names of them; empty where several
             teachers are combined, and of a stored one.
-        edges: cosines between all regions of the batch ``(B*K, B*K)`` by stage, where there are no features.
+        edges: cosines between all regions of the batch ``(B*K, B*K)`` by stage, where there are no features; nan
+            between regions that no teacher knows both of.
+        known: the student's heads that the teacher knows, without that of the background; the logits are those of a
+            `Known`, and so are the regions. None: all of them.
     """
 
     logits: list[Tensor]
     features: dict[str, Tensor] = field(default_factory=dict)
     edges: dict[str, Tensor] = field(default_factory=dict)
+    known: tuple[int, ...] | None = None
 
 
 class Teacher(ABC):

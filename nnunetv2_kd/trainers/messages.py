@@ -20,9 +20,11 @@ def about_student(plans: Plans, configuration: str, dataset_json: dict[str, Any]
     record = shrink_record(plans)
     features = PlansManager(plans).get_configuration(configuration).network_arch_init_kwargs["features_per_stage"]
     how = "made by this trainer" if made_here else "read from the plans file"
+    spacing = (record.spacing or {}).get(configuration)
+    coarser = "" if spacing is None else f" at {' x '.join(f'{side:g}' for side in spacing)} mm"
     return (
-        f"Student: {format_count(cost.params)} parameters, {format_count(cost.flops)}FLOPs per patch, channels "
-        f"{features} (width {record.width.get(configuration, 1):g} of {record.made_from}; {how})"
+        f"Student: {format_count(cost.params)} parameters, {format_count(cost.flops)}FLOPs per patch{coarser}, "
+        f"channels {features} (width {record.width.get(configuration, 1):g} of {record.made_from}; {how})"
     )
 
 

@@ -32,6 +32,7 @@ from nnunetv2_kd.students.shrink import made_from
 from nnunetv2_kd.students.size import DEFAULT_WIDTH, student_plans
 from nnunetv2_kd.teachers.ensemble import EnsembleTeacher, check_different
 from nnunetv2_kd.teachers.find import StudentIdentity, teacher_folder
+from nnunetv2_kd.teachers.label_map import check_covered, structures_of
 from nnunetv2_kd.teachers.load import load_teacher
 from nnunetv2_kd.teachers.running import RunningTeacher
 from nnunetv2_kd.teachers.stored.store import Store, store_folder
@@ -322,6 +323,7 @@ class DistillationMixin(Base):
             self._load_teacher(options, labels, f"Teacher {number} under 'teachers': " if len(named) > 1 else "")
             for number, options in enumerate(named, start=1)
         ]
+        check_covered(structures_of(self.dataset_json), [teacher.label_map for teacher in teachers])
         if len(teachers) == 1:
             return teachers[0]
         check_different(teachers)

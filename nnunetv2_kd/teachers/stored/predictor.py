@@ -1,5 +1,6 @@
 """A teacher that nnU-Net's own predictor runs over whole cases."""
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict
@@ -17,17 +18,26 @@ from nnunetv2_kd.networks.stages import Stride, stage_modules
 from nnunetv2_kd.networks.taps import Taps
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.files import fingerprint, read_json
+from nnunetv2_kd.nnunet.model_folder import ModelName, parse_model_name
+from nnunetv2_kd.teachers.check import voxel_problems
 from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
+from nnunetv2_kd.teachers.label_map import LabelMap, map_labels, structures_of
 from nnunetv2_kd.teachers.load import cases_of, load_teacher
 from nnunetv2_kd.teachers.running import RunningTeacher
+from nnunetv2_kd.teachers.stored.own_space import OwnSpace, Seen
+
+Images = Callable[[], Mapping[str, Sequence[str]]]
 
 
 class CasePredictor:
     """One of the teachers of a store.
 
     Attributes:
-        teacher: loaded and checked.
+        teacher: loaded.
         predictor: nnU-Net's, with the teacher's own patch size and mirroring.
+        space: how it sees raw images; None where it looks at the student's preprocessed cases.
+        map: from its labels to the student's.
+        weight: how much it counts beside others.
         strides: of every stage whose region vectors can be stored; empty where the network is no U-Net.
         taps: of these stages; None where there are none.
 
@@ -37,6 +47,10 @@ class CasePredictor:
         plans, dataset_json: the student's.
         mirroring: whether to average over mirrored images, where the model was trained for that.
         bfloat16: on a CPU with the instructions.
+        images: gives the raw images of all cases; called where the teacher does not share the preprocessed ones.
+        channel_names: the teacher's channel to the student's, where names differ.
+        weight: see the attribute.
+        own_space: let it look at the raw images in any case.
 
     Raises:
         KDError: where there is no such model, or it does not fit.
@@ -51,15 +65,23 @@ class CasePredictor:
         device: torch.device,
         mirroring: bool,
         bfloat16: bool,
+        images: Images = dict,
+        channel_names: Mapping[str, str] | None = None,
+        weight: float = 1.0,
+        own_space: bool = False,
     ) -> None:
         self.path = find_teacher(options, student)
         self.teacher: RunningTeacher = load_teacher(
             options, student, plans, dataset_json, [], deep_supervision=False, in_patches=False
         )
+        self.weight = weight
         checkpoint = read_checkpoint(self.path.checkpoint, options.trust_pickle)
-        own_plans = read_json(self.path.folder / "plans.json")
+        configuration = checkpoint["init_args"]["configuration"]
+        own_plans, self.dataset_json = (read_json(self.path.folder / f"{name}.json") for name in ("plans", "dataset"))
         own = PlansManager(own_plans)
-        self.training_cases = cases_of(self.path, own_plans, read_json(self.path.folder / "dataset.json"), checkpoint)
+        self.labels = options.labels or {}
+        self.map: LabelMap = map_labels(structures_of(dataset_json), structures_of(self.dataset_json), self.labels)
+        self.training_cases = cases_of(self.path, own_plans, self.dataset_json, checkpoint)
         axes = checkpoint.get("inference_allowed_mirroring_axes")
         self.mirroring = list(axes) if mirroring and axes else []
         self.bfloat16 = bfloat16
@@ -79,24 +101,89 @@ class CasePredictor:
         self.predictor.manual_initialization(
             network,
             own,
-            own.get_configuration(checkpoint["init_args"]["configuration"]),
+            own.get_configuration(configuration),
             None,
-            deepcopy(dataset_json),
+            deepcopy(self.dataset_json),
             str(checkpoint["trainer_name"]),
             tuple(self.mirroring) or None,
         )
+        self.differs = voxel_problems(
+            (own_plans, self.dataset_json), (plans, dataset_json), configuration, student.configuration
+        )
+        patch = PlansManager(deepcopy(plans)).get_configuration(student.configuration).patch_size
+        self.student_dims = len(patch)
+        self.space: OwnSpace | None = None
+        if self.differs or own_space:
+
+            def load(named: TeacherOptions) -> "CasePredictor":
+                setting = (device, mirroring, bfloat16, images, channel_names)
+                return CasePredictor(named, student, plans, dataset_json, *setting, own_space=True)
+
+            before = own.get_configuration(configuration).previous_stage_name
+            self.space = OwnSpace(
+                own_plans,
+                configuration,
+                self.dataset_json,
+                plans,
+                dataset_json,
+                images(),
+                channel_names or {},
+                None if before is None else self._previous(before, options, load),
+            )
+
+    def _previous(
+        self, configuration: str, options: TeacherOptions, load: Callable[[TeacherOptions], "CasePredictor"]
+    ) -> tuple[OwnSpace, Callable[[Tensor], Tensor]]:
+        """Of a cascade the stage before, which nnU-Net trains into a folder beside it."""
+        name = parse_model_name(self.path.folder.name)
+        if name is None:
+            raise KDError(
+                f"{self.path.folder} is a cascade, and the stage before it is looked for beside it; but the folder is "
+                f"not named as nnU-Net names them: TRAINER__PLANS__CONFIGURATION, and the other with {configuration}."
+            )
+        folder = self.path.folder.parent / str(ModelName(name.trainer, name.plans, configuration))
+        model = load(
+            TeacherOptions(
+                folder=folder,
+                fold=int(self.path.fold) if str(self.path.fold).isdigit() else "all",
+                checkpoint=options.checkpoint,
+                trust_pickle=options.trust_pickle,
+            )
+        )
+        assert model.space is not None
+        return model.space, model.logits
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the store's header."""
         record = asdict(self.teacher.records()[0])
         del record["seen_validation_cases"]  # depends on the student's fold, see training_cases
-        return record | {
+        plain = record | {
             "fingerprint": fingerprint(self.path.checkpoint),
             "mirroring": self.mirroring,
             "training_cases": self.training_cases.as_dict(),
             "bfloat16": self.bfloat16,
             "stages": {name: list(stride) for name, stride in self.strides.items()},
         }
+        # stores of teachers that share data and labels are as they were before there were others
+        if self.weight != 1:
+            plain["weight"] = self.weight
+        if not self.map.plain:
+            plain["labels"] = {name: list(labels) for name, labels in self.labels.items()}
+            plain["known"] = list(self.map.known)
+        if self.space is not None:
+            plain["differs"] = self.differs
+            plain["mirrored_axes"] = list(self.space.student_axes(record["mirrored_axes"] or (), self.student_dims))
+        return plain
+
+    def see(self, case: str, image: Tensor, properties: Mapping[str, Any]) -> Seen:
+        """A case as this teacher sees it.
+
+        Args:
+            case: its name.
+            image: ``(C, *S)`` as it was preprocessed for the student.
+            properties: that nnU-Net keeps with it.
+        """
+        return Seen(image) if self.space is None else self.space.see(case, properties, image.shape[1:])
 
     def logits(self, image: Tensor) -> Tensor:
         """``(K, *S)`` for a whole preprocessed image ``(C, *S)``, on the CPU."""

@@ -66,6 +66,11 @@ class Store:
             )
 
     @property
+    def label_definition(self) -> dict[str, Any]:
+        """Labels and regions as in the dataset.json of the data that it is of."""
+        return {"labels": dict(self.header["labels"]), "regions_class_order": self.header["regions_class_order"]}
+
+    @property
     def command(self) -> str:
         """The line that made it, and goes on with it."""
         return str(self.header["command"])

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.methods import Methods, on_features, tapped_stages
-from nnunetv2_kd.networks.stages import match_strides, stage_modules
+from nnunetv2_kd.networks.stages import match_strides, nearest_strides, stage_modules
 from nnunetv2_kd.record import StoredTeacherRecord, TeacherRecord
 from nnunetv2_kd.regions import Labels, at_grid, unit_vectors
 from nnunetv2_kd.teachers.combine import as_logits
+from nnunetv2_kd.teachers.label_map import structures_of
 from nnunetv2_kd.teachers.pseudo_dice import describe_dice
 from nnunetv2_kd.teachers.seen import TrainingCases
 from nnunetv2_kd.teachers.stored import quantization
@@ -49,6 +50,7 @@ class StoredTeacher(Teacher):
         self.device = device
         # which stage's vectors of each teacher stand beside a stage of the student
         self.stages: dict[str, list[str]] = {}
+        self.known = _known(store, labels)
         self._records = records
         self._cases = cases
         self._vectors: dict[str, dict[str, Tensor]] = {}
@@ -56,7 +58,7 @@ class StoredTeacher(Teacher):
     @property
     def channels(self) -> int:
         """How many channels of a batch are stored probabilities."""
-        return self.labels.num_heads - (not self.labels.has_regions)
+        return self.labels.num_heads - (not self.labels.has_regions) if self.known is None else len(self.known)
 
     def records(self) -> list[TeacherRecord]:
         return self._records
@@ -82,7 +84,18 @@ class StoredTeacher(Teacher):
             f"{'mirrored' if stored.mirroring else 'not mirrored'}; "
             f"largest error of a stored probability {stored.largest_error:.4f}",
             *(f"  {record}" for record in self._records),
+            *self._what_is_known(),
             *describe_dice("The stored teacher's Dice on the training cases", stored.training_dice),
+        ]
+
+    def _what_is_known(self) -> list[str]:
+        if self.known is None:
+            return []
+        names = structures_of(self.store.label_definition).names
+        heads = [head - (not self.labels.has_regions) for head in self.known]
+        return [
+            f"  It knows {', '.join(names[head] for head in heads)}. To the terms all else is one class; the student "
+            "learns that apart from its own labels."
         ]
 
     def attach(self, student: nn.Module, methods: Methods) -> list[str]:
@@ -108,7 +121,8 @@ class StoredTeacher(Teacher):
                     f"The store {self.store.folder} has no region vectors: its teacher is no U-Net with stages."
                 )
             of_teacher = {name: tuple(stride) for name, stride in teacher["stages"].items()}
-            for mine, others in match_strides(stages, of_student, of_teacher).items():
+            match = nearest_strides if "differs" in teacher else match_strides
+            for mine, others in match(stages, of_student, of_teacher).items():
                 found.setdefault(mine, []).append(f"{number}/{others}")
         return found
 
@@ -130,7 +144,8 @@ class StoredTeacher(Teacher):
         finest = quantization.all_probabilities(self._take(batch).float(), self.labels.has_regions)
         targets = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
         logits = [as_logits(at_grid(finest, target.shape[2:]), self.labels.has_regions) for target in targets]
-        return TeacherOutput(logits, {}, {stage: self._edges(stage, batch["keys"]) for stage in self.stages})
+        edges = {stage: self._edges(stage, batch["keys"]) for stage in self.stages}
+        return TeacherOutput(logits, {}, edges, self.known)
 
     def skip(self, batch: Batch) -> None:
         self._take(batch)
@@ -147,15 +162,27 @@ class StoredTeacher(Teacher):
         return data[:, self.image_channels :]
 
     def _edges(self, stage: str, cases: Any) -> Tensor:
-        """Cosines between the regions of these cases, mean over the teachers, see `region_graph`.
+        """Cosines between the regions of these cases, mean over the teachers that know both, see `region_graph`; nan
+        where none does.
 
         A region that a case has and its patch has not is left out by the terms, which go by the patch's labels.
         """
-        edges = []
+        edges, weights = [], []
         for name in self.stages[stage]:
             unit = unit_vectors(torch.cat([self._of(str(case))[name] for case in cases]), dim=1)
+            knows = self._knows(int(name.split("/")[0]), len(unit) // len(cases)).repeat(len(cases))
             edges.append(unit @ unit.T)
-        return torch.stack(edges).mean(dim=0)
+            weights.append(knows.outer(knows))
+        weight = torch.stack(weights)
+        return (torch.stack(edges) * weight).sum(dim=0) / weight.sum(dim=0)
+
+    def _knows(self, number: int, regions: int) -> Tensor:
+        """A teacher's weight for every region, 0 where it does not know it; for all it is background that is none."""
+        teacher = self.store.header["teachers"][number]
+        all_known = range(regions - 1) if self.known is None else self.store.header["known"]
+        known = [True, *(structure in teacher.get("known", all_known) for structure in all_known)]
+        # of a pair the weight is the product of two
+        return torch.tensor(known, device=self.device) * float(teacher.get("weight", 1.0)) ** 0.5
 
     def _of(self, case: str) -> dict[str, Tensor]:
         if case not in self._vectors:
@@ -172,6 +199,12 @@ def first_stored(store: Store) -> TeacherOptions:
     return TeacherOptions(
         folder=Path(teacher["folder"]), fold="all" if fold == "all" else int(fold), checkpoint=teacher["checkpoint"]
     )
+
+
+def _known(store: Store, labels: Labels) -> tuple[int, ...] | None:
+    """The student's heads that the stored teachers know together; None where that is all of them."""
+    known = store.header.get("known")
+    return None if known is None else tuple(structure + (not labels.has_regions) for structure in known)
 
 
 def stored_records(store: Store, dataset: str, validation: list[str]) -> list[TeacherRecord]:

@@ -17,10 +17,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 from tqdm import tqdm
 
-from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.nnunet.files import LOCK, UNFINISHED, fingerprint, locked, write_whole
-from nnunetv2_kd.regions import Labels
+from nnunetv2_kd.regions import Labels, known_heads
 from nnunetv2_kd.teachers.combine import as_logits
+from nnunetv2_kd.teachers.label_map import LabelMap
 from nnunetv2_kd.teachers.stored import quantization
 from nnunetv2_kd.teachers.stored.case_vectors import case_region_vectors, target_of
 from nnunetv2_kd.teachers.stored.predictor import CasePredictor
@@ -63,7 +64,7 @@ def make(task: Task, models: Sequence[CasePredictor], overwrite: bool, say: Call
 
     Args:
         task: what and where.
-        models: the teachers; several are averaged.
+        models: the teachers; several are averaged, each structure over those that know it.
         overwrite: replace a store that other teachers or settings have made.
         say: where to tell the user something.
 
@@ -83,8 +84,15 @@ def make(task: Task, models: Sequence[CasePredictor], overwrite: bool, say: Call
             todo = [case for case in header["cases"] if store.problem(case, task.data)]
             if len(todo) < len(header["cases"]):
                 say(f"{len(header['cases']) - len(todo)} of {len(header['cases'])} cases are stored already.")
+            failed = []
             for case in tqdm(todo, unit="case", disable=None):
-                _store_case(task, models, dataset, case)
+                try:
+                    _store_case(task, models, dataset, case)
+                except KDError as error:
+                    failed.append(f"{case}: {error}")
+            if failed:
+                title = f"{len(failed)} of {len(todo)} cases cannot be stored; the others are:"
+                raise KDError(listing(title, failed) + f"\nOnce that is mended, go on with: {task.command}")
     except OSError as error:
         raise KDError(_cannot_write(task, error)) from error
     return Store(task.folder)
@@ -106,10 +114,23 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+def known_structures(models: Sequence[CasePredictor]) -> list[int]:
+    """Numbers of the student's structures that any of the teachers knows."""
+    return sorted({structure for model in models for structure in model.map.known})
+
+
+def shares(models: Sequence[CasePredictor], known: Sequence[int]) -> np.ndarray:
+    """How much every teacher counts for every known structure ``(M, U)``: 0 where it does not know it (ours)."""
+    weights = np.array([[model.weight * (s in model.map.known) for s in known] for model in models])
+    return np.asarray(weights / weights.sum(axis=0))
+
+
 def _header(task: Task, models: Sequence[CasePredictor], cases: list[str]) -> dict[str, Any]:
     """All that is equal for all cases."""
-    labels = task.labels
+    labels, known = task.labels, known_structures(models)
+    is_partial = len(known) < labels.num_heads - (not labels.has_regions)
     return {
+        **({"known": known} if is_partial else {}),
         "schema": SCHEMA,
         "dataset": task.data.parent.name,
         "data_identifier": task.data.name,
@@ -154,16 +175,24 @@ def _kept(header: dict[str, Any], key: str) -> Any:
 def _store_case(task: Task, models: Sequence[CasePredictor], dataset: Any, case: str) -> None:
     """The record is written last: a case that has one is whole."""
     before = {file.name: fingerprint(file) for file in data_files(task.data, case)}
-    data, segmentation, _, _ = dataset.load_case(case)
+    data, segmentation, _, properties = dataset.load_case(case)
     image = torch.from_numpy(np.array(data[:], dtype=np.float32))
-    target = target_of(np.asarray(segmentation[:]), task.label_manager)
-    probabilities = np.zeros((task.labels.num_heads - (not task.labels.has_regions), *image.shape[1:]), np.float32)
+    known = known_structures(models)
+    target, labels = merged(task, known, target_of(np.asarray(segmentation[:]), task.label_manager))
+    probabilities = np.zeros((len(known), *image.shape[1:]), np.float32)
     vectors: dict[str, np.ndarray] = {}
-    for number, model in enumerate(models):
-        _add(probabilities, model.logits(image), task.labels.has_regions, len(models))
+    for number, (model, share) in enumerate(zip(models, shares(models, known), strict=True)):
+        seen = model.see(case, image, properties)
+        own = seen.to_student(_structures(model.logits(seen.image), model.map))
+        for row, structure in enumerate(model.map.known):
+            probabilities[known.index(structure)] += share[known.index(structure)] * own[row].numpy()
         if model.taps is not None:
-            own = case_region_vectors(model.predictor, model.taps, image, target, task.labels)
-            vectors |= {f"{number}/{stage}": array for stage, array in own.items()}
+            regions = seen.labels_from_student(target)
+            found = case_region_vectors(model.predictor, model.taps, seen.image, regions, labels)
+            vectors |= {f"{number}/{stage}": array for stage, array in found.items()}
+    if not labels.has_regions:
+        # teachers that know different structures may claim a voxel more than once
+        probabilities /= np.maximum(probabilities.sum(axis=0), 1)
     stored, error = _as_bytes(probabilities)
     (task.folder / f"{case}.json").unlink(missing_ok=True)
     patch = task.manager.get_configuration(task.configuration).patch_size
@@ -175,7 +204,7 @@ def _store_case(task: Task, models: Sequence[CasePredictor], dataset: Any, case:
         "data": before,
         "files": {name: fingerprint(task.folder / name) for name in (f"{case}.b2nd", f"{case}.npz")},
         "error": error,
-        "dice": _dice(stored, target, task.labels),
+        "dice": _dice(stored, target, labels),
     }
     write_whole(task.folder / f"{case}.json", json.dumps(record).encode())
 
@@ -185,10 +214,19 @@ def _slabs(planes: int) -> Iterator[slice]:
     return (slice(start, start + SLAB) for start in range(0, planes, SLAB))
 
 
-def _add(probabilities: np.ndarray, logits: Tensor, sigmoid: bool, models: int) -> None:
-    """Add one of several teachers' share."""
+def merged(task: Task, known: Sequence[int], target: Tensor) -> tuple[Tensor, Labels]:
+    """A target ``(R, *S)`` with what no teacher knows as "anything else", and how it is to be read."""
+    labels = task.labels
+    partial = known_heads(labels, [structure + (not labels.has_regions) for structure in known])
+    return (target, labels) if partial is None else (partial.target(target[None])[0], partial.merged)
+
+
+def _structures(logits: Tensor, label_map: LabelMap) -> Tensor:
+    """Probabilities ``(U, *S)`` of the structures that a teacher knows."""
+    found = torch.empty(len(label_map.known), *logits.shape[1:])
     for slab in _slabs(logits.shape[1]):
-        probabilities[:, slab] += quantization.stored_channels(logits[:, slab], sigmoid).numpy() / models
+        found[:, slab] = label_map.probabilities(logits[:, slab], dim=0)
+    return found
 
 
 def _as_bytes(probabilities: np.ndarray) -> tuple[np.ndarray, float]:

@@ -16,7 +16,7 @@ def test_every_head_has_the_probabilities_of_its_own_voxels(dims):
     stored = rng.uniform(0.05, 0.45, (2, 2, *(4,) * dims)).astype(np.float32)
     image = rng.normal(size=(2, 1, *(4,) * dims)).astype(np.float32)
     targets = [torch.zeros(2, 1, *(size,) * dims) for size in (4, 2)]
-    store = SimpleNamespace()
+    store = SimpleNamespace(header={})
     teacher = StoredTeacher(store, [], [], Labels(3, False, None), 1, torch.device("cpu"))
     batch = {"data": torch.from_numpy(np.concatenate((image, stored), axis=1)), "target": targets, "keys": ["a", "b"]}
     heads = teacher(batch).logits

@@ -1,0 +1,197 @@
+"""Which of a teacher's labels are which of a student's, by the names in both dataset.json."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.teachers.combine import as_logits
+
+IGNORE = "ignore"  # nnU-Net's name of the label that is no structure
+Named = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Structures:
+    """What a network segments: its foreground classes or its regions, in the order of its heads.
+
+    Attributes:
+        values: name to the labels of its voxels.
+        sigmoid: whether they are overlapping regions.
+    """
+
+    values: dict[str, frozenset[int]]
+    sigmoid: bool
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.values)
+
+    def head(self, name: str) -> int:
+        """Number of the segmentation head; that of the background comes first where there is one."""
+        return self.names.index(name) + (not self.sigmoid)
+
+
+def structures_of(dataset_json: Mapping[str, Any]) -> Structures:
+    """The structures of a dataset.json."""
+    labels = {name: value for name, value in dataset_json["labels"].items() if name != IGNORE}
+    values = {
+        name: frozenset(int(v) for v in (value if isinstance(value, (list, tuple)) else [value]))
+        for name, value in labels.items()
+    }
+    foreground = {name: value for name, value in values.items() if value != {0}}
+    sigmoid = any(len(value) > 1 for value in foreground.values())  # nnU-Net's own rule
+    if not sigmoid:
+        foreground = dict(sorted(foreground.items(), key=lambda item: min(item[1])))
+    return Structures(foreground, sigmoid)
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """From a teacher's heads to a student's.
+
+    Attributes:
+        sources: for every structure of the student the teacher's heads that make it up; none where the teacher does not
+            know it.
+        sigmoid: whether the teacher's heads are overlapping regions.
+        student_sigmoid: whether the student's are.
+        plain: whether heads stand for heads one by one, in the same order, and none is left over.
+        left_out: numbers of the student's structures that the user leaves to the student's own labels.
+        described: in words.
+    """
+
+    sources: tuple[tuple[int, ...], ...]
+    sigmoid: bool
+    student_sigmoid: bool
+    plain: bool
+    left_out: frozenset[int] = frozenset()
+    described: str = ""
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """Numbers of the student's structures that the teacher knows."""
+        return tuple(number for number, heads in enumerate(self.sources) if heads)
+
+    @property
+    def known_heads(self) -> tuple[int, ...]:
+        """Numbers of the student's heads that the teacher knows, without that of the background."""
+        return tuple(number + (not self.student_sigmoid) for number in self.known)
+
+    def probabilities(self, logits: Tensor, dim: int) -> Tensor:
+        """Probabilities of the known structures from the teacher's logits: sums of those of its heads.
+
+        Args:
+            logits: with the teacher's heads along ``dim``.
+
+        Returns:
+            float32 in [0, 1], with the known structures along ``dim``.
+        """
+        p = logits.float().sigmoid() if self.sigmoid else logits.float().softmax(dim=dim)
+        sums = [
+            p.index_select(dim, torch.tensor(heads, device=p.device)).sum(dim=dim) for heads in self.sources if heads
+        ]
+        return torch.stack(sums, dim=dim).clamp(max=1)
+
+    def logits(self, logits: Tensor) -> Tensor:
+        """A teacher's logits ``(B, K_t, *S)`` as a student's ``(B, 1 + H, *S)`` over the ``H`` known structures, with
+        "anything else" first; of a student with overlapping regions ``(B, H, *S)``."""
+        if self.plain:
+            return logits
+        p = self.probabilities(logits, dim=1)
+        if not self.student_sigmoid:
+            p = torch.cat(((1 - p.sum(dim=1, keepdim=True)).clamp(min=0), p), dim=1)
+        return as_logits(p, self.student_sigmoid)
+
+
+def map_labels(student: Structures, teacher: Structures, named: Named) -> LabelMap:
+    """Match by the names that are given, and by equal names else. What cannot be matched is not known.
+
+    Args:
+        named: the student's label to the teacher's that make it up; to none where no teacher is to teach it.
+    """
+    sources, words = [], []
+    for name in student.names:
+        wanted = list(named.get(name, [name]))
+        is_known = bool(wanted) and all(label in teacher.values for label in wanted)
+        sources.append(tuple(teacher.head(label) for label in wanted) if is_known else ())
+        words.append(f"{' + '.join(wanted)} as {name}" if is_known else f"not {name}")
+    heads = range(not student.sigmoid, len(student.names) + (not student.sigmoid))
+    plain = student.sigmoid == teacher.sigmoid and sources == [(head,) for head in heads]
+    plain = plain and len(student.names) == len(teacher.names)
+    left_out = frozenset(number for number, name in enumerate(student.names) if name in named and not named[name])
+    return LabelMap(tuple(sources), teacher.sigmoid, student.sigmoid, plain, left_out, ", ".join(words))
+
+
+def check_covered(student: Structures, maps: Sequence[LabelMap | None]) -> None:
+    """Every structure is known to a teacher, or left to the student's own labels in so many words.
+
+    Args:
+        maps: of all teachers; None of one with the student's own labels.
+
+    Raises:
+        KDError: names those that are not.
+    """
+    found = [label_map for label_map in maps if label_map is not None]
+    if len(found) < len(maps):
+        return
+    covered = {number for label_map in found for number in {*label_map.known, *label_map.left_out}}
+    missing = [name for number, name in enumerate(student.names) if number not in covered]
+    if missing:
+        raise KDError(
+            f"No teacher knows {', '.join(missing)}. Say under labels: what a teacher calls it, {missing[0]}: "
+            f"THEIR_LABEL, or that the student shall learn it from its own labels alone, {missing[0]}: null"
+        )
+
+
+def map_problems(student: Structures, teachers: Sequence[tuple[str, Structures, Named]], flag: str) -> list[str]:
+    """What is wrong with the maps of all teachers of a student, at once.
+
+    Args:
+        teachers: what each is called, its structures, and the names that were given for it.
+        flag: how the user leaves a structure to nobody, with ``{name}`` in it.
+    """
+    problems = []
+    for title, teacher, named in teachers:
+        problems += own_problems(student, title, teacher, named)
+    names = sorted({name for _, _, named in teachers for names in named.values() for name in names})
+    everywhere = {name for _, teacher, _ in teachers for name in teacher.values}
+    where = "; ".join(f"{title}: {', '.join(teacher.names)}" for title, teacher, _ in teachers)
+    for name in names:
+        if name not in everywhere:
+            problems.append(f"no teacher has a label {name!r} ({where})")
+    for name in student.names:
+        left_out = any(name in named and not named[name] for _, _, named in teachers)
+        taught = any(map_labels(student, t, n).sources[student.names.index(name)] for _, t, n in teachers)
+        if not taught and not left_out:
+            asked = flag.format(name=name)
+            problems.append(
+                f"no teacher knows {name!r} ({where}). Say what it is called there, {asked}THEIR_LABEL; or that the "
+                f"student shall learn it from its labels alone, {asked}"
+            )
+    return problems
+
+
+def own_problems(student: Structures, title: str, teacher: Structures, named: Named) -> list[str]:
+    """What is wrong with the map of one teacher, whatever others know."""
+    problems = [
+        f"{title}: the student has no label {name!r}, only {', '.join(student.names)}"
+        for name in named
+        if name not in student.values
+    ]
+    used = [(name, label) for name in student.names for label in named.get(name, [name]) if label in teacher.values]
+    for (name, label), (other_name, other) in combinations(used, 2):
+        adds_up, excludes = name == other_name, not student.sigmoid
+        if label == other and adds_up:
+            problems.append(f"{title}: {name!r} names {label!r} twice")
+        elif label == other and excludes:
+            problems.append(f"{title}: {label!r} is mapped two ways, to {name!r} and to {other_name!r}")
+        elif teacher.values[label] & teacher.values[other] and label != other and (adds_up or excludes):
+            use = f"added up to {name!r}" if adds_up else f"{name!r} and {other_name!r}, which exclude each other"
+            problems.append(f"{title}: the regions {label!r} and {other!r} overlap: they cannot be {use}")
+    if not map_labels(student, teacher, named).known:
+        problems.append(f"{title}: it knows none of the student's labels ({', '.join(student.names)})")
+    return problems
