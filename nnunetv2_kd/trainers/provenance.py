@@ -60,13 +60,14 @@ def _labelling(teacher: dict[str, Any], dataset: str, validation: list[str]) -> 
     """The record of a teacher that labelled.
 
     Args:
-        teacher: as dataset.json has it.
+        teacher: as dataset.json has it; without ``training_cases`` it is not known what it was trained on.
         dataset: that the labelled cases are of.
         validation: the student's validation cases.
     """
-    cases = TrainingCases.from_dict(teacher["training_cases"])
+    known = teacher.get("training_cases")
     values = {key: value for key, value in teacher.items() if key != "training_cases"}
-    return TeacherRecord(**values, seen_validation_cases=cases.seen(dataset, validation))
+    seen = None if known is None else TrainingCases.from_dict(known).seen(dataset, validation)
+    return TeacherRecord(**values, seen_validation_cases=seen)
 
 
 def write_record(trainer: Any) -> None:

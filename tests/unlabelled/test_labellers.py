@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from nnunetv2_kd.nnunet.teacher_labels import agreement_note, labels_without_ignore
+from nnunetv2_kd.trainers.provenance import teacher_labels
 from nnunetv2_kd.unlabelled.labellers import label_problems, same_reader_problems
 
 REGIONS = {
@@ -53,3 +54,21 @@ def test_what_a_dice_is_depends_on_who_labelled():
     assert agreement_note(dataset_json, ["c"]) == ""
     assert agreement_note(dataset_json, ["a", "b"]).startswith("agreement with the teacher")
     assert "labelled 1 of the 2 validation cases" in agreement_note(dataset_json, ["a", "c"])
+
+
+def test_a_teacher_may_have_seen_anything_where_the_dataset_does_not_say_what_it_was_trained_on():
+    teacher = {
+        "folder": "M",
+        "fold": "0",
+        "checkpoint": "c.pth",
+        "sha256": "0",
+        "trainer": "T",
+        "epoch": 1,
+        "params": 9,
+    }
+    told = {"cases": ["scan"], "teachers": [teacher], "of_dataset": "Dataset004_Test"}
+    trainer = SimpleNamespace(dataset_json={"teacher_labels": told}, do_split=lambda: (["a", "scan"], ["b"]))
+    record = teacher_labels(trainer)
+    assert record.cases == ("scan",)
+    assert record.validation_cases == 0
+    assert [teacher.seen_validation_cases for teacher in record.teachers] == [None]
