@@ -40,6 +40,7 @@ SHAPES = {  # of shapes.yaml, hippocampus: channels, convolutions a stage
     "nnUNetPlansShapeD": ("16,24,32,56", 1),
 }
 FEW, UNLABELLED = 8, 32  # labelled cases, and scans that join them, of fold 0's training cases
+DOZEN = 12  # labelled cases that all other training cases of fold 0 join as scans
 
 
 def run(*command: str) -> None:
@@ -68,17 +69,18 @@ def teacher_plans(plans: dict, wanted: dict) -> dict:
 
 
 def splits_of(cases: list[str]) -> list[dict[str, list[str]]]:
-    """nnU-Net's five folds, and three more with fold 0's validation cases: 5 trains on the few labelled cases, 6 on
-    none of these nor of the unlabelled, 7 on these and the unlabelled."""
+    """nnU-Net's five folds, and four more with fold 0's validation cases: 5 trains on the few labelled cases, 6 on
+    none of these nor of the unlabelled, 7 on these and the unlabelled, 8 on a dozen."""
     splits = [{key: list(map(str, split[key])) for key in split} for split in generate_crossval_split(cases)]
     train = splits[0]["train"]
     few = np.random.RandomState(0).choice(train, FEW, replace=False).tolist()
     rest = [case for case in train if case not in few]
     unlabelled = np.random.RandomState(1).choice(rest, UNLABELLED, replace=False).tolist()
     others = [case for case in rest if case not in unlabelled]
+    dozen = np.random.RandomState(2).choice(train, DOZEN, replace=False).tolist()
     return [
         *splits,
-        *({"train": sorted(chosen), "val": splits[0]["val"]} for chosen in (few, others, few + unlabelled)),
+        *({"train": sorted(chosen), "val": splits[0]["val"]} for chosen in (few, others, few + unlabelled, dozen)),
     ]
 
 

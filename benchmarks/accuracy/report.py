@@ -279,6 +279,25 @@ def few_labels_table(runs: Runs) -> str:
     return markdown(["hippocampus 2d, AdamW 0.01", "", "Dice", "against 8 labelled, alone", "NSD", "minutes"], rows)
 
 
+def unlabelled_table(runs: Runs) -> str:
+    """Study 10: one row per arm."""
+    study = chosen(runs, study="unlabelled")
+    if not study:
+        return "Not run."
+    first = "12 labelled, alone"
+    alone = chosen(study, arm=first)
+    rows = []
+    for name in ("12 labelled", "all"):
+        dataset = "hippocampus 2d" if name == "all" else f"hippocampus 2d, {name}"
+        teacher = chosen(runs, study="teachers", dataset=dataset)
+        rows.append([f"teacher of {name}", seeds_cell(teacher), "", *costs(teacher)])
+    for arm in arms_of(study, (first,)):
+        mine = chosen(study, arm=arm)
+        rows.append([arm, seeds_cell(mine), "" if arm == first else difference_cell(mine, alone), *costs(mine)])
+    header = ["hippocampus 2d, AdamW 0.01, 1500 iterations", "Dice", "against 12 labelled, alone", "NSD", "minutes"]
+    return markdown(header, rows)
+
+
 def structures_table(runs: Runs) -> str:
     """Every structure of every arm."""
     study = [r | {"arm": "teacher"} if r["study"] == "teachers" else r for r in runs if r["study"] not in OWN_TABLE]
@@ -333,6 +352,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "longer": longer_table,
     "taught": taught_table,
     "taught_longer": taught_longer_table,
+    "unlabelled": unlabelled_table,
     "sizes": sizes_table,
     "other_fold": other_fold_table,
     "shapes": shapes_table,

@@ -36,7 +36,7 @@ if __name__ == "__main__":
     run_training(dataset, configuration, fold, trainer, plans, device=torch.device("cpu"),
                  continue_training=resumed == "True")
 """
-OF_DATA = ("id", "fold", "plans")  # what an arm may have otherwise than its data set
+OF_DATA = ("id", "fold", "plans", "teacher", "teacher_fold")  # what an arm may have otherwise than its data set
 ENVIRONMENT = {
     "nnUNet_n_proc_DA": "0",  # batches depend on the seed alone
     "nnUNet_def_n_proc": "1",

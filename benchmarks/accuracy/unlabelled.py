@@ -1,8 +1,8 @@
-"""Make the data set of few_labels.yaml in which the teacher has labelled the scans that have no labels.
+"""Make the data sets of few_labels.yaml and unlabelled.yaml in which a teacher has labelled the scans without labels.
 
-Eight cases keep their labels, 32 get those that a teacher trained on 120 other patients predicts, and the validation
-cases are fold 0's: what a user has, and types. The labels are made by `nnUNetv2_kd unlabelled`, and nnU-Net
-preprocesses. Run studies/teachers.yaml first.
+Some cases keep their labels, the scans get those that the teacher predicts, and the validation cases are fold 0's: what
+a user has, and types. The labels are made by `nnUNetv2_kd unlabelled`, and nnU-Net preprocesses. Run
+studies/teachers.yaml first.
 
     python benchmarks/accuracy/unlabelled.py --work FOLDER
 """
@@ -12,44 +12,79 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from prepare import DATASETS, TEACHER, run
 from run import ENVIRONMENT, teacher_folder
 
-LABELLER = "hippocampus-2d-120-others__2500-iterations__AdamW-0-003__seed0"
-LABELLED = "Dataset903_HippocampusFewLabels"
-NAME = "Dataset904_HippocampusTeacherLabels"
+
+@dataclass(frozen=True)
+class Labelling:
+    """A data set that a teacher labels in part.
+
+    Attributes:
+        name, labelled: the data set, and that of its labelled cases alone.
+        few, both: folds of prepare.py that train on the labelled cases, and on these and the scans.
+        teacher, fold: of studies/teachers.yaml.
+    """
+
+    name: str
+    labelled: str
+    few: int
+    both: int
+    teacher: str
+    fold: int
+
+
+TRAINED = "__2500-iterations__AdamW-0-003__seed0"
+LABELLINGS = (
+    Labelling("Dataset904_Hippo8Of120", "Dataset903_Hippo8", 5, 7, f"hippocampus-2d-120-others{TRAINED}", 6),
+    Labelling("Dataset907_Hippo12Of12", "Dataset906_Hippo12", 8, 0, f"hippocampus-2d-12-labelled{TRAINED}", 8),
+    Labelling("Dataset908_Hippo12Of160", "Dataset906_Hippo12", 8, 0, f"hippocampus-2d{TRAINED}", 0),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="as of run.py")
     args = parser.parse_args()
-    raw, preprocessed = Path(str(nnUNet_raw)), Path(str(nnUNet_preprocessed))
-    original = DATASETS["4"]["name"]
-    before, after = preprocessed / original, preprocessed / NAME
-    scans = write_labelled(raw / original, raw / LABELLED, before, preprocessed / LABELLED)
-    teacher = teacher_folder(args.work, LABELLER)
-    command = ["nnUNetv2_kd", "unlabelled", "-d", LABELLED, "-i", scans, "-o", NAME]
-    command += ["--teacher_folder", teacher, "-f", "6", "-device", "cpu"]
+    preprocessed = Path(str(nnUNet_preprocessed))
+    for wanted in LABELLINGS:
+        if not (preprocessed / wanted.name / f"{TEACHER}_2d").is_dir():
+            label(wanted, args.work, preprocessed)
+
+
+def label(wanted: Labelling, work: Path, preprocessed: Path) -> None:
+    """One data set, labelled and preprocessed."""
+    original, raw = DATASETS["4"]["name"], Path(str(nnUNet_raw))
+    before, after = preprocessed / original, preprocessed / wanted.name
+    folds = (wanted.few, wanted.both)
+    scans = write_labelled(raw / original, raw / wanted.labelled, before, preprocessed / wanted.labelled, folds)
+    command = ["nnUNetv2_kd", "unlabelled", "-d", wanted.labelled, "-i", scans, "-o", wanted.name]
+    command += ["--teacher_folder", teacher_folder(work, wanted.teacher), "-f", wanted.fold, "-device", "cpu"]
     subprocess.run(list(map(str, command)), check=True, env=os.environ | ENVIRONMENT)
     shutil.copyfile(before / "dataset_fingerprint.json", after / "dataset_fingerprint.json")
     for plans in (TEACHER, *DATASETS["4"]["students"]):
-        content = json.loads((before / f"{plans}.json").read_text()) | {"dataset_name": NAME}
+        content = json.loads((before / f"{plans}.json").read_text()) | {"dataset_name": wanted.name}
         (after / f"{plans}.json").write_text(json.dumps(content, indent=2))
-    run("nnUNetv2_preprocess", "-d", "904", "-plans_name", TEACHER, "-c", "2d", "-np", "1")
+    run("nnUNetv2_preprocess", "-d", wanted.name[7:10], "-plans_name", TEACHER, "-c", "2d", "-np", "1")
 
 
-def write_labelled(source: Path, labelled: Path, before: Path, after: Path) -> Path:
+def write_labelled(source: Path, labelled: Path, before: Path, after: Path, folds: tuple[int, int]) -> Path:
     """The cases that keep their labels as a data set of their own, with one fold, and the images of the others.
+
+    Args:
+        source, labelled: raw data of all cases, and of those with labels.
+        before, after: the same, preprocessed.
+        folds: that train on the labelled cases, and on all.
 
     Returns:
         The folder of these images.
     """
     splits = json.loads((before / "splits_final.json").read_text())
-    few, both, validation = splits[5]["train"], splits[7]["train"], splits[0]["val"]
+    few, both, validation = splits[folds[0]]["train"], splits[folds[1]]["train"], splits[0]["val"]
     scans = labelled / "scans"
     for folder in (labelled / "imagesTr", labelled / "labelsTr", scans, after):
         folder.mkdir(parents=True, exist_ok=True)
