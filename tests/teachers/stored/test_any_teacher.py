@@ -87,6 +87,7 @@ def test_partial_teachers(here, capsys):
     assert "It knows Anterior. To the terms all else is one class" in log
     assert all(0 < row[name] < float("inf") for row in trainer._history.rows for name in TERMS)
 
+    shutil.rmtree(trainer.output_folder)
     trainer = make_trainer(nnUNetTrainerRegionKD, here, stored_teacher="both", terms=TERMS)
     trainer.on_train_start()
     edges = trainer.teacher(next(trainer.dataloader_train)).edges["encoder.1"]
