@@ -142,7 +142,6 @@ class DistillationMixin(Base):
         self.began_as_part_of: TeacherRecord | None = None
         self._split: tuple[Any, Any] | None = None
         self._average: WeightAverage | None = None
-        self._clock = StepClock(self.device)
         self.precision: str = cpu_mode.STOCK
         self._find_previous_stage()
         plans = self.plans_manager.plans
@@ -193,6 +192,7 @@ class DistillationMixin(Base):
         if self.options.seed is not None:
             environment.seed_everything(self.options.seed)
         super().initialize()
+        self._clock = StepClock(self.device)
         pretrained = pretrained_file(sys.argv)
         if pretrained is not None:
             check_pretrained(Path(pretrained), plain_network(self.network), self.options.student)

@@ -45,6 +45,7 @@ def models(here):
     return [str(folder) for folder in sorted((here / "results" / DATASET).iterdir(), reverse=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
 def test_runtimes_are_further_lines(here, capsys, monkeypatch):
     monkeypatch.setenv("nnUNet_kd_cache", str(here / "cache"))

@@ -24,8 +24,12 @@ ALONE = ["-device", "cpu", "-npp", "0", "-nps", "0", "--disable_progress_bar"]
 needs_openvino = pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
 SECRET = "/home/somebody/patient_anna"
 RUNS = [
-    *(pytest.param("openvino", "f32", kind, marks=needs_openvino) for kind in ("residual", "2d", "regions", "cascade")),
-    pytest.param("openvino", "fp16", "plain", marks=needs_openvino),
+    pytest.param("openvino", "f32", "residual", marks=needs_openvino),
+    *(
+        pytest.param("openvino", "f32", kind, marks=[needs_openvino, pytest.mark.slow])
+        for kind in ("2d", "regions", "cascade")
+    ),
+    pytest.param("openvino", "fp16", "plain", marks=[needs_openvino, pytest.mark.slow]),
     pytest.param(
         "openvino",
         "bf16",
@@ -145,7 +149,7 @@ def test_half_precision_halves_the_size():
 
 
 @pytest.mark.commands
-@pytest.mark.parametrize("precision", ["f32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("f32", marks=pytest.mark.slow), "fp16"])
 def test_stock_nnunet_takes_the_zip(here, stock_python, precision, monkeypatch):
     """In an environment without this package."""
     model = make_model(here / "results")

@@ -109,6 +109,7 @@ def test_a_row_per_model_and_runtime(family, tmp_path, capsys, monkeypatch):
     assert sizes[1].count("measure f32") + sizes[1].count("torch f32") == 2  # teacher, one student
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
 def test_images_are_predicted_in_every_runtime(tmp_path, monkeypatch):
     make_folders(tmp_path, monkeypatch)

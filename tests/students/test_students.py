@@ -99,8 +99,9 @@ def test_a_budget_that_no_student_keeps_to():
         width_for(plans(), "3d_fullres", DATASET_JSON, StudentOptions(params="10"))
 
 
-def test_a_budget_above_the_teacher_gives_the_teacher():
-    assert width_for(plans(), "3d_fullres", DATASET_JSON, StudentOptions(params="1G")) == 1.0
+def test_a_budget_above_the_teacher_is_refused():
+    with pytest.raises(KDError, match="so the student would be as large or nearly so. Ask for less: between"):
+        width_for(plans(), "3d_fullres", DATASET_JSON, StudentOptions(params="1G"))
 
 
 def test_student_plans_are_made_once():

@@ -126,5 +126,5 @@ def test_moved_plans_and_no_model(folders):
 
 
 def test_plans_of_this_dataset_keep_the_line_that_trains_a_teacher(folders):
-    with pytest.raises(KDError, match="Train it with: nnUNetv2_train 40 3d_fullres 0\n"):
+    with pytest.raises(KDError, match="Train it with: nnUNetv2_train 40 3d_fullres 0( -device cpu)?\n"):
         load(plans_of(folders, MINE))

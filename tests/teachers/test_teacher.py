@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -54,11 +56,11 @@ def test_no_teacher_lists_what_exists_and_the_line_to_type(results):
     with pytest.raises(KDError) as caught:
         find_teacher(TeacherOptions(), STUDENT)
     assert "nnUNetTrainer__nnUNetPlans__3d_fullres, fold 3, checkpoint_final.pth" in str(caught.value)
-    assert "Train it with: nnUNetv2_train 999 3d_fullres 0\n" in str(caught.value)
+    assert re.search("Train it with: nnUNetv2_train 999 3d_fullres 0( -device cpu)?\n", str(caught.value))
 
 
 def test_no_teacher_of_other_plans_and_trainer(results):
-    with pytest.raises(KDError, match="nnUNetv2_train 999 3d_fullres 0 -p big -tr nnUNetTrainerDA5\n.*\nNo model of"):
+    with pytest.raises(KDError, match="999 3d_fullres 0 -p big -tr nnUNetTrainerDA5( -device cpu)?\n.*\nNo model of"):
         find_teacher(TeacherOptions(trainer="nnUNetTrainerDA5", plans="big"), STUDENT)
 
 

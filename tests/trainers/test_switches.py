@@ -204,6 +204,7 @@ def test_progress_bar_on_a_terminal(here):
     assert bar.return_value.update.call_count == 6
 
 
+@pytest.mark.slow
 def test_compiled_joint_training_and_encoder(here):
     """The teacher's best weights come and go under a compiled snapshot; a decoder that does not run is not compiled."""
 

@@ -87,6 +87,7 @@ def test_labelled_cases_and_scans_become_a_dataset_that_trains(world, scans):
     assert [teacher["seen_validation_cases"] for teacher in record["teacher_labels"]["teachers"]] == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.commands
 def test_scans_alone_are_validated_by_agreement_and_called_so(world, scans):
     for file in sorted((DATA / "imagesTr").glob("*.nii.gz"))[13:15]:
