@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_results
@@ -17,7 +16,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2_kd.choices import CpuSpeed, Precision, RuntimeChoice
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.choose import use_runtime
-from nnunetv2_kd.inference.device import check_device, prediction_threads
+from nnunetv2_kd.inference.device import prediction_threads
 from nnunetv2_kd.inference.exported import exported_folds, is_exported, load_exported
 from nnunetv2_kd.inference.images import cases_in
 from nnunetv2_kd.inference.predictor import FastPredictor
@@ -91,8 +90,6 @@ def predict(arguments: Sequence[str], how: HowToCompute) -> None:
     strange = [fold for fold in known.folds or () if not fold.isdigit() and fold != ALL]
     if strange:
         raise KDError(f"-f takes numbers of folds, or {ALL}; found {' '.join(strange)}.")
-    if known.device in ("cuda", "mps"):
-        check_device(torch.device(known.device))
     with _as_command(command, arguments, type("Predictor", (CommandPredictor,), {"how": how, "images": known.images})):
         try:
             if known.model is not None:

@@ -195,6 +195,7 @@ def test_a_runtime_that_is_not_installed(here, capsys, monkeypatch, runtime, pac
 )
 def test_refuses(here, capsys, monkeypatch, change, expected):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.set_num_interop_threads", lambda _: None)  # once in a process, and nnU-Net for a GPU
     monkeypatch.setattr("nnunetv2_kd.networks.cpu_mode.cpu_has_bfloat16", lambda: False)
     flags = {"-i": "my images", "-o": "out", "-d": "7", "-c": "3d_fullres", "-f": "0", "-device": "cpu"} | change
     assert main(["predict", *(part for pair in flags.items() for part in pair), "-npp", "0", "-nps", "0"]) == 1

@@ -26,7 +26,7 @@ def make_trainer(
     **options: Any,
 ):
     """A trainer as nnU-Net constructs it, in the world's folders (set the environment with `inside` first)."""
-    file = world.root / "in_process.yaml"
+    file = world.root / f"options_of_process_{os.getpid()}.yaml"  # the workers of a DDP training write at the same time
     file.write_text(yaml.safe_dump({**TINY, **options}))
     plans_content = json.loads(world.plans_file(plans, dataset).read_text()) | {"continue_training": False}
     dataset_json = json.loads((world.preprocessed / dataset / "dataset.json").read_text())
