@@ -213,6 +213,14 @@ def _unlabelled(subparsers: Any) -> None:
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
     parser.add_argument("-f", nargs="+", metavar="FOLD", help="the teachers' folds; default: all that are trained")
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        action="extend",
+        metavar="LABEL=THEIRS",
+        help="the dataset's label and the teacher's that make it up: kidney=kidney_left,kidney_right; 2:LABEL=... is "
+        "for the second teacher; others are matched by name. Without -d the labels named here are all there are",
+    )
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
     parser.add_argument(
         "--confidence",

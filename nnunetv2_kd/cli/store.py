@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import re
 import shlex
 import sys
 from functools import cache
@@ -15,6 +14,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 
+from nnunetv2_kd.cli.label_maps import label_maps
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import check_device
@@ -30,6 +30,11 @@ from nnunetv2_kd.teachers.label_map import map_problems, structures_of
 from nnunetv2_kd.teachers.stored.predictor import CasePredictor
 from nnunetv2_kd.teachers.stored.store import Store, store_folder
 from nnunetv2_kd.teachers.stored.write import Task, make
+
+MEND = (
+    "Say what it is called there, --labels {name}=THEIR_LABEL; or that the student shall learn it from its labels "
+    "alone, --labels {name}="
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -128,9 +133,7 @@ def check_labels(models: list[CasePredictor], dataset_json: dict[str, Any]) -> N
         KDError: lists every problem of every teacher.
     """
     teachers = {str(m.path.folder): (structures_of(m.dataset_json), m.labels) for m in models}
-    problems = map_problems(
-        structures_of(dataset_json), [(name, *rest) for name, rest in teachers.items()], "--labels {name!r}="
-    )
+    problems = map_problems(structures_of(dataset_json), [(name, *rest) for name, rest in teachers.items()], MEND)
     if problems:
         raise KDError(listing("The labels of teachers and student do not fit together:", problems))
 
@@ -142,33 +145,6 @@ def teacher_weights(given: list[float] | None, count: int) -> list[float]:
     if len(given) != count or not all(0 < weight < math.inf for weight in given):
         raise KDError(f"--weights must be {count} numbers above 0, one for each --teacher_folder, found {given}.")
     return given
-
-
-def label_maps(entries: list[str] | None, count: int) -> list[dict[str, tuple[str, ...]]]:
-    """``kidney=kidney_left,kidney_right`` of all teachers, ``2:kidney=kidneys`` of the second one.
-
-    Returns:
-        The student's label to the teacher's, for every teacher.
-
-    Raises:
-        KDError: lists the entries that cannot be read.
-    """
-    maps: list[dict[str, tuple[str, ...]]] = [{} for _ in range(count)]
-    problems = []
-    for entry in entries or ():
-        match = re.fullmatch(r"(?:(\d+):)?([^=]+)=(.*)", entry)
-        if match is None:
-            problems.append(f"expected LABEL=THEIR_LABEL[,THEIR_LABEL], found {entry!r}")
-        elif match[1] and not 1 <= int(match[1]) <= count:
-            problems.append(f"{entry!r} is for teacher {match[1]}, but there are {count}")
-        else:
-            names = tuple(name.strip() for name in match[3].split(",") if name.strip())
-            for number in [int(match[1]) - 1] if match[1] else range(count):
-                if maps[number].setdefault(match[2].strip(), names) != names:
-                    problems.append(f"{match[2]!r} is mapped two ways for teacher {number + 1}")
-    if problems:
-        raise KDError(listing("--labels cannot be used:", problems))
-    return maps
 
 
 def channel_names(entries: list[str] | None) -> dict[str, str]:

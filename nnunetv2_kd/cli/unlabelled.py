@@ -14,6 +14,7 @@ from nnunetv2.paths import nnUNet_results
 from rich.console import Console
 from rich.table import Table
 
+from nnunetv2_kd.cli.label_maps import label_maps, label_words
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.device import check_device
@@ -40,12 +41,14 @@ def run(args: argparse.Namespace) -> int:
     check_device(device)
     limit_threads(device)
     dataset = raw_folder(args.d) if args.d is not None else None
+    folders = tuple(model_folders(args, dataset))
     request = Request(
         dataset=dataset,
         scans=args.i,
         output=args.o,
         models=Models(
-            folders=tuple(model_folders(args, dataset)),
+            folders=folders,
+            named=tuple(named_labels(args.labels, len(folders))),
             folds=tuple(args.f) if args.f else None,
             checkpoint=args.chk,
             trust_pickle=args.trust_pickle,
@@ -90,6 +93,22 @@ def model_folders(args: argparse.Namespace, dataset: Path | None) -> list[Path]:
     return [teacher_folder(TeacherOptions(trainer=args.tr), identity)]
 
 
+def named_labels(entries: list[str] | None, teachers: int) -> list[dict[str, tuple[str, ...]]]:
+    """What --labels says of each teacher.
+
+    Raises:
+        KDError: where it leaves a label to nobody: who should draw it in the scans?
+    """
+    maps = label_maps(entries, teachers)
+    empty = sorted({name for named in maps for name, labels in named.items() if not labels})
+    if empty:
+        raise KDError(
+            f"--labels {empty[0]}= leaves {empty[0]} to nobody, so that it would be background in every scan. Name a "
+            f"teacher's label for it, --labels {empty[0]}=THEIR_LABEL, or leave it out of the dataset's labels."
+        )
+    return maps
+
+
 def write_options(made: Made, checkpoint: str) -> dict[str, Any]:
     """The options file of the student's training: what the user's own options file says, and its teacher. A single
     teacher runs during the training; several are stored first, because running all would cost as much as all.
@@ -102,7 +121,9 @@ def write_options(made: Made, checkpoint: str) -> dict[str, Any]:
         teacher: dict[str, Any] = {"stored_teacher": STORE}
     else:
         fold = first.records[0].fold
-        named = {"folder": str(first.folder), "fold": fold if fold == "all" else int(fold)}
+        named: dict[str, Any] = {"folder": str(first.folder), "fold": fold if fold == "all" else int(fold)}
+        labels = first.all_named(made.structures)
+        named |= {"labels": labels} if labels else {}
         teacher = {"teacher": named | ({} if checkpoint == FINAL else {"checkpoint": checkpoint})}
     own = read_options_file(file) if file is not None else {}
     kept = {key: value for key, value in own.items() if key not in ("teacher", "teachers", "stored_teacher", "combine")}
@@ -124,6 +145,7 @@ def next_commands(made: Made, args: argparse.Namespace, stored: bool) -> list[tu
         store = ["nnUNetv2_kd", "store", "-d", number, "-c", made.configuration, *plans, *folders, "-f", *folds]
         store += [] if args.chk == FINAL else ["-chk", args.chk]
         store += ["--trust_pickle"] * args.trust_pickle
+        store += label_words([labeller.named for labeller in made.teaching])
         lines.append(({}, [*store, "-o", STORE, *device]))
     train_student = ["nnUNetv2_train", number, made.configuration, "0", *plans, "-tr", "nnUNetTrainerRegionKD", *device]
     lines.append(({VARIABLE: str(made.folder / OPTIONS)}, train_student))
@@ -163,7 +185,7 @@ def summary(made: Made) -> list[str]:
         lines.append(f"  left out: {len(left_out)} scans, the first: ")
         lines += [f"    {case}: {why}" for case, why in sorted(left_out.items())[:SHOWN]]
     lines.append(f"  every scan: {made.folder / PROGRESS}")
-    for structure in made.structures:
+    for structure in made.structures.names:
         if not any(facts["voxels"][structure] for facts in kept):
             lines.append(f"  WARNING: the teacher finds {structure} in no scan. Do teacher and scans fit?")
     if not made.labelled:
@@ -187,7 +209,7 @@ def scan_table(made: Made) -> Table:
     def row(name: str, values: list[float], digits: int) -> None:
         table.add_row(name, *(f"{value:.{digits}f}" for value in (min(values), np.median(values), max(values))))
 
-    for structure in made.structures:
+    for structure in made.structures.names:
         row(f"{structure}, voxels", [facts["voxels"][structure] for facts in kept], 0)
     if made.uses_ignore:
         row("ignored, voxels", [facts["ignored"] for facts in kept], 0)

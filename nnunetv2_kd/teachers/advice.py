@@ -1,21 +1,25 @@
 """What to type where a teacher's plans and a student's do not go together."""
 
+import shlex
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.datasets import dataset_id, device_flag
 from nnunetv2_kd.nnunet.files import read_json
-from nnunetv2_kd.nnunet.model_folder import CheckpointPath, checkpoints_in, parse_model_name
+from nnunetv2_kd.nnunet.model_folder import FINAL, CheckpointPath, checkpoints_in, parse_model_name
 from nnunetv2_kd.nnunet.plans import Plans
 from nnunetv2_kd.record import is_coarser
-from nnunetv2_kd.teachers.check import check_same_task
+from nnunetv2_kd.teachers.check import channel_meanings, channels, check_same_task, label_meaning
 from nnunetv2_kd.teachers.find import StudentIdentity
+from nnunetv2_kd.teachers.label_map import Named, structures_of
+from nnunetv2_kd.teachers.stored.own_space import match_channels
 
 DatasetJson = dict[str, Any]
-TRAINED_TO_THE_END = "checkpoint_final.pth"
 
 
 def fits(teacher: tuple[Plans, DatasetJson], student: tuple[Plans, DatasetJson], configuration: str) -> bool:
@@ -110,6 +114,81 @@ def plans_of_teacher(path: CheckpointPath, plans: Plans, configuration: str, stu
     ]
 
 
+def through_a_store(
+    path: CheckpointPath,
+    teacher: DatasetJson,
+    wanted: tuple[Plans, DatasetJson],
+    student: StudentIdentity,
+    labels: Named | None,
+) -> list[str]:
+    """The lines with which a teacher teaches that looks at other voxels; none where a store is not possible either.
+
+    Args:
+        path: where the teacher is.
+        teacher: its dataset.json.
+        wanted: the student's plans and dataset.json.
+        student: whom it should teach.
+        labels: what the options say of its labels.
+    """
+    plans, dataset_json = wanted
+    cascade = PlansManager(deepcopy(plans)).get_configuration(student.configuration).previous_stage_name is not None
+    if cascade or not nnUNet_raw.is_set() or not (Path(nnUNet_raw) / student.dataset_name).is_dir():
+        return []
+    theirs, mine = channel_meanings(teacher, dataset_json)
+    try:
+        if theirs != mine:
+            match_channels(channels(teacher), channels(dataset_json), {})
+    except KDError as error:
+        return [f"A store could not be made either. {error}"]
+    named = labels if labels is not None else _equal_names(teacher, dataset_json)
+    if not any(named.values()):
+        return [_no_equal_name(teacher, dataset_json)]
+    name = "from_raw"
+    words = ["nnUNetv2_kd", "store", "-d", dataset_id(student.dataset_name), "-c", student.configuration]
+    words += ["-p", plans["plans_name"], "--teacher_folder", path.where, "-f", str(path.fold), "-o", name]
+    words += [] if path.checkpoint_name == FINAL else ["-chk", path.checkpoint_name]
+    said = {label: own for label, own in named.items() if list(own) != [label]}
+    words += ["--labels", *(f"{label}={','.join(own)}" for label, own in said.items())] if said else []
+    return [
+        "A teacher that looks at other voxels teaches through a store, which runs it on the raw images:",
+        f"  {shlex.join(words)}{device_flag()}",
+        f"and the training again with this line in the options file instead of its teacher: stored_teacher: {name}",
+    ]
+
+
+def named_labels(teacher: DatasetJson, student: DatasetJson) -> list[str]:
+    """The line of the options file that matches labels by their names; none where they are matched already."""
+    if label_meaning(teacher) == label_meaning(student) and teacher.get("regions_class_order") == student.get(
+        "regions_class_order"
+    ):
+        return []
+    named = _equal_names(teacher, student)
+    if not any(named.values()):
+        return [_no_equal_name(teacher, student)]
+    shown = ", ".join(f"{label}: {'[' + ', '.join(own) + ']' if own else 'null'}" for label, own in named.items())
+    lines = [f"To match them by name, add to the teacher in the options file: labels: {{{shown}}}"]
+    if not all(named.values()):
+        lines.append(f"(null: the student learns it from its own labels. The teacher's: {', '.join(_names(teacher))})")
+    return lines
+
+
+def _names(dataset_json: DatasetJson) -> list[str]:
+    return structures_of(dataset_json).names
+
+
+def _equal_names(teacher: DatasetJson, student: DatasetJson) -> dict[str, list[str]]:
+    """The student's labels, each with the teacher's of that name, or with none."""
+    theirs = _names(teacher)
+    return {name: [name] if name in theirs else [] for name in _names(student)}
+
+
+def _no_equal_name(teacher: DatasetJson, student: DatasetJson) -> str:
+    return (
+        f"No label has the same name. Say what the student's {', '.join(_names(student))} are made of: labels: "
+        f"{{{_names(student)[0]}: [THEIR_LABEL]}}, of the teacher's {', '.join(_names(teacher))}."
+    )
+
+
 def _fitting(plans: Plans, dataset_json: DatasetJson, student: StudentIdentity) -> list[CheckpointPath]:
     """Models under ``nnUNet_results`` that could teach, of the student's fold where they have it; students themselves
     only where there is nothing else."""
@@ -121,7 +200,7 @@ def _fitting(plans: Plans, dataset_json: DatasetJson, student: StudentIdentity) 
             continue
         model = (read_json(file), read_json(file.with_name("dataset.json")))
         if fits(model, (plans, dataset_json), student.configuration):
-            done = [path for path in checkpoints_in(file.parent) if path.checkpoint_name == TRAINED_TO_THE_END]
+            done = [path for path in checkpoints_in(file.parent) if path.checkpoint_name == FINAL]
             found = [path for path in done if str(path.fold) == str(student.fold)] or done[:1]
             (students if "kd_student" in model[0] else others).extend(found)
     return others or students

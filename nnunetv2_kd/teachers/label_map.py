@@ -1,5 +1,6 @@
 """Which of a teacher's labels are which of a student's, by the names in both dataset.json."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -90,11 +91,14 @@ class LabelMap:
         Returns:
             float32 in [0, 1], with the known structures along ``dim``.
         """
-        p = logits.float().sigmoid() if self.sigmoid else logits.float().softmax(dim=dim)
-        sums = [
-            p.index_select(dim, torch.tensor(heads, device=p.device)).sum(dim=dim) for heads in self.sources if heads
-        ]
-        return torch.stack(sums, dim=dim).clamp(max=1)
+        return self.sums(logits.float().sigmoid() if self.sigmoid else logits.float().softmax(dim=dim), dim)
+
+    def sums(self, probabilities: Tensor, dim: int) -> Tensor:
+        """Of the known structures from those of the teacher's heads; both along ``dim``."""
+        known = [torch.tensor(heads, device=probabilities.device) for heads in self.sources if heads]
+        return torch.stack([probabilities.index_select(dim, heads).sum(dim=dim) for heads in known], dim=dim).clamp(
+            max=1
+        )
 
     def logits(self, logits: Tensor) -> Tensor:
         """A teacher's logits ``(B, K_t, *S)`` as a student's ``(B, 1 + H, *S)`` over the ``H`` known structures, with
@@ -147,12 +151,12 @@ def check_covered(student: Structures, maps: Sequence[LabelMap | None]) -> None:
         )
 
 
-def map_problems(student: Structures, teachers: Sequence[tuple[str, Structures, Named]], flag: str) -> list[str]:
+def map_problems(student: Structures, teachers: Sequence[tuple[str, Structures, Named]], mend: str) -> list[str]:
     """What is wrong with the maps of all teachers of a student, at once.
 
     Args:
         teachers: what each is called, its structures, and the names that were given for it.
-        flag: how the user leaves a structure to nobody, with ``{name}`` in it.
+        mend: what the user may do about a structure that no teacher knows, with ``{name}`` in it.
     """
     problems = []
     for title, teacher, named in teachers:
@@ -167,11 +171,7 @@ def map_problems(student: Structures, teachers: Sequence[tuple[str, Structures, 
         left_out = any(name in named and not named[name] for _, _, named in teachers)
         taught = any(map_labels(student, t, n).sources[student.names.index(name)] for _, t, n in teachers)
         if not taught and not left_out:
-            asked = flag.format(name=name)
-            problems.append(
-                f"no teacher knows {name!r} ({where}). Say what it is called there, {asked}THEIR_LABEL; or that the "
-                f"student shall learn it from its labels alone, {asked}"
-            )
+            problems.append(f"no teacher knows {name!r} ({where}). {mend.format(name=shlex.quote(name))}")
     return problems
 
 

@@ -11,17 +11,17 @@ from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.networks.build import build_network, find_trainer
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
-from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.files import read_json, sha256
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath
 from nnunetv2_kd.record import TeacherRecord, is_coarser
-from nnunetv2_kd.teachers.advice import moved_plans, plans_of_teacher
+from nnunetv2_kd.teachers.advice import moved_plans, named_labels, plans_of_teacher, through_a_store
 from nnunetv2_kd.teachers.check import (
     check_patch,
     check_same_task,
     patch_size,
     renamed_channel,
     same_labels_and_channels,
+    voxel_problems,
 )
 from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
 from nnunetv2_kd.teachers.label_map import LabelMap, map_labels, own_problems, structures_of
@@ -75,17 +75,7 @@ def load_teacher(
             network, *(patch_size(*model) for model in ((plans, configuration), (student_plans, student.configuration)))
         )
     cases = cases_of(path, plans, dataset_json, checkpoint)
-    record = TeacherRecord(
-        folder=path.where,
-        fold=str(path.fold),
-        checkpoint=path.checkpoint_name,
-        sha256=sha256(path.checkpoint),
-        trainer=str((checkpoint.get("kd") or {}).get("trainer", checkpoint["trainer_name"])),  # ours save stock names
-        epoch=int(checkpoint["current_epoch"]) if "current_epoch" in checkpoint else None,
-        params=count_params(network),
-        seen_validation_cases=cases.seen(student.dataset_name, validation),
-        mirrored_axes=mirrored_axes(checkpoint),
-    )
+    record = teacher_record(path, checkpoint, count_params(network), cases.seen(student.dataset_name, validation))
     heads = trained_heads(network, checkpoint.get("optimizer_state"))
     notes = [*missing, *(renamed_channel(dataset_json, student_dataset_json) if in_patches else [])]
     return RunningTeacher(network, record, heads, device, notes=notes, label_map=label_map)
@@ -107,19 +97,15 @@ def _check_patches(
     try:
         check_same_task(teacher, wanted, configuration, student.configuration, labels=options.labels is None)
     except KDError as error:
-        lines = []
-        if is_coarser(wanted[0]):
-            name, number = wanted[0]["plans_name"], dataset_id(student.dataset_name)
-            line = f"nnUNetv2_kd store -d {number} -c {student.configuration} -p {name} -f {path.fold}"
-            lines = [
-                "The student is coarser than its teacher, which then teaches through a store. Make it:",
-                f"  {line}",
-            ]
-        elif same_labels_and_channels(teacher[1], wanted[1]):
+        lines: list[str] = []
+        if not is_coarser(wanted[0]) and same_labels_and_channels(teacher[1], wanted[1]):
             lines = plans_of_teacher(path, teacher[0], configuration, student)
             if options.folder is None and options.plans is None:
-                moved = moved_plans(student, *wanted, teacher[0]["plans_name"])
-                lines = moved or lines
+                lines = moved_plans(student, *wanted, teacher[0]["plans_name"]) or lines
+        if voxel_problems(teacher, wanted, configuration, student.configuration):
+            lines += through_a_store(path, teacher[1], wanted, student, options.labels)
+        elif options.labels is None:
+            lines += named_labels(teacher[1], wanted[1])
         raise KDError("\n".join([str(error), *lines])) from error
 
 
@@ -146,6 +132,30 @@ ADD_TRAINER = (
     "It may build another network than its plans describe: add the folder that holds it to the environment variable "
     "nnUNet_extTrainer."
 )
+
+
+def teacher_record(
+    path: CheckpointPath, checkpoint: Mapping[str, Any], params: int, seen_validation_cases: int | None
+) -> TeacherRecord:
+    """What is written down of a teacher.
+
+    Args:
+        path: its place.
+        checkpoint: its content.
+        params: of its network.
+        seen_validation_cases: how many of the student's it was trained on; None: not known, or asked by fold later.
+    """
+    return TeacherRecord(
+        folder=path.where,
+        fold=str(path.fold),
+        checkpoint=path.checkpoint_name,
+        sha256=sha256(path.checkpoint),
+        trainer=str((checkpoint.get("kd") or {}).get("trainer", checkpoint["trainer_name"])),  # ours save stock names
+        epoch=int(checkpoint["current_epoch"]) if "current_epoch" in checkpoint else None,
+        params=params,
+        seen_validation_cases=seen_validation_cases,
+        mirrored_axes=mirrored_axes(checkpoint),
+    )
 
 
 def cases_of(

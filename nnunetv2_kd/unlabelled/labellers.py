@@ -1,6 +1,6 @@
 """The teachers: any trained nnU-Net models, each on the scans as they are, with its own plans."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ from nnunetv2_kd.inference.preprocess import preprocess
 from nnunetv2_kd.networks.build import build_network
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
-from nnunetv2_kd.nnunet.files import read_json, sha256
+from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.model_folder import ALL, CheckpointPath, fold_name
-from nnunetv2_kd.nnunet.teacher_labels import labels_without_ignore
-from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.teachers.check import channels
-from nnunetv2_kd.teachers.load import cases_of, load_strictly, mirrored_axes
+from nnunetv2_kd.teachers.label_map import LabelMap, Named, Structures, map_labels, map_problems, structures_of
+from nnunetv2_kd.teachers.load import cases_of, load_strictly, teacher_record
+
+MEND = (
+    "Say what it is called there, --labels {name}=THEIR_LABEL; a structure that no teacher knows would be background "
+    "in every scan"
+)
 
 
 class Labeller:
@@ -30,10 +34,12 @@ class Labeller:
     Attributes:
         folder: the model's.
         plans, dataset_json, configuration: of the model.
+        named: the dataset's label to the model's that make it up, where the names differ.
         records, training_cases: one per fold, as for a checkpoint's record.
 
     Args:
         paths: the folds' checkpoints, all of one model folder.
+        named: as above.
         device: to predict on.
         mirroring: whether to average over mirrored images, along the axes that the model was trained with.
         trust_pickle: load checkpoints with more than plain data in them.
@@ -43,9 +49,9 @@ class Labeller:
     """
 
     def __init__(
-        self, paths: Sequence[CheckpointPath], device: torch.device, mirroring: bool, trust_pickle: bool
+        self, paths: Sequence[CheckpointPath], named: Named, device: torch.device, mirroring: bool, trust_pickle: bool
     ) -> None:
-        self.folder = paths[0].folder
+        self.folder, self.named = paths[0].folder, named
         self.plans: dict[str, Any] = read_json(self.folder / "plans.json")
         self.dataset_json: dict[str, Any] = read_json(self.folder / "dataset.json")
         checkpoints = [read_checkpoint(path.checkpoint, trust_pickle) for path in paths]
@@ -62,7 +68,10 @@ class Labeller:
         for path, checkpoint in zip(paths, checkpoints, strict=True):
             load_strictly(network, checkpoint["network_weights"], path)
         params = count_params(network)
-        self.records = [_record(path, checkpoint, params) for path, checkpoint in zip(paths, checkpoints, strict=True)]
+        self.records = [
+            teacher_record(path, checkpoint, params, None)  # of a student's fold it is asked when that is trained
+            for path, checkpoint in zip(paths, checkpoints, strict=True)
+        ]
         self.training_cases = [
             cases_of(path, self.plans, self.dataset_json, checkpoint)
             for path, checkpoint in zip(paths, checkpoints, strict=True)
@@ -83,20 +92,28 @@ class Labeller:
         """nnU-Net's, of the model's images."""
         return self._predictor.plans_manager.image_reader_writer_class
 
-    @property
-    def structures(self) -> dict[str, Any]:
-        return labels_without_ignore(self.dataset_json)
+    def map_to(self, structures: Structures) -> LabelMap:
+        """Which of the model's heads are a dataset's structures."""
+        return map_labels(structures, structures_of(self.dataset_json), self.named)
+
+    def all_named(self, structures: Structures) -> dict[str, list[str] | None]:
+        """Each of a dataset's labels to the model's, None where it has none; empty where they are the same labels."""
+        label_map = self.map_to(structures)
+        if label_map.plain and not self.named:
+            return {}
+        known = {structures.names[number] for number in label_map.known}
+        return {name: list(self.named.get(name, [name])) if name in known else None for name in structures.names}
 
     @property
     def channels(self) -> list[str]:
         return [str(name) for name in channels(self.dataset_json).values()]
 
-    def probabilities(self, files: Sequence[Path]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    def probabilities(self, files: Sequence[Path], label_map: LabelMap) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """What each fold says about a scan.
 
         Yields:
-            Probabilities ``(K, *S)``, float32, of classes or of regions, in the scan's own space; and nnU-Net's
-            properties of the scan, to write it with.
+            Probabilities ``(U, *S)``, float32, of the structures that the map knows, in the scan's own space; and
+            nnU-Net's properties of the scan, to write it with.
         """
         predictor = self._predictor
         image, properties = preprocess(
@@ -110,7 +127,7 @@ class Labeller:
             predictor.list_of_parameters = [weights]
             logits: Tensor = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu()
             _, probabilities = predictor.segmentation_of(logits, properties, probabilities=True)
-            yield np.asarray(probabilities, dtype=np.float32), properties
+            yield label_map.sums(torch.from_numpy(np.asarray(probabilities, dtype=np.float32)), 0).numpy(), properties
 
 
 @dataclass(frozen=True)
@@ -119,6 +136,7 @@ class Models:
 
     Attributes:
         folders: of the models.
+        named: for each of them, the dataset's label to the model's that make it up, where the names differ.
         folds: of each; None: all that are trained, ``all`` only where there is no other.
         checkpoint: file name inside a fold's folder.
         trust_pickle: load checkpoints with more than plain data in them.
@@ -127,6 +145,7 @@ class Models:
     """
 
     folders: tuple[Path, ...]
+    named: tuple[Mapping[str, tuple[str, ...]], ...]
     folds: tuple[str, ...] | None
     checkpoint: str
     trust_pickle: bool
@@ -141,10 +160,10 @@ def find_labellers(models: Models) -> tuple[list[Labeller], list[str]]:
         The teachers, and what is wrong with others, one text each.
     """
     labellers, problems = [], []
-    for folder in models.folders:
+    for folder, named in zip(models.folders, models.named, strict=True):
         try:
             paths = [_find(folder, fold, models.checkpoint) for fold in models.folds or _trained(folder, models)]
-            labellers.append(Labeller(paths, models.device, models.mirroring, models.trust_pickle))
+            labellers.append(Labeller(paths, named, models.device, models.mirroring, models.trust_pickle))
         except KDError as error:
             told = str(error).replace("set 'teacher: {trust_pickle: true}' in the options file", "add --trust_pickle")
             problems.append(told)
@@ -154,29 +173,19 @@ def find_labellers(models: Models) -> tuple[list[Labeller], list[str]]:
     return labellers, problems
 
 
-def label_problems(labeller: Labeller, dataset_json: dict[str, Any], channel_names: Sequence[str]) -> list[str]:
-    """What keeps a model from labelling for a dataset: other structures, other values for them, other channels."""
-    structures, wanted = labeller.structures, labels_without_ignore(dataset_json)
-    problems = [
-        f"{labeller.folder} {has} the label {name}, which the dataset {lacks}"
-        for names, has, lacks in (
-            (structures.keys() - wanted.keys(), "has", "lacks"),
-            (wanted.keys() - structures.keys(), "lacks", "has"),
-        )
-        for name in sorted(names)
-    ]
-    if not problems and structures != wanted:
-        problems.append(f"{labeller.folder} numbers the labels otherwise: {structures}, the dataset {wanted}")
-    if any(isinstance(value, tuple) for value in wanted.values()):
-        orders = [json.get("regions_class_order") for json in (labeller.dataset_json, dataset_json)]
-        if list(structures) != list(wanted) or orders[0] != orders[1]:
-            problems.append(f"{labeller.folder} has its regions in another order than the dataset")
+def label_problems(labellers: Sequence[Labeller], structures: Structures) -> list[str]:
+    """What keeps models from labelling a dataset's structures: names that do not fit, a structure that none knows."""
+    return map_problems(
+        structures, [(str(one.folder), structures_of(one.dataset_json), one.named) for one in labellers], MEND
+    )
+
+
+def channel_problems(labeller: Labeller, names: Sequence[str]) -> list[str]:
+    """What keeps a model from looking at scans with these channels."""
     own = [name.lower() for name in labeller.channels]
-    if len(own) != len(channel_names) or (len(own) > 1 and own != [name.lower() for name in channel_names]):
-        problems.append(
-            f"{labeller.folder} has the channels {', '.join(labeller.channels)}, the dataset {', '.join(channel_names)}"
-        )
-    return problems
+    if len(own) == len(names) and (len(own) == 1 or own == [name.lower() for name in names]):
+        return []
+    return [f"{labeller.folder} has the channels {', '.join(labeller.channels)}, the dataset {', '.join(names)}"]
 
 
 def same_reader_problems(labellers: Sequence[Labeller]) -> list[str]:
@@ -215,17 +224,3 @@ def _trained(folder: Path, models: Models) -> list[str]:
     """The folds that a model has; 0 where it has none, which is then told to be missing."""
     found = sorted(fold_name(file.parent) for file in folder.glob(f"fold_*/{models.checkpoint}"))
     return [fold for fold in found if fold != ALL] or found or ["0"]
-
-
-def _record(path: CheckpointPath, checkpoint: dict[str, Any], params: int) -> TeacherRecord:
-    return TeacherRecord(
-        folder=str(path.folder),
-        fold=str(path.fold),
-        checkpoint=path.checkpoint_name,
-        sha256=sha256(path.checkpoint),
-        trainer=str((checkpoint.get("kd") or {}).get("trainer", checkpoint["trainer_name"])),
-        epoch=int(checkpoint["current_epoch"]) if "current_epoch" in checkpoint else None,
-        params=params,
-        seen_validation_cases=None,
-        mirrored_axes=mirrored_axes(checkpoint),
-    )

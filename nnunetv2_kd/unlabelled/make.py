@@ -24,17 +24,19 @@ from nnunetv2_kd.nnunet.plans import Plans
 from nnunetv2_kd.nnunet.splits import SPLITS
 from nnunetv2_kd.nnunet.teacher_labels import KEY, labelling_teachers, labels_without_ignore, teacher_labelled
 from nnunetv2_kd.teachers.check import channels, check_same_task
+from nnunetv2_kd.teachers.label_map import Structures, structures_of
 from nnunetv2_kd.unlabelled.labelled import NOBODY, Labelled, joined_splits, read_labelled
 from nnunetv2_kd.unlabelled.labellers import (
     Labeller,
     Models,
     as_plain,
+    channel_problems,
     find_labellers,
     label_problems,
     same_reader_problems,
 )
 from nnunetv2_kd.unlabelled.output import PROGRESS, Output, output_name, unset_variables, write_preprocessed
-from nnunetv2_kd.unlabelled.pseudo_labels import PseudoLabels, Rules, as_segmentation, pseudo_labels
+from nnunetv2_kd.unlabelled.pseudo_labels import Mean, Member, PseudoLabels, Rules, as_segmentation, pseudo_labels
 from nnunetv2_kd.unlabelled.scans import Scan, check_scans, find_scans
 
 STUDENT_KEYS = ("kd", "kd_student")  # of plans that this package made: the teacher's own size is no shrunken one here
@@ -81,7 +83,7 @@ class Made:
     teaching: Sequence[Labeller]
     labelled: int
     scans: dict[str, dict[str, Any]]
-    structures: Sequence[str]
+    structures: Structures
     uses_ignore: bool
     splits: Sequence[dict[str, list[str]]]
 
@@ -107,8 +109,9 @@ def make(request: Request, say: Callable[[str], None]) -> Made:
     name = output_name(request.output, _dataset_name(request) or str(labellers[0].plans["dataset_name"]))
     names = [str(channel) for channel in channels(dataset_json).values()]
     scans, of_scans = find_scans(request.scans, dataset_json["file_ending"], names)
+    problems += label_problems(labellers, structures_of(dataset_json))
     for labeller in labellers:
-        problems += label_problems(labeller, dataset_json, names)
+        problems += channel_problems(labeller, names)
     output = Output(name, _settings(request, labellers, scans), request.command)
     problems += [*same_reader_problems(labellers), *of_labelled, *of_scans, *filter(None, [output.problem()])]
     problems += check_scans(scans, labellers[0].reader(), names, labelled.images)
@@ -143,11 +146,13 @@ def _dataset_name(request: Request) -> str | None:
 
 
 def _labelled(request: Request, first: Labeller) -> tuple[Labelled, dict[str, Any], list[str]]:
-    """The labelled cases and their dataset.json; without any the first teacher's."""
+    """The labelled cases and their dataset.json; without any the first teacher's, or the labels that were named."""
     if request.dataset is None:
-        kept = ("channel_names", "modality", "labels", "regions_class_order", "overwrite_image_reader_writer")
-        own = {key: first.dataset_json[key] for key in kept if key in first.dataset_json}
-        return NOBODY, {**own, "file_ending": first.dataset_json["file_ending"]}, []
+        kept = ["channel_names", "modality", "overwrite_image_reader_writer", "file_ending"]
+        names = list(dict.fromkeys(name for named in request.models.named for name in named))
+        kept += [] if names else ["labels", "regions_class_order"]
+        named = {"labels": {"background": 0} | {name: value for value, name in enumerate(names, 1)}} if names else {}
+        return NOBODY, {key: first.dataset_json[key] for key in kept if key in first.dataset_json} | named, []
     labelled, problems = read_labelled(request.dataset)
     return labelled, read_json(request.dataset / "dataset.json"), problems
 
@@ -158,6 +163,7 @@ def _settings(request: Request, labellers: Sequence[Labeller], scans: Sequence[S
         "dataset": _dataset_name(request),
         "scans": {scan.case: [str(file.absolute()) for file in scan.files] for scan in scans},
         "teachers": [record.sha256 for labeller in labellers for record in labeller.records],
+        "labels": [dict(named) for named in request.models.named],
         "mirroring": [list(labeller.mirroring) for labeller in labellers],
         "rules": asdict(request.rules),
     }
@@ -203,20 +209,22 @@ def _label(
     request: Request, labellers: Sequence[Labeller], scan: Scan, dataset_json: dict[str, Any]
 ) -> tuple[PseudoLabels, dict[str, Any]]:
     """The labels of one scan, and nnU-Net's properties of it."""
-    first = labellers[0]
-    manager = PlansManager(first.plans).get_label_manager(first.dataset_json)
-    teachers = sum(len(labeller.records) for labeller in labellers)
-    mean: Any = np.float32(0)  # ``(K, *S)`` once the first has spoken
-    members: list[np.ndarray] = []
+    manager = PlansManager(labellers[0].plans).get_label_manager(dataset_json)
+    structures = structures_of(dataset_json)
+    values = {name: tuple(sorted(own)) for name, own in structures.values.items()}
+    mean, members = Mean(len(values), structures.sigmoid), []
     properties: dict[str, Any] = {}
     for labeller in labellers:
-        for probabilities, read in labeller.probabilities(scan.files):
-            members.append(as_segmentation(probabilities, manager))
-            mean = mean + probabilities / teachers
+        label_map = labeller.map_to(structures)
+        known = {structures.names[number]: values[structures.names[number]] for number in label_map.known}
+        for probabilities, read in labeller.probabilities(scan.files, label_map):
+            own = Mean(len(values), structures.sigmoid)
+            own.add(probabilities, label_map.known)
+            members.append(Member(as_segmentation(own.heads(), manager), known))
+            mean.add(probabilities, label_map.known)
             properties = properties or read
-    structures = {name: value for name, value in first.structures.items() if name != "background"}
     ignore = dataset_json["labels"].get("ignore", 0)
-    return pseudo_labels(mean, members, manager, structures, ignore, request.rules), properties
+    return pseudo_labels(mean.heads(), members, manager, values, ignore, request.rules), properties
 
 
 def _place(
@@ -283,7 +291,7 @@ def _finish(
         teaching=_teaching(labellers, plans, content),
         labelled=len(labelled.images),
         scans=output.scans,
-        structures=[name for name in labels_without_ignore(dataset_json) if name != "background"],
+        structures=structures_of(dataset_json),
         uses_ignore="ignore" in dataset_json["labels"],
         splits=splits,
     )
@@ -298,7 +306,10 @@ def _teaching(labellers: Sequence[Labeller], plans: Plans, dataset_json: dict[st
             continue
         with suppress(KDError):  # it then labels only
             own = labeller.plans, labeller.dataset_json
-            check_same_task(own, (plans, dataset_json), labeller.configuration, first.configuration)
+            voxels_only = bool(labeller.all_named(structures_of(dataset_json)))  # its labels are mapped
+            check_same_task(
+                own, (plans, dataset_json), labeller.configuration, first.configuration, labels=not voxels_only
+            )
             found.append(labeller)
     return found
 

@@ -1,13 +1,13 @@
 """From what several teachers say about a scan to labels, where they are sure, and to how far they agree."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-Structures = dict[str, int | tuple[int, ...]]
+Structures = Mapping[str, int | tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,59 @@ class Rules:
 
 
 @dataclass(frozen=True)
+class Member:
+    """One teacher of several.
+
+    Attributes:
+        segmentation: ``(*S)`` of the dataset's labels, 0 for all that the teacher does not know.
+        known: the structures that it knows.
+    """
+
+    segmentation: np.ndarray
+    known: Structures
+
+
+class Mean:
+    """The mean of teachers that may know different structures: each structure from those that know it.
+
+    Exclusive structures that together are claimed by more than 1 are divided by their sum (ours), as those of stored
+    teachers are (`teachers.combine.mix_known`).
+
+    Args:
+        structures: how many the dataset has.
+        sigmoid: whether they are overlapping regions.
+    """
+
+    def __init__(self, structures: int, sigmoid: bool) -> None:
+        self._sigmoid = sigmoid
+        self._counts = np.zeros(structures, dtype=np.float32)
+        self._sums: list[np.ndarray | None] = [None] * structures
+
+    def add(self, probabilities: np.ndarray, known: Sequence[int]) -> None:
+        """One teacher more.
+
+        Args:
+            probabilities: ``(U, *S)`` of the structures that it knows.
+            known: their numbers.
+        """
+        for number, own in zip(known, probabilities, strict=True):
+            before = self._sums[number]
+            self._sums[number] = own.copy() if before is None else before + own
+            self._counts[number] += 1
+
+    def heads(self) -> np.ndarray:
+        """Probabilities ``(K, *S)`` of nnU-Net's heads, float32; a structure that no teacher knows has 0."""
+        there = next(found for found in self._sums if found is not None)
+        nothing = np.zeros_like(there)
+        counts = self._counts.clip(min=1)
+        mean = np.stack([(nothing if s is None else s) / n for s, n in zip(self._sums, counts, strict=True)])
+        if self._sigmoid:
+            return mean.astype(np.float32)
+        mean /= mean.sum(0, keepdims=True).clip(min=1)
+        return np.concatenate(((1 - mean.sum(0, keepdims=True)).clip(min=0), mean)).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class PseudoLabels:
     """Labels of one scan.
 
@@ -49,7 +102,7 @@ class PseudoLabels:
 
 def pseudo_labels(
     probabilities: np.ndarray,
-    members: Sequence[np.ndarray],
+    members: Sequence[Member],
     labels: LabelManager,
     structures: Structures,
     ignore: int,
@@ -59,7 +112,7 @@ def pseudo_labels(
 
     Args:
         probabilities: ``(K, *S)``, the mean of the teachers; of classes, or of regions.
-        members: ``(*S)`` each, every teacher's own segmentation.
+        members: every teacher's own segmentation.
         labels: nnU-Net's, of the heads.
         structures: name to value, or to values of a region, without background.
         ignore: value for voxels of which the teachers are not sure.
@@ -73,13 +126,13 @@ def pseudo_labels(
     segmentation = as_segmentation(probabilities, labels)
     sure = _confidence(probabilities, labels.has_regions) >= rules.confidence
     if len(members) > 1:
-        votes = np.mean([member == segmentation for member in members], axis=0, dtype=np.float32)
+        votes = np.mean([_same(member, segmentation) for member in members], axis=0, dtype=np.float32)
         sure &= votes >= rules.votes - 1e-6
     return PseudoLabels(
         segmentation=np.where(sure, segmentation, segmentation.dtype.type(ignore)),
         voxels={name: int(np.isin(segmentation, values).sum()) for name, values in structures.items()},
         ignored=int((~sure).sum()),
-        agreement=_agreement(segmentation, members, structures) if len(members) > 1 else None,
+        agreement=_agreement(segmentation, members) if len(members) > 1 else None,
     )
 
 
@@ -96,12 +149,21 @@ def _confidence(probabilities: np.ndarray, has_regions: bool) -> np.ndarray:
     return np.maximum(probabilities, 1 - probabilities).min(0)
 
 
-def _agreement(segmentation: np.ndarray, members: Sequence[np.ndarray], structures: Structures) -> float:
-    """Mean over teachers, and over the structures that a teacher or the mean sees. Where none sees any they agree."""
+def _same(member: Member, segmentation: np.ndarray) -> np.ndarray:
+    """Where a teacher says the same ``(*S)``, as far as it knows: which of its structures a voxel is in."""
+    found = np.ones(segmentation.shape, dtype=bool)
+    for values in member.known.values():
+        found &= np.isin(member.segmentation, values) == np.isin(segmentation, values)
+    return found
+
+
+def _agreement(segmentation: np.ndarray, members: Sequence[Member]) -> float:
+    """Mean over teachers, and over the structures that a teacher knows and it or the mean sees. Where none sees any
+    they agree."""
     values = [
         float(2 * (one & other).sum() / (one.sum() + other.sum()))
         for member in members
-        for structure in structures.values()
-        if (one := np.isin(member, structure)).any() | (other := np.isin(segmentation, structure)).any()
+        for structure in member.known.values()
+        if (one := np.isin(member.segmentation, structure)).any() | (other := np.isin(segmentation, structure)).any()
     ]
     return float(np.mean(values)) if values else 1.0

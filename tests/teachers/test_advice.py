@@ -77,12 +77,20 @@ def test_another_spacing_of_a_zip(folders):
     assert plans_of(folders, OTHER)["dataset_name"] == OTHER
 
 
-def test_other_labels_have_no_such_mend(folders):
+def test_other_labels_and_other_channels_are_not_mended_by_the_teachers_plans(folders):
     teacher = folders / "results" / OTHER / NAME
     (teacher / "dataset.json").write_text(json.dumps(DATASET_JSON | {"labels": {"background": 0, "c": 1, "b": 2}}))
-    with pytest.raises(KDError) as caught:
+    with pytest.raises(KDError, match=r"nnUNetv2_kd store -d 40 .* --labels a=") as caught:
         load(plans_of(folders, MINE), folder=teacher)
-    assert "nnUNetv2_" not in str(caught.value)
+    assert "nnUNetv2_move_plans" not in str(caught.value)
+    (teacher / "dataset.json").write_text(json.dumps(DATASET_JSON | {"labels": {"background": 0, "c": 1, "d": 2}}))
+    with pytest.raises(
+        KDError, match=r"No label has the same name. Say what .*: labels: \{a: \[THEIR_LABEL\]\}, of .* c, d"
+    ):
+        load(plans_of(folders, MINE), folder=teacher)
+    (teacher / "dataset.json").write_text(json.dumps(DATASET_JSON | {"channel_names": {"0": "CT"}}))
+    with pytest.raises(KDError, match=r"A store could not be made either. .*is the teacher's CT.*--channels"):
+        load(plans_of(folders, MINE), folder=teacher)
 
 
 def moved_student(folders):

@@ -2,9 +2,14 @@
 
 import json
 
+import blosc2
+import numpy as np
 import pytest
+import SimpleITK as sitk
+import torch
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.teachers.stored import quantization
 from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
 from tests.conftest import DATASET
 
@@ -48,6 +53,42 @@ def test_cascade(cascaded):
     assert "Mean Validation Dice" in log
     own = world.model("nnUNetTrainerRegionKD", configuration="3d_lowres") / "predicted_next_stage"
     assert not own.exists()
+    check_a_stored_cascade(world)
+
+
+def check_a_stored_cascade(world):
+    """A cascade teaches a student of one stage; what is stored is what nnU-Net's own prediction says of it."""
+    low = world.model("nnUNetTrainer", configuration="3d_lowres")
+    images, out = world.raw / DATASET / "imagesTr", world.root / "out"
+    predict = ["nnUNetv2_predict", "-d", "4", "-tr", "nnUNetTrainer", "-f", "all", "-i", images, "--disable_tta"]
+    predict += ["-device", "cpu", "-npp", "1", "-nps", "1"]
+    balance_classes(low / "fold_all" / "checkpoint_final.pth", world, predict)
+    world.run(*predict, "-c", "3d_lowres", "-o", out / "low")
+    second = ["-c", "3d_cascade_fullres", "-prev_stage_predictions", out / "low", "--save_probabilities"]
+    world.run(*predict, *second, "-o", out / "full")
+
+    teacher = world.model("nnUNetTrainer", configuration="3d_cascade_fullres")
+    store = ["nnUNetv2_kd", "store", "-d", "4", "-c", "3d_fullres", "-f", "all", "-o", "cascade", "--disable_tta"]
+    world.run(*store, "--teacher_folder", teacher, "-device", "cpu")
+    kept = world.preprocessed / DATASET / "nnUNetPlans_3d_fullres_teacher_cascade"
+    for file in sorted((out / "full").glob("*.npz")):
+        expected = np.load(file)["probabilities"][1:]
+        stored = quantization.decode(blosc2.open(str(kept / f"{file.stem}.b2nd"))[:])
+        assert stored.shape == expected.shape
+        assert np.abs(stored - expected).mean() < 0.01
+    found = [sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in (out / "low").glob("*.nii.gz")]
+    assert all(len(np.unique(segmentation)) > 1 for segmentation in found)  # the second stage has something to see
+
+
+def balance_classes(checkpoint, world, predict):
+    """Take each class's mean log probability off its bias, so that a barely trained network finds all of them."""
+    out = world.root / "out" / "before"
+    world.run(*predict, "-c", "3d_lowres", "-o", out, "--save_probabilities")
+    mean = np.mean([np.log(np.load(file)["probabilities"]).mean(axis=(1, 2, 3)) for file in out.glob("*.npz")], axis=0)
+    content = torch.load(checkpoint, weights_only=False)
+    heads = [key for key in content["network_weights"] if "seg_layers" in key and key.endswith("bias")]
+    content["network_weights"][max(heads)] -= torch.from_numpy(mean).float()
+    torch.save(content, checkpoint)
 
 
 @pytest.mark.commands

@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_kd.trainers.last_words import did_you_mean, trainer_names
 from nnunetv2_kd.trainers.mixin import DistillationMixin
@@ -54,6 +55,20 @@ def test_a_missing_teacher_is_told_once_and_the_line_for_it_works(world):
     assert "Traceback" not in done.stderr
     (line,) = [part for part in done.stderr.splitlines() if part.startswith("Train it with: ")]
     assert line.endswith("nnUNetv2_train 4 3d_fullres 1 -device cpu")  # no CUDA device here
+    with mock.patch.object(nnUNetTrainer, "on_train_start", one_iteration(nnUNetTrainer.on_train_start)):
+        trained = world.run(*shlex.split(line.removeprefix("Train it with: ")), validate=False)
+        assert "nnunetv2_kd" not in trained.stdout
+        assert "Training done." in world.train("nnUNetTrainerKD", fold="1", validate=False, **options).stdout
+
+
+def one_iteration(plain):
+    """Instead of nnU-Net's own 250,000."""
+
+    def on_train_start(self):
+        self.num_epochs = self.num_iterations_per_epoch = self.num_val_iterations_per_epoch = 1
+        plain(self)
+
+    return on_train_start
 
 
 def test_no_cuda_device(world, monkeypatch):

@@ -2,7 +2,6 @@
 fails."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -117,10 +116,25 @@ def test_a_finished_training_of_another_method_is_not_replaced(student, options,
     assert state(student.results) == before
 
 
-def test_an_unfinished_training_of_another_method_is_not_replaced(student):
-    os.rename(fold_of(student) / "checkpoint_final.pth", fold_of(student) / "checkpoint_latest.pth")
-    with pytest.raises(KDError, match=r"(?s)holds the unfinished training.*To go on with the unfinished one:.* --c"):
-        make_trainer(nnUNetTrainerKD, student, **QUICK, seed=1).run_training()
+def test_an_unfinished_training_of_another_method_is_not_replaced_and_goes_on_by_the_line(here):
+    """Interrupted in its second epoch."""
+    plain = nnUNetTrainerKD.on_epoch_start
+
+    def interrupt(trainer):
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+        plain(trainer)
+
+    options = {"epochs": 2, "iterations_per_epoch": 1, "save_every": 1}
+    with mock.patch.object(nnUNetTrainerKD, "on_epoch_start", interrupt):
+        here.train("nnUNetTrainerKD", check=False, **options)
+    done = here.train("nnUNetTrainerKD", check=False, **options, seed=1)
+    assert "holds the unfinished training of another student" in done.stderr
+    _, line, *_ = done.stderr[done.stderr.index("To go on with the unfinished one:") :].splitlines()
+    log = typed(here, line.strip()).stdout
+    assert "Training done." in log
+    assert "Epoch 0" not in log
+    assert json.loads((fold_of(here) / "kd_record.json").read_text())["options"]["seed"] == 0
 
 
 def test_a_teacher_that_was_trained_again_is_another_one(student):

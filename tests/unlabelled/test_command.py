@@ -1,12 +1,15 @@
 """``nnUNetv2_kd unlabelled`` as its users type it, on bundled cases and a tiny trained teacher."""
 
 import json
+import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 import yaml
 
 from tests.conftest import DATA, DATASET
@@ -154,8 +157,58 @@ def test_a_teacher_of_other_labels_is_refused(world, scans):
     labels = {"labels": {"background": 0, "Anterior": 1, "Tail": 2}}
     file.write_text(json.dumps(json.loads(file.read_text()) | labels))
     done = unlabelled(world, scans, "-d", "4", "-f", "0", check=False)
-    assert "has the label Tail, which the dataset lacks" in done.stderr
-    assert "lacks the label Posterior, which the dataset has" in done.stderr
+    assert "no teacher knows 'Posterior'" in done.stderr
+    assert "--labels Posterior=THEIR_LABEL" in done.stderr
+    named = unlabelled(world, scans, "-d", "4", "-f", "0", "--labels", "Posterior=Tail")  # as the refusal says
+    assert "labelled by nnUNetTrainer__nnUNetPlans__3d_fullres (fold 0)" in named.stdout
+    student = yaml.safe_load((world.raw / NAME / "student.yaml").read_text())
+    assert student["teacher"]["labels"] == {"Anterior": ["Anterior"], "Posterior": ["Tail"]}
+
+
+@pytest.mark.commands
+def test_a_student_of_some_of_a_models_structures(world, scans):
+    """The whole of what the model knows in parts, without a labelled case."""
+    for file in sorted((DATA / "imagesTr").glob("*.nii.gz"))[13:15]:
+        shutil.copyfile(file, scans / file.name)
+    flags = ("--teacher_folder", str(world.model("nnUNetTrainer")), "-f", "0")
+    done = unlabelled(world, scans, *flags, "--labels", "whole=Anterior,Posterior")
+    assert json_of(world)["labels"] == {"background": 0, "whole": 1}
+    assert {int(voxels(file).max()) for file in (world.raw / NAME / "labelsTr").iterdir()} <= {0, 1}
+    student = yaml.safe_load((world.raw / NAME / "student.yaml").read_text())
+    assert student["teacher"]["labels"] == {"whole": ["Anterior", "Posterior"]}
+    assert "whole, voxels" in done.stdout
+    world.run("nnUNetv2_extract_fingerprint", "-d", "104", "-np", "1", nnUNet_n_proc_DA="1")
+    world.run("nnUNetv2_preprocess", "-d", "104", "-c", "3d_fullres", "-np", "1")
+    world.train("nnUNetTrainerRegionKD", dataset="104", **student)
+    folder = world.model("nnUNetTrainerRegionKD", dataset=NAME) / "fold_0"
+    [teacher] = json.loads((folder / "kd_record.json").read_text())["teachers"]
+    assert teacher["folder"] == str(world.model("nnUNetTrainer"))
+
+
+@pytest.mark.commands
+def test_two_partial_teachers_label_and_are_stored_by_the_line_that_is_printed(world, scans):
+    """Of two copies of a model, each with names of which the dataset knows one."""
+    folders = []
+    for known, other in (("Anterior", "X"), ("Posterior", "Y")):
+        folder = world.results / f"only_{known}" / world.model("nnUNetTrainer").name
+        shutil.copytree(world.model("nnUNetTrainer"), folder)
+        values = {known: 1, other: 2} if known == "Anterior" else {other: 1, known: 2}
+        file = folder / "dataset.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"labels": {"background": 0, **values}}))
+        checkpoint = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)
+        torch.save(checkpoint | {"known": known}, folder / "fold_0" / "checkpoint_final.pth")  # no copy of the other
+        folders += ["--teacher_folder", str(folder)]
+    done = unlabelled(world, scans, "-d", "4", *folders, "-f", "0", "--votes", "0", "--scan_dice", "0")
+    [line] = [line.strip() for line in done.stdout.splitlines() if line.strip().startswith("nnUNetv2_kd store")]
+    world.run("nnUNetv2_extract_fingerprint", "-d", "104", "-np", "1", nnUNet_n_proc_DA="1")
+    world.run("nnUNetv2_preprocess", "-d", "104", "-c", "3d_fullres", "-np", "1")
+    stored = world.run(*shlex.split(line), "--disable_tta")
+    assert "fold 0 teaches Anterior as Anterior, not Posterior" in stored.stderr
+
+
+def test_a_label_that_is_left_to_nobody_is_refused(world, scans):
+    done = unlabelled(world, scans, "-d", "4", "-f", "0", "--labels", "Posterior=", check=False)
+    assert "leaves Posterior to nobody, so that it would be background in every scan" in done.stderr
 
 
 def test_a_number_that_is_none_is_refused(world, scans):
@@ -196,10 +249,10 @@ def test_a_scan_that_fails_is_named_after_the_others_are_done(world, scans, monk
 
     plain, broken = Labeller.probabilities, sorted(scans.iterdir())[0]
 
-    def failing(self, files):
+    def failing(self, files, label_map):
         if files[0] == broken:
             raise RuntimeError("no memory")
-        return plain(self, files)
+        return plain(self, files, label_map)
 
     monkeypatch.setattr(Labeller, "probabilities", failing)
     done = unlabelled(world, scans, "-d", "4", "-f", "0", check=False)
@@ -232,7 +285,9 @@ def test_scans_on_which_teachers_disagree_are_left_out_and_listed(world, scans, 
 
     def disagreeing(probabilities, members, *rest):
         seen.append(len(members))
-        members = [np.ones_like(members[0]), np.zeros_like(members[0])] if len(seen) == 1 else [members[0], members[0]]
+        same = members[0].segmentation
+        other = [np.ones_like(same), np.zeros_like(same)] if len(seen) == 1 else [same, same]
+        members = [replace(members[0], segmentation=found) for found in other]
         return plain(members_as_probabilities(members), members, *rest)
 
     monkeypatch.setattr(make, "pseudo_labels", disagreeing)
@@ -249,4 +304,5 @@ def test_scans_on_which_teachers_disagree_are_left_out_and_listed(world, scans, 
 
 def members_as_probabilities(members):
     """The mean of segmentations as ``(3, *S)``."""
+    members = [member.segmentation for member in members]
     return np.mean([np.stack([member == value for value in range(3)]) for member in members], axis=0, dtype=np.float32)

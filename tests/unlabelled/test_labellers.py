@@ -2,9 +2,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnunetv2_kd.nnunet.teacher_labels import agreement_note, labels_without_ignore
+from nnunetv2_kd.nnunet.teacher_labels import agreement_note
+from nnunetv2_kd.teachers.label_map import structures_of
 from nnunetv2_kd.trainers.provenance import teacher_labels
-from nnunetv2_kd.unlabelled.labellers import label_problems, same_reader_problems
+from nnunetv2_kd.unlabelled.labellers import channel_problems, label_problems, same_reader_problems
 
 REGIONS = {
     "channel_names": {"0": "T1", "1": "T2"},
@@ -13,32 +14,54 @@ REGIONS = {
 }
 
 
-def labeller(dataset_json, reader="SimpleITKIO"):
+def labeller(dataset_json, reader="SimpleITKIO", **named):
     return SimpleNamespace(
         folder="M",
         dataset_json=dataset_json,
-        structures=labels_without_ignore(dataset_json),
+        named=named,
         channels=list(dataset_json["channel_names"].values()),
         reader=type(reader, (), {}),
     )
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("labels", "named", "words"),
     [
-        ({}, None),
-        ({"labels": {**REGIONS["labels"], "ignore": 3}}, None),
-        ({"channel_names": {"0": "t1", "1": "T2"}}, None),
-        ({"labels": {"background": 0, "whole": [1, 2], "core": 1}}, "numbers the labels otherwise"),
-        ({"labels": {"background": 0, "core": 2, "whole": [1, 2]}}, "regions in another order"),
-        ({"regions_class_order": [2, 1]}, "regions in another order"),
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "lacks the label core, which the dataset has"),
-        ({"channel_names": {"0": "T2", "1": "T1"}}, "has the channels T2, T1, the dataset T1, T2"),
-        ({"channel_names": {"0": "T1"}}, "has the channels T1, the dataset T1, T2"),
+        (REGIONS["labels"], {}, None),
+        ({**REGIONS["labels"], "ignore": 3}, {}, None),
+        ({"background": 0, "core": 2, "whole": [1, 2]}, {}, None),  # another order: matched by name
+        ({"background": 0, "tumour": [1, 2], "core": 2}, {"whole": ["tumour"]}, None),
+        ({"background": 0, "edema": 1, "core": 2}, {"whole": ["edema", "core"]}, None),
+        (
+            {"background": 0, "whole": [1, 2]},
+            {},
+            "no teacher knows 'core' (M: whole). Say what it is called there, --labels",
+        ),
+        (REGIONS["labels"], {"whole": ["all"]}, "no teacher has a label 'all'"),
+        (REGIONS["labels"], {"all": ["whole"]}, "M: the student has no label 'all', only whole, core"),
     ],
 )
-def test_a_teacher_labels_for_datasets_of_its_own_structures_and_channels(change, words):
-    problems = label_problems(labeller({**REGIONS, **change}), REGIONS, ["T1", "T2"])
+def test_a_teachers_labels_are_matched_by_name_and_by_what_the_user_says(labels, named, words):
+    problems = label_problems([labeller({**REGIONS, "labels": labels}, **named)], structures_of(REGIONS))
+    assert problems == [] if words is None else words in problems[0]
+
+
+def test_teachers_cover_the_labels_together():
+    core, whole = ({**REGIONS, "labels": {"background": 0, **own}} for own in ({"core": 2}, {"whole": [1, 2]}))
+    assert label_problems([labeller(core), labeller(whole)], structures_of(REGIONS)) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["t1", "T2"], None),
+        (["T2", "T1"], "has the channels T2, T1, the dataset T1, T2"),
+        (["T1"], "has the channels T1, the dataset T1, T2"),
+    ],
+)
+def test_channels_are_compared_in_their_order(names, words):
+    own = {**REGIONS, "channel_names": dict(enumerate(names))}
+    problems = channel_problems(labeller(own), ["T1", "T2"])
     assert problems == [] if words is None else words in problems[0]
 
 

@@ -1,6 +1,7 @@
 """Stores of teachers that share neither voxels nor labels with their student, through the commands."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+import yaml
 
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.errors import KDError
@@ -133,6 +135,52 @@ def test_running_teachers_with_maps(here):
     only["labels"] = {"Posterior": "lung"}
     with pytest.raises(KDError, match="the teacher has no label 'lung', only Anterior, nothing"):
         make_trainer(nnUNetTrainerKD, here, teacher=only).on_train_start()
+
+
+def refusal(trainer) -> str:
+    with pytest.raises(KDError) as caught:
+        trainer.on_train_start()
+    return str(caught.value)
+
+
+def test_the_line_that_matches_labels_by_name_is_true(here):
+    """Labels with other numbers, and labels that are not all known."""
+    turned = teacher_with(here, "turned", {"background": 0, "Posterior": 1, "Anterior": 2})
+    partial = teacher_with(here, "partial", {"background": 0, "Anterior": 1, "nothing": 2})
+    for folder, expected in (
+        (turned, "labels: {Anterior: [Anterior], Posterior: [Posterior]}"),
+        (partial, "labels: {Anterior: [Anterior], Posterior: null}"),
+    ):
+        told = refusal(make_trainer(nnUNetTrainerKD, here, teacher={"folder": str(folder)}))
+        [line] = [line for line in told.splitlines() if "labels: {Anterior" in line and "add to the teacher" in line]
+        assert line.endswith(expected)
+        named = yaml.safe_load(line[line.index("labels: {") :])
+        trainer = make_trainer(nnUNetTrainerKD, here, teacher={"folder": str(folder), **named})
+        trainer.on_train_start()
+    assert "The teacher's: Anterior, nothing" in told
+
+
+def test_the_line_that_stores_a_teacher_of_another_spacing_is_true(here):
+    folder = teacher_with(here, "coarse", {"background": 0, "Anterior": 1, "nothing": 2})
+    plans = json.loads((folder / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = [1.5, 1.0, 1.0]
+    (folder / "plans.json").write_text(json.dumps(plans))
+    told = refusal(make_trainer(nnUNetTrainerKD, here, teacher={"folder": str(folder)}))
+    [line] = [line for line in told.splitlines() if "nnUNetv2_kd store" in line]
+    assert main(shlex.split(line)[1:]) == 0
+    said = yaml.safe_load(told[told.index("stored_teacher: ") :])
+    trainer = make_trainer(nnUNetTrainerKD, here, **said)
+    trainer.on_train_start()
+
+
+def test_the_line_that_stores_the_teacher_of_a_coarser_student_is_true(here, capsys):
+    assert main(["plan", "-d", "4", "--coarser", "2", "-o", "Coarse", "-c", "3d_fullres"]) == 0
+    here.run("nnUNetv2_preprocess", "-d", "4", "-plans_name", "Coarse", "-c", "3d_fullres", "-np", "1")
+    told = refusal(make_trainer(nnUNetTrainerKD, here, plans="Coarse"))
+    [line] = [line for line in told.splitlines() if "nnUNetv2_kd store" in line]
+    assert main(shlex.split(line)[1:]) == 0
+    said = yaml.safe_load(told[told.index("stored_teacher: ") :])
+    make_trainer(nnUNetTrainerKD, here, plans="Coarse", **said).on_train_start()
 
 
 def test_a_coarser_student(here, capsys, monkeypatch):

@@ -1,0 +1,43 @@
+"""The flag ``--labels`` of the commands that run teachers."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from nnunetv2_kd.errors import KDError, listing
+
+
+def label_maps(entries: list[str] | None, count: int) -> list[dict[str, tuple[str, ...]]]:
+    """``kidney=kidney_left,kidney_right`` of all teachers, ``2:kidney=kidneys`` of the second one.
+
+    Returns:
+        The student's label to the teacher's, for every teacher.
+
+    Raises:
+        KDError: lists the entries that cannot be read.
+    """
+    maps: list[dict[str, tuple[str, ...]]] = [{} for _ in range(count)]
+    problems = []
+    for entry in entries or ():
+        match = re.fullmatch(r"(?:(\d+):)?([^=]+)=(.*)", entry)
+        if match is None:
+            problems.append(f"expected LABEL=THEIR_LABEL[,THEIR_LABEL], found {entry!r}")
+        elif match[1] and not 1 <= int(match[1]) <= count:
+            problems.append(f"{entry!r} is for teacher {match[1]}, but there are {count}")
+        else:
+            names = tuple(name.strip() for name in match[3].split(",") if name.strip())
+            for number in [int(match[1]) - 1] if match[1] else range(count):
+                if maps[number].setdefault(match[2].strip(), names) != names:
+                    problems.append(f"{match[2]!r} is mapped two ways for teacher {number + 1}")
+    if problems:
+        raise KDError(listing("--labels cannot be used:", problems))
+    return maps
+
+
+def label_words(maps: Sequence[Mapping[str, Sequence[str]]]) -> list[str]:
+    """The flag and its words that say these maps; nothing for none."""
+    words = [
+        f"{f'{number}:' if len(maps) > 1 else ''}{name}={','.join(labels)}"
+        for number, named in enumerate(maps, 1)
+        for name, labels in named.items()
+    ]
+    return ["--labels", *words] if words else []
