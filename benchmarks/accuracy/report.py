@@ -198,9 +198,10 @@ def sizes_table(runs: Runs) -> str:
     """Study 7, with the 1/16 of study 1."""
     study = [*chosen(runs, study="optimizer"), *chosen(runs, study="sizes")]
     arms = (SGD, "AdamW 0.003", ALONE)
-    names = sorted(in_order(study, "dataset"), key=lambda name: (name.split(",")[0], -size_of(name)))
-    rows = [[name, *(seeds_cell(chosen(study, dataset=name, arm=arm)) for arm in arms)] for name in names]
-    rows = [[f"{row[0]}, 1/16" if "/" not in row[0] else row[0], *row[1:]] for row in rows]
+    rows = []
+    for dataset in sorted(in_order(study, "dataset"), key=lambda name: (name.split(",")[0], -size_of(name))):
+        named = dataset if "/" in dataset else f"{dataset}, 1/16"
+        rows.append([named, *(seeds_cell(chosen(study, dataset=dataset, arm=arm)) for arm in arms)])
     return markdown(["student alone, 1000 iterations", *arms], rows)
 
 
@@ -210,34 +211,43 @@ def size_of(dataset: str) -> float:
     return 1 / int(found[1]) if found else 1 / 16
 
 
+def arm_rows(study: Runs, first: Sequence[str], teacher: Runs | None = None) -> list[list[str]]:
+    """One row per arm: Dice, difference to the first arm, share of the gap where a teacher is given, costs.
+
+    Args:
+        study: of one data set and budget.
+        first: arms that come first, that to compare with before all.
+        teacher: what the gap reaches to.
+    """
+    reference = chosen(study, arm=first[0])
+    rows = []
+    for arm in arms_of(study, first):
+        mine = chosen(study, arm=arm)
+        is_other = arm != first[0]
+        gap = [] if teacher is None else [gap_cell(mine, reference, teacher) if is_other else ""]
+        rows.append([arm, seeds_cell(mine), difference_cell(mine, reference) if is_other else "", *gap, *costs(mine)])
+    return rows
+
+
 def other_fold_table(runs: Runs) -> str:
     """Study 8."""
     study = chosen(runs, study="other_fold")
     if not study:
         return "Not run."
-    rows = []
-    for dataset in in_order(study, "dataset"):
-        teacher, alone = chosen(runs, study="teachers", dataset=dataset), chosen(study, dataset=dataset, arm=ALONE)
-        rows.append(["teacher, 2500 iterations", seeds_cell(teacher), "", "", *costs(teacher)])
-        for arm in arms_of(study, (ALONE, "RegionKD as it is")):
-            mine = chosen(study, dataset=dataset, arm=arm)
-            compared = ["", ""] if arm == ALONE else [difference_cell(mine, alone), gap_cell(mine, alone, teacher)]
-            rows.append(["student alone" if arm == ALONE else arm, seeds_cell(mine), *compared, *costs(mine)])
-    return markdown(["hippocampus 2d, fold 1", "Dice", "against alone", "share of the gap", "NSD", "minutes"], rows)
+    [dataset] = in_order(study, "dataset")
+    teacher = chosen(runs, study="teachers", dataset=dataset)
+    rows = [["teacher, 2500 iterations", seeds_cell(teacher), "", "", *costs(teacher)]]
+    rows += arm_rows(study, (ALONE, "RegionKD as it is"), teacher)
+    header = [f"{dataset}, 3000 iterations", "Dice", f"against {ALONE}", "share of the gap", "NSD", "minutes"]
+    return markdown(header, rows)
 
 
 def shapes_table(runs: Runs) -> str:
     """Study 9."""
     study = chosen(runs, study="shapes")
-    if not study:
-        return "Not run."
     first = "4-8-16-32, two convolutions"
-    reference = chosen(study, arm=first)
-    rows = []
-    for arm in arms_of(study, (first,)):
-        mine = chosen(study, arm=arm)
-        rows.append([arm, seeds_cell(mine), "" if arm == first else difference_cell(mine, reference)])
-    return markdown(["student alone, 1000 iterations", "Dice", f"against {first}"], rows)
+    header = ["student alone, 1000 iterations", "Dice", f"against {first}", "NSD", "minutes"]
+    return markdown(header, arm_rows(study, (first,))) if study else "Not run."
 
 
 def equality(runs: Runs, reference: Runs) -> str:
@@ -269,33 +279,27 @@ def few_labels_table(runs: Runs) -> str:
     if not study:
         return "Not run."
     first = ("8 labelled, alone", "8 labelled, RegionKD", "8 labelled and 32 by the teacher, alone")
-    rows = []
-    for budget in sorted(in_order(study, "budget"), key=budget_of):
-        alone = chosen(study, arm=first[0], budget=budget)
-        for arm in arms_of(chosen(study, budget=budget), first):
-            mine = chosen(study, arm=arm, budget=budget)
-            compared = "" if arm == first[0] else difference_cell(mine, alone)
-            rows.append([budget, arm, seeds_cell(mine), compared, *costs(mine)])
-    return markdown(["hippocampus 2d, AdamW 0.01", "", "Dice", "against 8 labelled, alone", "NSD", "minutes"], rows)
+    return by_budget(study, first, [])
 
 
 def unlabelled_table(runs: Runs) -> str:
-    """Study 10: one row per arm."""
+    """Studies 10 and 11: one row per arm and budget."""
     study = chosen(runs, study="unlabelled")
     if not study:
         return "Not run."
-    first = "12 labelled, alone"
-    alone = chosen(study, arm=first)
     rows = []
     for name in ("12 labelled", "all"):
         dataset = "hippocampus 2d" if name == "all" else f"hippocampus 2d, {name}"
         teacher = chosen(runs, study="teachers", dataset=dataset)
-        rows.append([f"teacher of {name}", seeds_cell(teacher), "", *costs(teacher)])
-    for arm in arms_of(study, (first,)):
-        mine = chosen(study, arm=arm)
-        rows.append([arm, seeds_cell(mine), "" if arm == first else difference_cell(mine, alone), *costs(mine)])
-    header = ["hippocampus 2d, AdamW 0.01, 1500 iterations", "Dice", "against 12 labelled, alone", "NSD", "minutes"]
-    return markdown(header, rows)
+        rows.append(["2500 iterations", f"teacher of {name}", seeds_cell(teacher), "", *costs(teacher)])
+    return by_budget(study, ("12 labelled, alone",), rows)
+
+
+def by_budget(study: Runs, first: Sequence[str], rows: list[list[str]]) -> str:
+    """After these rows those of every budget's arms, against its first arm."""
+    for budget in sorted(in_order(study, "budget"), key=budget_of):
+        rows = [*rows, *([budget, *row] for row in arm_rows(chosen(study, budget=budget), first))]
+    return markdown(["hippocampus 2d, AdamW 0.01", "", "Dice", f"against {first[0]}", "NSD", "minutes"], rows)
 
 
 def structures_table(runs: Runs) -> str:
