@@ -101,11 +101,12 @@ def load_models(
     weights, labels = teacher_weights(args.weights, len(named)), label_maps(args.labels, len(named))
     channels = channel_names(args.channels)
     images = cache(lambda: raw_images(base.name, dataset_json, cases))
-    models = []
+    wrong = [fold for fold in args.f if not (fold == "all" or fold.isdigit())]
+    if wrong:
+        raise KDError(f"-f must be folds, such as 0 1 2 or all, found {' '.join(wrong)}.")
+    models, problems = [], []
     for where, weight, names in zip(named, weights, labels, strict=True):
         for fold in args.f:
-            if not (fold == "all" or fold.isdigit()):
-                raise KDError(f"-f must be folds, such as 0 1 2 or all, found {fold}.")
             options = TeacherOptions(
                 **where,
                 fold=fold if fold == "all" else int(fold),
@@ -117,8 +118,11 @@ def load_models(
             try:
                 models.append(CasePredictor(options, student, plans, dataset_json, *setting, images, channels, weight))
             except KDError as error:
-                flags = "-tr, -p, -f, -chk, --teacher_folder and --trust_pickle"
-                raise KDError(f"{error}\n(What is said of an options file is said here by {flags}.)") from error
+                problems.append(str(error))
+    if problems:
+        flags = "-tr, -p, -f, -chk, --teacher_folder and --trust_pickle"
+        told = dict.fromkeys(problems)  # what is wrong with a folder is wrong with each of its folds
+        raise KDError("\n".join([*told, f"(What is said of an options file is said here by {flags}.)"]))
     check_different([model.teacher for model in models])
     check_labels(models, dataset_json)
     for note in sorted({note for model in models for note in model.teacher.notes}):

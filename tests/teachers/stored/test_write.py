@@ -254,3 +254,9 @@ def test_refused(here, capsys, monkeypatch, flags, expected):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert store(*flags) == 1
     assert expected in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_several_teachers_is_told_at_once(here, capsys):
+    assert store("--teacher_folder", "/nowhere", "--teacher_folder", "/neither", "-f", "0", "1") == 1
+    error = capsys.readouterr().err
+    assert error.count("/nowhere/plans.json does not exist") == error.count("/neither/plans.json does not exist") == 1
