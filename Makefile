@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all mutants test-browser benchmark results lint install clean
+.PHONY: demo test test-all mutants test-browser benchmark results lint docs notebook dist install clean
 
 demo: $(STAMP)
 	$(BIN)/nnUNetv2_kd demo -o demo_output
@@ -47,6 +47,22 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, into build/site. Any warning is an error: a link that leads nowhere, a page that is not in the navigation
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(STAMP)
+	$(BIN)/mkdocs build --quiet
+
+# examples/python_api.ipynb from the script, with its output
+notebook: $(STAMP)
+	$(BIN)/jupytext --to notebook --set-kernel python3 examples/python_api.py
+	$(BIN)/jupyter-execute --inplace examples/python_api.ipynb
+
+# Wheel and sdist, into dist/
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 install: $(STAMP)
 

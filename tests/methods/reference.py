@@ -1,5 +1,5 @@
 """The formulas of nnunetv2_kd.methods again, in float64 NumPy, with plain loops over samples, classes and voxels.
-Written from docs/methods.md and not from the torch code."""
+Written from docs/formulas.md and not from the torch code."""
 
 import itertools
 
