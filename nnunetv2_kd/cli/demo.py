@@ -16,6 +16,6 @@ def run(args: argparse.Namespace) -> int:
     console.print(table_of(rows))
     for sentence in sentences(rows):
         console.print(sentence, highlight=False)
-    console.print(f"Picture: {picture(output)}", soft_wrap=True)
+    console.print(f"Picture: {picture(output, rows)}", soft_wrap=True)
     console.print(f"Models, predictions and numbers: {output}", soft_wrap=True)
     return 0

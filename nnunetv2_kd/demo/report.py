@@ -165,11 +165,21 @@ def sentences(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def picture(output: Path) -> Path:
-    """Three held-aside cases, the slice with most hippocampus: image, ground truth, and what each model says."""
+def picture(output: Path, rows: list[dict[str, Any]]) -> Path:
+    """Three held-aside cases, the slice with most hippocampus: image, ground truth, and what each model says, with its
+    Dice and its time.
+
+    Args:
+        output: the demo's folder.
+        rows: of `measure`.
+    """
     raw = output / "raw" / DATASET
     cases = [f.name.removesuffix(".nii.gz") for f in sorted((raw / "labelsTs").glob("*.nii.gz"))][::3]
-    columns = ["image", "ground truth", *(model.name for model in MODELS)]
+    said = [
+        f"Dice {row['mean_dice']:.3f}\nnnU-Net {row['ms_per_case']:.0f} ms, ours {row['ms_per_case_fast']:.0f} ms"
+        for row in rows
+    ]
+    columns = ["image", "ground truth", *(f"{m.name}\n{words}" for m, words in zip(MODELS, said, strict=True))]
     figure, axes = plt.subplots(
         len(cases), len(columns), figsize=(2.6 * len(columns), 3.1 * len(cases)), layout="constrained", squeeze=False
     )
@@ -186,7 +196,7 @@ def picture(output: Path) -> Path:
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(case)
     for axis, title in zip(axes[0], columns, strict=True):
-        axis.set_title(title)
+        axis.set_title(title, fontsize=10)
     file = output / "comparison.png"
     figure.savefig(file, dpi=110)
     plt.close(figure)
