@@ -9,6 +9,7 @@ from nnunetv2.configuration import default_num_processes
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.networks.cpu_mode import processor_name
+from nnunetv2_kd.networks.devices import is_there
 from nnunetv2_kd.networks.threads import allowed_threads
 
 
@@ -18,8 +19,7 @@ def check_device(device: torch.device) -> None:
     Raises:
         KDError: where it is not; with what to type.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if not there[device.type]:
+    if not is_there(device):
         raise KDError(f"There is no device {device.type} here. Add: -device cpu")
 
 

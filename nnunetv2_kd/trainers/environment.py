@@ -8,6 +8,7 @@ import torch
 from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.networks.devices import is_there
 from nnunetv2_kd.nnunet.files import why_not_writable
 from nnunetv2_kd.trainers.command_line import this_line
 
@@ -38,8 +39,7 @@ def check_device(device: torch.device) -> None:
     Raises:
         KDError: where it is not; with the line to type.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, True):
+    if not is_there(device):
         name = {"cuda": "CUDA device", "mps": "Apple GPU"}[device.type]
         raise KDError(f"There is no {name} here. Train on the processor:\n  {this_line('-device', 'cpu')}")
 

@@ -18,7 +18,7 @@ from nnunetv2_kd.inference.model_card import without_origin
 from nnunetv2_kd.inference.runtimes import is_installed
 from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from tests.inference.models import KINDS, make_images, make_model, make_previous
-from tests.untrained_models import DATASET, make_folders
+from tests.untrained_models import DATASET
 
 ALONE = ["-device", "cpu", "-npp", "0", "-nps", "0", "--disable_progress_bar"]
 needs_openvino = pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
@@ -43,14 +43,6 @@ RUNS = [
         marks=pytest.mark.skipif(not is_installed("onnx"), reason="onnxruntime is not installed"),
     ),
 ]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    make_folders(tmp_path, monkeypatch)
-    monkeypatch.setenv("nnUNet_kd_cache", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def segmentations(folder):

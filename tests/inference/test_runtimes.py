@@ -11,7 +11,6 @@ from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.inference.runtimes import is_installed
 from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from tests.inference.models import KINDS, make_images, make_model, make_previous
-from tests.untrained_models import make_folders
 
 ALONE = ["-device", "cpu", "-npp", "0", "-nps", "0", "--disable_progress_bar"]
 RUNTIMES = [
@@ -19,14 +18,6 @@ RUNTIMES = [
     for r in ("torch", "openvino", "onnx")
 ]
 needs_openvino = pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    make_folders(tmp_path, monkeypatch)
-    monkeypatch.setenv("nnUNet_kd_cache", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def arguments(kind: str, output: str, configuration: str, folds: tuple[int, ...] = (0,)) -> list[str]:
