@@ -2,11 +2,15 @@
 
 import json
 import os
+import shlex
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from nnunetv2_kd.cli.main import main
+from tests.conftest import DATASET
 from tests.scored_models import eroded, record, results, shifted  # noqa: F401
 
 
@@ -62,3 +66,25 @@ def test_a_dataset_without_a_model(results, capsys):  # noqa: F811
     )
     assert main(["status", "-d", "8"]) == 1
     assert "There is no dataset 8" in capsys.readouterr().err
+
+
+@pytest.mark.commands
+def test_stores_and_one_whose_teacher_was_trained_again(stored_world):
+    status = ("nnUNetv2_kd", "status", "-d", "4")
+    folder = stored_world.preprocessed / DATASET / "nnUNetPlans_3d_fullres_teacher_fold_0"
+    [line] = [line for line in stored_world.run(*status).stdout.splitlines() if line.startswith("  store ")]
+    assert " fold_0: " in line or f" {folder.name}: " in line
+    assert "6 of 6 cases" in line
+    assert line.endswith("of nnUNetTrainer__nnUNetPlans__3d_fullres, fold 0")
+
+    header = folder / "store.json"
+    content = json.loads(header.read_text())
+    content["teachers"][0]["folder"] = str(stored_world.model("nnUNetTrainer"))  # of this copy of the world
+    header.write_text(json.dumps(content))
+    checkpoint = stored_world.model("nnUNetTrainer") / "fold_0" / "checkpoint_final.pth"
+    torch.save(torch.load(checkpoint, weights_only=False) | {"current_epoch": 9}, checkpoint)
+    useless = stored_world.run(*status).stdout.split("Can be thrown away:")[1]
+    [line] = [line for line in useless.splitlines() if "a store whose teacher was trained again since" in line]
+    *_, remove, flag, place = shlex.split(line)
+    assert (remove, flag) == ("rm", "-r")
+    assert Path(place) == folder
