@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -14,6 +13,7 @@ from nnunetv2_kd.inference.agreement import Agreement
 from nnunetv2_kd.inference.export import ExportRequest, export
 from nnunetv2_kd.nnunet.datasets import trained_dataset
 from nnunetv2_kd.nnunet.model_folder import ModelName
+from nnunetv2_kd.terminal import plain_console
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         intended_use=args.intended_use,
         licence=args.licence,
     )
-    console = Console()
+    console = plain_console()
     found = export(
         request,
         lambda line: console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True),

@@ -1,11 +1,18 @@
-"""Images in a folder, in nnU-Net's naming, and whether their files are whole."""
+"""Images in a folder, in nnU-Net's naming, and whether all of their files are there, are whole, and can be read."""
 
 import gzip
 import math
+import re
 import struct
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
 from nnunetv2_kd.errors import KDError
@@ -25,6 +32,108 @@ def cases_in(folder: Path, ending: str) -> list[str]:
     if not cases:
         raise KDError(f"-i {folder} holds no image named CASE_0000{ending}, as the models of this dataset expect.")
     return cases
+
+
+def reader_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> type:
+    """nnU-Net's reader of a model's images: the one that its plans name, by which it was trained; told by the ending of
+    the files only where they name none."""
+    if "image_reader_writer" in plans:
+        found: type = PlansManager(dict(plans)).image_reader_writer_class
+        return found
+    guessed: type = determine_reader_writer_from_dataset_json(dict(dataset_json), verbose=False)
+    return guessed
+
+
+def channel_files(folder: Path, case: str, ending: str) -> list[str]:
+    """The files of a case's channels, in their order."""
+    named = re.compile(rf"{re.escape(case)}_\d{{4}}{re.escape(ending)}")
+    return sorted(str(file) for file in folder.glob(f"*{ending}") if named.fullmatch(file.name))
+
+
+def naming_problems(folder: Path, ending: str, channels: int | None) -> list[str]:
+    """What is wrong with the names in a folder, one line each.
+
+    Args:
+        channels: of the model, where every channel is a file of its own; None: not told by the number of files.
+    """
+    named = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
+    problems, found = [], dict[str, list[int]]()
+    for file in sorted(folder.glob(f"*{ending}")):
+        match = named.fullmatch(file.name)
+        if match is None:
+            problems.append(f"{file.name}: expected CASE_0000{ending} and so on, one file per channel")
+        else:
+            found.setdefault(match[1], []).append(int(match[2]))
+    for case, numbers in found.items():
+        expected = list(range(channels if channels is not None else len(numbers)))
+        if numbers != expected:
+            there = ", ".join(f"{number:04d}" for number in numbers)
+            problems.append(f"{case}: has the channels {there}, expected {', '.join(f'{n:04d}' for n in expected)}")
+    return problems
+
+
+def file_per_channel(reader: type, dataset_json: Mapping[str, Any]) -> int | None:
+    """How many files a case has, where that is the number of the model's channels; None for colour images of one file,
+    and for readers that are not known here."""
+    known = reader.__module__.startswith("nnunetv2.imageio.") and reader.__name__ != "NaturalImage2DIO"
+    names = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    return len(names) if known and names else None
+
+
+def reading_problems(cases: Mapping[str, Sequence[str]], reader: type, channels: int, whole: bool = True) -> list[str]:
+    """What keeps images from being predicted, one line per case; all of them are looked at.
+
+    Args:
+        cases: the files of the channels of each.
+        reader: nnU-Net's, see `reader_of`.
+        channels: that the model expects; 0: not known.
+        whole: read every voxel, and look for values that are no numbers. Else only what the files' headers say, where
+            the reader has headers; seconds for thousands of files.
+    """
+    problems = []
+    for case, files in cases.items():
+        problem = _reading_problem(files, reader, channels, whole)
+        if problem:
+            problems.append(f"{case}: {problem}")
+    return problems
+
+
+def _reading_problem(files: Sequence[str], reader: type, channels: int, whole: bool) -> str:
+    try:
+        for file in files:
+            check_whole(Path(file))
+        if not whole and issubclass(reader, SimpleITKIO):
+            return _header_problem(files, channels)
+        image, _ = reader().read_images(list(files))
+    except KDError as error:
+        return str(error)
+    except Exception as error:  # the reader's, of any kind
+        return f"cannot be read: {last_line(error)}"
+    if channels and image.shape[0] != channels:
+        return f"has {image.shape[0]} channels, the model expects {channels}"
+    if not np.isfinite(image).all():
+        return f"{' or '.join(Path(file).name for file in files)} holds values that are not finite numbers"
+    return ""
+
+
+def _header_problem(files: Sequence[str], channels: int) -> str:
+    import SimpleITK as sitk  # noqa: N813
+
+    sizes = []
+    for file in files:
+        header = sitk.ImageFileReader()
+        header.SetFileName(file)
+        header.ReadImageInformation()
+        sizes.append(header.GetSize())
+    if len(set(sizes)) > 1:
+        return f"its channels have different sizes: {', '.join('×'.join(map(str, size)) for size in sizes)}"
+    return f"has {len(files)} channels, the model expects {channels}" if channels and len(files) != channels else ""
+
+
+def last_line(error: Exception) -> str:
+    """Of a library's message of many lines the last that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def check_whole(file: Path) -> None:

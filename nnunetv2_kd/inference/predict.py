@@ -23,7 +23,6 @@ from nnunetv2_kd.inference.predictor import FastPredictor
 from nnunetv2_kd.inference.runtimes import check_runtime
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.networks.threads import torch_threads
-from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.datasets import trained_dataset
 from nnunetv2_kd.nnunet.files import check_writable, read_json
 from nnunetv2_kd.nnunet.model_folder import ALL, checkpoints_of, fold_name, parse_model_name
@@ -143,7 +142,7 @@ def speed_up(predictor: nnUNetPredictor, wanted: cpu_mode.CpuSpeed) -> cpu_mode.
 
 
 def check_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str) -> None:
-    """The model's files are there, and can be read.
+    """The model's files are there.
 
     Raises:
         KDError: names those that are not, the folds that are, and trainings that have not come to their end.
@@ -156,9 +155,6 @@ def check_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str) 
         found = f"Folds with {checkpoint_name}: {', '.join(trained)}. Name them: -f {' '.join(trained)}"
         others = "" if trained else _models_beside(folder)
         raise KDError(listing("The model is not complete:", missing) + (f"\n{found}" if trained else others))
-    for file in checkpoints:
-        if file.stat().st_size == 0 or not _is_archive(file):
-            read_checkpoint(file)  # says what is wrong with it
 
 
 def _models_beside(folder: Path) -> str:
@@ -174,13 +170,6 @@ def _begun(file: Path) -> str:
     if file.suffix != ".pth" or not begun:
         return ""
     return f": the training has not come to its end (go on: add --c; or predict with -chk {begun[-1]})"
-
-
-def _is_archive(file: Path) -> bool:
-    """torch's format since 1.6 ends with a table of contents, which a file that was cut short lacks."""
-    import zipfile
-
-    return zipfile.is_zipfile(file)
 
 
 def _known(arguments: Sequence[str]) -> argparse.Namespace:

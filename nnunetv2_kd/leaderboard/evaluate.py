@@ -99,7 +99,7 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
     say(f"{dataset}: {len(alike)} models" + (f", {len(models)} rows" if len(models) > len(alike) else ""))
     image_set, agreement = None, ""
     if request.images is not None and request.truths is not None and request.output is not None:
-        image_set = check_images(request.images, request.truths, models[0].dataset_json)
+        image_set = check_images(request.images, request.truths, models[0].dataset_json, models[0].plans)
         to_score = _predicted(models, runs_in, image_set, request, request.output / "predictions" / dataset, say)
         how = f"predicted by nnU-Net {_computed_in(runs_in)}with all trained folds"
         source = f"{len(image_set.cases)} images of {request.images}, {how}"
