@@ -15,11 +15,11 @@ import torch
 from nnunetv2_kd.choices import Precision, RuntimeChoice
 from nnunetv2_kd.inference.choose import ChosenRuntime, use_runtime
 from nnunetv2_kd.inference.device import process_memory
-from nnunetv2_kd.inference.images import reader_of
 from nnunetv2_kd.inference.predict import speed_up
 from nnunetv2_kd.inference.predictor import fast_predictor_of, predictor_of
 from nnunetv2_kd.inference.runtimes import NAMES
 from nnunetv2_kd.networks import cpu_mode
+from nnunetv2_kd.nnunet.images import reader_of
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
 

@@ -67,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
     console.print(cost_table(whole, student, widths, dataset_json))
     console.print(f"Written: {target}", soft_wrap=True)
     lines = coarser_lines if is_coarser else training_lines
-    for line in lines(dataset_id(folder.name), configurations, name, whole, student):
+    in_3d = [c for c in configurations if c.startswith("3d")]  # nobody asked for 2d where the images are 3D
+    shown = args.c or in_3d or configurations
+    for line in lines(dataset_id(folder.name), shown, name, whole, student):
         console.print(line, soft_wrap=True, highlight=False)
     return 0
 

@@ -13,9 +13,9 @@ import torch
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.device import prediction_threads, stopwatch
-from nnunetv2_kd.inference.images import reader_of
 from nnunetv2_kd.inference.predictor import FastPredictor
 from nnunetv2_kd.inference.preprocess import preprocess
+from nnunetv2_kd.nnunet.images import reader_of
 
 NSD_TOLERANCE = 1.0  # mm
 

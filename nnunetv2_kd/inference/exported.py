@@ -33,7 +33,7 @@ def is_exported(folder: Path) -> bool:
     if not (folder / EXPORT_FILE).is_file():
         return False
     about = read_json(folder / EXPORT_FILE, mend=AGAIN)
-    return not isinstance(about, dict) or about.get("format") in RUNTIMES
+    return not isinstance(about, dict) or about.get("format") != "nnunet"  # a stock folder beside its zip
 
 
 def exported_folds(folder: Path) -> list[str]:

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import check_device, prediction_threads
-from nnunetv2_kd.inference.images import cases_in
 from nnunetv2_kd.inference.labels import segmentation_of
 from nnunetv2_kd.inference.mirroring import MirroredMean
 from nnunetv2_kd.inference.pipeline import Background, Prefetched
@@ -28,6 +27,7 @@ from nnunetv2_kd.inference.sessions import SessionNetwork
 from nnunetv2_kd.networks.build import build_network, configuration_of, find_trainer
 from nnunetv2_kd.networks.threads import limit_threads, torch_threads
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+from nnunetv2_kd.nnunet.images import cases_in
 from nnunetv2_kd.nnunet.model_files import read_model_files
 from nnunetv2_kd.nnunet.model_folder import FINAL, CheckpointPath
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
@@ -182,7 +182,7 @@ class FastPredictor(nnUNetPredictor):
                     if isinstance(case, Exception):
                         raise case
                     image, properties = case
-                    logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu()
+                    logits = finite(self.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu())
                 except Exception as error:  # of any kind: the other cases go on, and it is told at the end
                     background.failed[name] = error
                     continue
@@ -262,7 +262,7 @@ class FastPredictor(nnUNetPredictor):
             input_image, None, image_properties, self.plans_manager, self.configuration_manager, self.dataset_json
         )
         image = np.ascontiguousarray(image, dtype=np.float32)
-        logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu()
+        logits = finite(self.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu())
         return self.segmentation_of(logits, properties, save_or_return_probabilities)
 
     def _write(self, segmentation: Any, properties: dict[str, Any], output: Path) -> None:
@@ -277,6 +277,20 @@ class FastPredictor(nnUNetPredictor):
             writer.write_seg(segmentation, f"{beside}{self.dataset_json['file_ending']}", properties)
             for file in Path(folder).iterdir():
                 shutil.move(file, output.parent / file.name)
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Logits that are numbers: of others nnU-Net would make a segmentation that looks like one.
+
+    Raises:
+        KDError: where one is none.
+    """
+    if not torch.isfinite(logits).all():
+        raise KDError(
+            "the network's output is not finite: the image holds values that are no numbers, or so large that the "
+            "network overflows"
+        )
+    return logits
 
 
 def _told(error: Exception) -> str:

@@ -27,6 +27,7 @@ from nnunetv2_kd.leaderboard.scores import (
     validation_jobs,
 )
 from nnunetv2_kd.nnunet.datasets import ground_truth_folder, training_images
+from nnunetv2_kd.nnunet.images import reader_of, reading_problems
 from nnunetv2_kd.nnunet.splits import Split, read_splits
 from nnunetv2_kd.nnunet.teacher_labels import agreement_note
 from nnunetv2_kd.nnunet.trained_models import TrainedModel, find_models, pick
@@ -248,6 +249,10 @@ def _timed(
     cases = [channels for channels in images if channels][: request.timed]
     if not cases:
         return costs, "", ["Not timed: no image of the scored cases was found (nnUNet_raw, imagesTr)."]
+    reader = reader_of(models[0].plans, models[0].dataset_json)
+    unreadable = reading_problems({Path(files[0]).name: files for files in cases}, reader, 0)
+    if unreadable:
+        return costs, "", [f"Not timed: {problem}" for problem in unreadable]
     say(f"timing on {len(cases)} cases")
     rows = [
         TimedModel(model, runtime=runs_in[model.name].runtime, precision=runs_in[model.name].precision)

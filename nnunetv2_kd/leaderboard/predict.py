@@ -16,11 +16,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.choose import use_runtime
-from nnunetv2_kd.inference.images import cases_in, check_whole, file_per_channel, naming_problems, reader_of
 from nnunetv2_kd.inference.predictor import fast_predictor_of, predictor_of
 from nnunetv2_kd.leaderboard.request import STOCK, RunsIn
 from nnunetv2_kd.leaderboard.scores import ScoringJob, geometry_difference, structures_of
 from nnunetv2_kd.nnunet.files import sha256, write_text
+from nnunetv2_kd.nnunet.images import cases_in, channel_problems, check_whole, file_per_channel, reader_of
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
 STAMP = "made_with.json"
@@ -66,9 +66,9 @@ def check_images(
         raise KDError(listing(f"{len(without)} of {len(cases)} images have no ground truth:", shown))
     reader = reader_of(plans or {}, dataset_json)
     expected = file_per_channel(reader, dataset_json)
-    misnamed = naming_problems(images, ending, expected)
-    if misnamed:
-        raise KDError(listing(f"-i {images} holds files that nnU-Net would take for something else:", misnamed))
+    lacking = channel_problems(images, ending, expected)
+    if lacking:
+        raise KDError(listing(f"-i {images} lacks channels, or has some too many:", lacking))
     channels = expected or 0
     if expected is None:
         channels = len({file.name[-len(ending) - 5 :] for file in images.glob(f"{glob.escape(cases[0])}_????{ending}")})

@@ -25,7 +25,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics, load_summa
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.inference.images import reader_of
+from nnunetv2_kd.nnunet.images import reader_of
 from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel
 from nnunetv2_kd.nnunet.validation import read_validation
 

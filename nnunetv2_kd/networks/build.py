@@ -64,7 +64,10 @@ def build_network(
     trainer_class = find_trainer(trainer_name) or nnUNetTrainer
     manager, config = configuration_of(plans, configuration, trust)
     with as_nnunet_writes(f"the network of {configuration} in the plans"):
-        return _build(trainer_class, manager, config, dataset_json, deep_supervision)
+        network = _build(trainer_class, manager, config, dataset_json, deep_supervision)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"what it names gives a {type(network).__name__}, and no network")
+    return network
 
 
 def _build(

@@ -60,9 +60,9 @@ def load_teacher(
     configuration = checkpoint["init_args"]["configuration"]
     label_map = None
     if in_patches:
-        _check_patches(
-            options, path, (plans, dataset_json), (student_plans, student_dataset_json), configuration, student
-        )
+        with as_nnunet_writes(str(path.folder)):
+            wanted = (student_plans, student_dataset_json)
+            _check_patches(options, path, (plans, dataset_json), wanted, configuration, student)
         label_map = running_map(options, dataset_json, student_dataset_json)
     trainer = str(checkpoint["trainer_name"])
     network = build_network(plans, configuration, dataset_json, trainer, deep_supervision, options.trust)

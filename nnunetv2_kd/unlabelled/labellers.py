@@ -126,7 +126,12 @@ class Labeller:
             predictor.list_of_parameters = [weights]
             logits: Tensor = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu()
             _, probabilities = predictor.segmentation_of(logits, properties, probabilities=True)
-            yield label_map.sums(torch.from_numpy(np.asarray(probabilities, dtype=np.float32)), 0).numpy(), properties
+            probabilities = np.asarray(probabilities, dtype=np.float32)
+            if not np.isfinite(probabilities).all():
+                raise KDError(
+                    f"what {self.folder.name} says of it is not finite: its weights are damaged, or the image"
+                )
+            yield label_map.sums(torch.from_numpy(probabilities), 0).numpy(), properties
 
 
 @dataclass(frozen=True)

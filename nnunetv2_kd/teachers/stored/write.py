@@ -91,11 +91,9 @@ def make(task: Task, models: Sequence[CasePredictor], overwrite: bool, say: Call
             failed = []
             for case in tqdm(todo, unit="case", disable=None):
                 try:
-                    answers = _answers(task, models, dataset, case)
+                    _store_case(task, models, dataset, case)
                 except KDError as error:
                     failed.append(f"{case}: {error}")
-                else:
-                    _write_case(task, case, answers)
             if failed:
                 title = f"{len(failed)} of {len(todo)} cases cannot be stored; the others are:"
                 raise KDError(listing(title, failed) + f"\nOnce that is mended, go on with: {task.command}")
@@ -180,6 +178,10 @@ def _kept(header: dict[str, Any], key: str) -> Any:
     return value
 
 
+def _store_case(task: Task, models: Sequence[CasePredictor], dataset: Any, case: str) -> None:
+    _write_case(task, case, _answers(task, models, dataset, case))
+
+
 @dataclass
 class _Answers:
     """What the teachers say about a case: all that is written of it. ``before``: of the preprocessed files."""
@@ -205,6 +207,8 @@ def _load(task: Task, dataset: Any, case: str) -> tuple[Tensor, np.ndarray, dict
     except Exception as error:  # of any kind: pickle, blosc2 and numpy meet whatever bytes there are
         told = f"its preprocessed files in {task.data} cannot be read ({type(error).__name__})"
         raise KDError(f"{told}. {again}") from error
+    if image.shape[1:] != labels.shape[1:]:
+        raise KDError(f"its preprocessed image and segmentation have other sizes. {again}")
     if not np.isfinite(image).all():
         raise KDError(f"its preprocessed image holds values that are not finite. Mend the raw image. {again}")
     manager = task.label_manager

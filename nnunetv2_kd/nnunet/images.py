@@ -15,8 +15,9 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
-from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.errors import KDError, listing
 
+SHOWN = 10
 NIFTI_HEADER = 348  # bytes, of NIfTI-1
 
 
@@ -24,10 +25,11 @@ def cases_in(folder: Path, ending: str) -> list[str]:
     """The cases of a folder with ``CASE_0000.nii.gz`` and so on, sorted.
 
     Raises:
-        KDError: where it is no folder or holds no image.
+        KDError: where it is no folder, holds no image, or files that are named otherwise.
     """
     if not folder.is_dir():
         raise KDError(f"-i {folder} is no folder.")
+    check_names(folder, ending)
     cases = [str(case) for case in get_identifiers_from_splitted_dataset_folder(str(folder), ending) if case]
     if not cases:
         raise KDError(f"-i {folder} holds no image named CASE_0000{ending}, as the models of this dataset expect.")
@@ -50,8 +52,22 @@ def channel_files(folder: Path, case: str, ending: str) -> list[str]:
     return sorted(str(file) for file in folder.glob(f"*{ending}") if named.fullmatch(file.name))
 
 
-def naming_problems(folder: Path, ending: str, channels: int | None) -> list[str]:
-    """What is wrong with the names in a folder, one line each.
+def check_names(folder: Path, ending: str) -> None:
+    """Every file with that ending is named as nnU-Net names images; it cuts the ends of others off, whatever they are.
+
+    Raises:
+        KDError: lists the files that are not.
+    """
+    named = re.compile(rf".+_\d{{4}}{re.escape(ending)}")
+    others = sorted(file.name for file in folder.glob(f"*{ending}") if named.fullmatch(file.name) is None)
+    if others:
+        shown = others[:SHOWN] + ([f"and {len(others) - SHOWN} more"] if len(others) > SHOWN else [])
+        title = f"-i {folder} holds files that are not named CASE_0000{ending} and so on, one file per channel:"
+        raise KDError(f"{listing(title, shown)}\nRename them, or move them elsewhere.")
+
+
+def channel_problems(folder: Path, ending: str, channels: int | None) -> list[str]:
+    """Cases that lack a channel or have one too many, one line each.
 
     Args:
         channels: of the model, where every channel is a file of its own; None: not told by the number of files.
@@ -59,10 +75,7 @@ def naming_problems(folder: Path, ending: str, channels: int | None) -> list[str
     named = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
     problems, found = [], dict[str, list[int]]()
     for file in sorted(folder.glob(f"*{ending}")):
-        match = named.fullmatch(file.name)
-        if match is None:
-            problems.append(f"{file.name}: expected CASE_0000{ending} and so on, one file per channel")
-        else:
+        if (match := named.fullmatch(file.name)) is not None:
             found.setdefault(match[1], []).append(int(match[2]))
     for case, numbers in found.items():
         expected = list(range(channels if channels is not None else len(numbers)))
