@@ -140,7 +140,7 @@ def check_same_method(before: Record | None, options: dict[str, Any], folder: st
     """
     if before is None:
         return
-    then = recorded_options(before)
+    then, options = recorded_options(before), without_trust(options)
     differing = [
         f"{key}: {then.get(key)} in the checkpoint, {options.get(key)} now"
         for key in METHOD
@@ -158,7 +158,20 @@ def recorded_options(record: Record) -> dict[str, Any]:
     mirroring."""
     options = {"optimizer": OptimizerOptions().model_dump(mode="json"), "mirroring": "teacher"} | record.options
     terms = options.get("terms") or {}
-    return options | {"terms": {name: term for name, term in terms.items() if term is not None}}
+    return without_trust(options | {"terms": {name: term for name, term in terms.items() if term is not None}})
+
+
+def without_trust(options: dict[str, Any]) -> dict[str, Any]:
+    """Options without what their teachers are trusted with, which makes no other student; its key once had another
+    name."""
+
+    def of(teacher: Any) -> Any:
+        keys = ("trust", "trust_pickle")
+        return {k: v for k, v in teacher.items() if k not in keys} if isinstance(teacher, dict) else teacher
+
+    teachers = options.get("teachers")
+    named = {"teacher": of(options["teacher"])} if "teacher" in options else {}
+    return options | named | ({"teachers": [of(teacher) for teacher in teachers]} if teachers else {})
 
 
 def _architecture(plans: dict[str, Any], configuration: str) -> dict[str, Any]:

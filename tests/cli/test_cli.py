@@ -47,10 +47,18 @@ def test_plan_writes_plans_and_shows_both_sides(folders, capsys):
     assert student["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
 
 
-def test_plan_prints_a_line_per_configuration(folders, capsys):
-    assert main(["plan", "-d", "999"]) == 0
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ([], ["3d_fullres", "3d_fullres_bs4"]),  # nobody trains 2d on 3D images without having asked for it
+        (["-c", "2d", "3d_fullres"], ["2d", "3d_fullres"]),
+        (["-c", "2d"], ["2d"]),
+    ],
+)
+def test_plan_prints_a_line_per_configuration(folders, capsys, asked, told):
+    assert main(["plan", "-d", "999", *asked]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "nnUNetv2_train 999" in line]
-    assert [line.split()[2] for line in lines] == ["2d", "3d_fullres", "3d_fullres_bs4"]
+    assert [line.split()[2] for line in lines] == told
 
 
 @pytest.mark.parametrize("asked", [["--params", "1"], ["--params", "100M"], ["--params", "0.97"], ["--flops", "100G"]])
