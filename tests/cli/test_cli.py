@@ -39,7 +39,7 @@ def test_plan_writes_plans_and_shows_both_sides(folders, capsys):
         "GFLOPs per patch",
         "activation memory",
         "nnUNetPlansStudent",
-        "nnUNetv2_train 999 2d 0 -p nnUNetPlansStudent -tr nnUNetTrainerRegionKD",
+        "nnUNetv2_train 999 3d_fullres 0 -p nnUNetPlansStudent -tr nnUNetTrainerRegionKD",
     ):
         assert words in out
     student = student_of(folders)
@@ -186,7 +186,7 @@ def test_doctor_names_what_is_wrong_and_what_mends_it(folders, capsys, monkeypat
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "preprocessing needs it, training does not" in out
-    assert f"nnUNet_results: mkdir -p '{folders / 'not_there'}'" in out
+    assert f"nnUNet_results: mkdir -p {folders / 'not_there'}" in out
     assert f"options: mend {options}, or: unset nnUNet_kd_config" in out
     assert "2 would stop a training" in out
 

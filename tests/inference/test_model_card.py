@@ -28,7 +28,7 @@ def test_no_markup_reaches_a_model_card():
     before, _, rest = page.partition("```json")
     record, _, after = rest.partition("```")
     assert "<script>" not in before + after
-    assert "](javascript" not in before + after
+    assert "](javascript" not in (before + after).replace("\\]", "")  # where it is escaped
     assert "`" not in record
     rows = [line for line in before.splitlines() if line.startswith("| ") and "script" in line]
     assert all(line.replace("\\|", "").count("|") in (3, 4) for line in rows)
