@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all mutants test-browser benchmark results lint docs notebook dist install clean
+.PHONY: demo test test-all mutants soak test-browser benchmark results lint docs notebook dist install clean
 
 demo: $(STAMP)
 	$(BIN)/nnUNetv2_kd demo -o demo_output
@@ -38,6 +38,11 @@ benchmark: $(STAMP)
 # The tables and the figure of docs/results.md and README.md from the JSON files of the trainings
 results: $(STAMP)
 	$(BIN)/python benchmarks/accuracy/report.py
+
+# A hundred thousand mutated options files, plans, checkpoints, stores, exported models and results folders: whatever is
+# refused is refused in words. The tests of `make test` do a few of each kind
+soak: $(STAMP)
+	$(BIN)/python -W ignore -m tests.fuzz.soak 100000
 
 # Change one line at a time and see whether the tests notice; some twenty minutes
 mutants: $(STAMP)

@@ -4,9 +4,17 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 # pydantic's kinds of problems, in plain words
 BOUNDS = {
@@ -32,6 +40,8 @@ PLAIN = {
     "path": "must be a path",
 }
 
+SHOWN, LONGEST, MOST_PROBLEMS = 120, 400, 20  # characters of a value and of a reason, and lines
+
 Rule = Literal["mean", "confidence", "region"]
 
 
@@ -39,6 +49,31 @@ class CheckedOptions(BaseModel):
     """Options that refuse unknown keys, changes, infinity and nan."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """What YAML reads as true or false (also ``yes``, ``on``) is none: epochs: yes is no epoch."""
+        found = any(isinstance(entry, bool) for entry in (value if isinstance(value, list) else [value]))
+        if found and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("must not be true or false (yes, no, on, off)")
+        return value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(_takes_bool(part) for part in get_args(annotation))
+
+
+def expanded(path: Path) -> Path:
+    """The whole path, ``~`` replaced.
+
+    Raises:
+        ValueError: where there is no such user.
+    """
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"there is no home folder for {path.parts[0]}") from error
 
 
 class TeacherOptions(CheckedOptions):
@@ -52,8 +87,10 @@ class TeacherOptions(CheckedOptions):
     )
     fold: int | Literal["all"] | None = Field(None, description="default: the student's fold")
     checkpoint: str = Field("checkpoint_final.pth", description="file name inside the fold folder")
-    trust_pickle: bool = Field(
-        False, description="load a checkpoint that carries more than plain data. It can run code"
+    trust: bool = Field(
+        False,
+        description="load a checkpoint that carries more than plain data, and a network of any package that the plans "
+        "name (formerly trust_pickle). Both can run code",
     )
 
     labels: dict[str, tuple[str, ...]] | None = Field(
@@ -61,6 +98,13 @@ class TeacherOptions(CheckedOptions):
         description="the student's label to the teacher's that make it up, {kidney: [kidney_left, kidney_right]}; to "
         "null where the teacher is not to teach it; others are matched by name. Default: both have the same labels",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_name(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "trust_pickle" not in values or "trust" in values:
+            return values
+        return {("trust" if key == "trust_pickle" else key): value for key, value in values.items()}
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -72,7 +116,7 @@ class TeacherOptions(CheckedOptions):
     @field_validator("folder")
     @classmethod
     def _absolute(cls, folder: Path | None) -> Path | None:
-        return folder and folder.expanduser().absolute()
+        return folder and expanded(folder)
 
     @model_validator(mode="after")
     def _folder_or_names(self) -> "TeacherOptions":
@@ -94,7 +138,9 @@ class CombineOptions(CheckedOptions):
     rule: Rule = Field(
         "mean", description="everywhere alike, by how right each is at a voxel, or by how well each knows a region"
     )
-    tau: float = Field(1.0, gt=0, description="of the rule confidence: the smaller, the more the best one decides")
+    tau: float = Field(
+        1.0, ge=0.001, le=1000, description="of the rule confidence: the smaller, the more the best one decides"
+    )
 
 
 class StudentOptions(CheckedOptions):
@@ -244,9 +290,19 @@ def problems_of(
         line = line_of(path) if line_of is not None else None
         where = ("" if line is None else f"line {line}, ") + (".".join(map(str, path)) or "options")
         meant = _meant(str(path[0]), keys) if problem["type"] == "extra_forbidden" and len(path) == 1 else ""
-        found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
-        lines.append(f"{where}: {in_words(problem)}{meant}{found}")
-    return lines
+        found = "" if isinstance(problem["input"], dict) else f" (found {short(problem['input'])})"
+        lines.append(f"{where[:SHOWN]}: {in_words(problem)[:LONGEST]}{meant}{found}")
+    more = len(lines) - MOST_PROBLEMS
+    return lines if more <= 0 else [*lines[:MOST_PROBLEMS], f"and {more} more"]
+
+
+def short(value: Any) -> str:
+    """A value in a message, however large it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _meant(key: str, keys: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Numbers and tables as text, the same everywhere."""
 
 from collections.abc import Sequence
+from typing import Any
 
 NOTHING = "–"
 
@@ -11,6 +12,14 @@ def format_count(count: float) -> str:
         if abs(count) >= factor:
             return f"{count / factor:.2f}{unit}"
     return f"{count:.0f}"
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file. A name that a spreadsheet would take for a formula and run gets an apostrophe in front of
+    it, as OWASP's page on CSV injection advises; numbers stay numbers."""
+    if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@", "\t", "\r", "|", "%")):
+        return f"'{value}"
+    return value
 
 
 def markdown_line(values: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """What trained models cost on this device, against the largest of them: parameters, FLOPs, memory, time per case."""
 
-import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,10 @@ from nnunetv2_kd.benchmark.timing import TimedModel, peak_in_own_process, time_i
 from nnunetv2_kd.choices import Precision, RuntimeChoice
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import check_device, device_name
-from nnunetv2_kd.inference.images import cases_in
 from nnunetv2_kd.inference.runtimes import check_runtime, combinations
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.nnunet.datasets import trained_dataset, training_images
+from nnunetv2_kd.nnunet.images import cases_in, channel_files, reader_of, reading_problems
 from nnunetv2_kd.nnunet.model_folder import parse_model_name
 from nnunetv2_kd.nnunet.splits import read_splits
 from nnunetv2_kd.nnunet.trained_models import TrainedModel, find_models, read_model
@@ -111,6 +110,10 @@ def benchmark(request: BenchmarkRequest, say: Say) -> Benchmark:
     models = _models(request)
     cases, where = _cases(models, request)
     chosen = sorted(cases)[: request.cases]
+    reader = reader_of(models[0].plans, models[0].dataset_json)
+    problems = reading_problems({case: cases[case] for case in chosen}, reader, len(channels(models[0].dataset_json)))
+    if problems:
+        raise KDError(listing(f"Nothing was timed, as images {where} cannot be predicted:", problems))
     names = [model.name for model in models]
     rows = [
         BenchmarkRow(
@@ -215,8 +218,7 @@ def _cases(models: list[TrainedModel], request: BenchmarkRequest) -> tuple[dict[
     ending = first.dataset_json["file_ending"]
     if request.images is not None:
         names = cases_in(request.images, ending)
-        channels = f"_[0-9][0-9][0-9][0-9]{ending}"
-        files = {name: sorted(map(str, request.images.glob(glob.escape(name) + channels))) for name in names}
+        files = {name: channel_files(request.images, name, ending) for name in names}
         return files, f"of {request.images}"
     fold = first.predicting_folds[0].name
     dataset = first.dataset

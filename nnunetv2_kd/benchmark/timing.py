@@ -16,9 +16,10 @@ from nnunetv2_kd.choices import Precision, RuntimeChoice
 from nnunetv2_kd.inference.choose import ChosenRuntime, use_runtime
 from nnunetv2_kd.inference.device import process_memory
 from nnunetv2_kd.inference.predict import speed_up
-from nnunetv2_kd.inference.predictor import fast_predictor_of, predictor_of, reader_of
+from nnunetv2_kd.inference.predictor import fast_predictor_of, predictor_of
 from nnunetv2_kd.inference.runtimes import NAMES
 from nnunetv2_kd.networks import cpu_mode
+from nnunetv2_kd.nnunet.images import reader_of
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
 
@@ -128,7 +129,7 @@ def one_fold(
 
 
 def _image(predictor: Any, files: list[str]) -> tuple[Any, dict]:
-    return reader_of(predictor.dataset_json)().read_images(files)
+    return reader_of(predictor.plans_manager.plans, predictor.dataset_json)().read_images(files)
 
 
 def _time(predictor: Any, image: Any, properties: dict, device: torch.device) -> tuple[float, float | None]:

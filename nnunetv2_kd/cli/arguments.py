@@ -49,6 +49,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust",
+        "--trust_pickle",  # its former name
+        dest="trust",
+        action="store_true",
+        help="load checkpoints with more than plain data in them, and networks of any package that plans name; both "
+        "can run code",
+    )
+
+
 def _plan(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "plan",
@@ -96,6 +107,7 @@ def _plan(subparsers: Any) -> None:
         help="a coarser student: N times fewer voxels along each axis in the mean, isotropic as far as the data allow",
     )
     parser.add_argument("--convs-per-stage", type=int, help="at most so many convolutions (or blocks) per stage")
+    _trust(parser)
     parser.add_argument("--batch-size", type=int, help="another batch size; default: the teacher's")
     parser.add_argument("--overwrite", action="store_true", help="replace a plans file that is already there")
 
@@ -183,9 +195,7 @@ def _store(subparsers: Any) -> None:
     parser.add_argument("-o", metavar="NAME", help="the store's name; default: fold_ and the folds")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
     parser.add_argument("--overwrite", action="store_true", help="replace a store that other teachers have made")
-    parser.add_argument(
-        "--trust_pickle", action="store_true", help="load checkpoints with more than plain data in them"
-    )
+    _trust(parser)
     parser.add_argument("--bfloat16", action="store_true", help="on a CPU that has the instructions: faster")
     parser.add_argument("-device", default="cuda", choices=DEVICES, help="default: cuda")
 
@@ -245,9 +255,7 @@ def _unlabelled(subparsers: Any) -> None:
     )
     parser.add_argument("--copy", action="store_true", help="copy images and labels; default: link them")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
-    parser.add_argument(
-        "--trust_pickle", action="store_true", help="load checkpoints with more than plain data in them"
-    )
+    _trust(parser)
     parser.add_argument("--train", action="store_true", help="then preprocess, and train a student of fold 0")
     parser.add_argument("-device", default="cuda", choices=DEVICES, help="default: cuda")
 
@@ -280,6 +288,7 @@ def _predict(subparsers: Any) -> None:
         metavar="WAY",
         help=f"instead: PyTorch in one of its modes, {', '.join(CPU_SPEEDS)}",
     )
+    _trust(parser)
     parser.set_defaults(for_nnunet=[])  # what is unknown here is nnU-Net's
 
 
@@ -321,6 +330,7 @@ def _export(subparsers: Any) -> None:
         help="f32: differing voxels in 100,000 of foreground, default 5; others: change of a structure's Dice, default "
         "0.001, of int8 0.005",
     )
+    _trust(parser)
     parser.add_argument("--intended-use", default="", metavar="TEXT", help="for the model card")
     parser.add_argument("--licence", default="", metavar="TEXT", help="for the model card")
 
@@ -360,6 +370,7 @@ def _benchmark(subparsers: Any) -> None:
     parser.add_argument(
         "--precision", nargs="+", choices=PRECISIONS, default=["f32"], help="of --runtime, one line each; default: f32"
     )
+    _trust(parser)
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers into a file too")
 
@@ -399,6 +410,7 @@ def _leaderboard(subparsers: Any) -> None:
     parser.add_argument(
         "--precision", nargs="+", choices=PRECISIONS, default=["f32"], help="of --runtime, one row each; default: f32"
     )
+    _trust(parser)
     parser.add_argument("-np", type=int, metavar="N", help="processes for scoring; default: nnU-Net's")
     parser.add_argument("-device", default="cuda", choices=DEVICES, help="for -i and --time")
 

@@ -3,15 +3,15 @@
 import argparse
 
 import torch
-from rich.console import Console
 
 from nnunetv2_kd.benchmark.run import BenchmarkRequest, benchmark
 from nnunetv2_kd.benchmark.table import print_benchmark, to_json, to_markdown
-from nnunetv2_kd.nnunet.files import check_writable
+from nnunetv2_kd.nnunet.files import check_writable, write_text
+from nnunetv2_kd.terminal import plain_console
 
 
 def run(args: argparse.Namespace) -> int:
-    console = Console()
+    console = plain_console()
     if args.json is not None:
         check_writable(args.json.absolute().parent, "--json")
     request = BenchmarkRequest(
@@ -29,11 +29,11 @@ def run(args: argparse.Namespace) -> int:
         runtimes=args.runtime,
         precisions=args.precision,
     )
-    found = benchmark(request, lambda line: Console(stderr=True).print(line, style="dim", markup=False))
+    found = benchmark(request, lambda line: plain_console(stderr=True).print(line, style="dim", markup=False))
+    if args.json is not None:
+        write_text(args.json, to_json(found) + "\n")
     if args.markdown:
         print(to_markdown(found), end="")
     else:
         print_benchmark(found, console)
-    if args.json is not None:
-        args.json.write_text(to_json(found) + "\n")
     return 0

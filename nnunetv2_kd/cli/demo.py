@@ -2,14 +2,13 @@
 
 import argparse
 
-from rich.console import Console
-
 from nnunetv2_kd.demo.report import measure, picture, sentences, table_of
 from nnunetv2_kd.demo.run import run_demo
+from nnunetv2_kd.terminal import plain_console
 
 
 def run(args: argparse.Namespace) -> int:
-    console = Console()
+    console = plain_console()
     output = args.o.absolute()
     run_demo(output, args.seed, console, args.train_teacher, args.smoke)
     rows = measure(output)

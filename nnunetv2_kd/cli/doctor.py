@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +23,8 @@ from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from nnunetv2_kd.nnunet.datasets import DATASETS
 from nnunetv2_kd.nnunet.files import why_not_writable
 from nnunetv2_kd.nnunet.model_folder import checkpoints_of
+from nnunetv2_kd.nnunet.paths import export_line, mistake_in, problem_of
+from nnunetv2_kd.terminal import plain_console
 from nnunetv2_kd.trainers import TRAINERS
 from nnunetv2_kd.trainers.options import VARIABLE, options_file, resolve_options
 from nnunetv2_kd.trainers.variants import variant_names
@@ -44,7 +46,7 @@ class Finding:
 
 
 def run(args: argparse.Namespace) -> int:
-    console = Console()
+    console = plain_console()
     findings = [finding for look in LOOKS for finding in look()]
     table = Table("", "what", title="nnUNetv2_kd doctor")
     table.add_column("found", overflow="fold")
@@ -92,14 +94,19 @@ def paths() -> list[Finding]:
     for variable in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results):
         name = variable.env_var_name
         export = f"export {name}=/path/to/{name}"
-        if name == "nnUNet_raw" and not (variable.is_set() and Path(variable).is_dir()):
+        mistake = problem_of(name) if variable.is_set() else ""
+        if mistake:
+            findings.append(Finding(name, f"{mistake_in(str(variable))}: {variable}", export_line(name, str(variable))))
+        elif name == "nnUNet_raw" and not (variable.is_set() and Path(variable).is_dir()):
             findings.append(Finding(name, f"not there; preprocessing needs it, training does not ({export})"))
         elif not variable.is_set():
             findings.append(Finding(name, "not set", export))
         elif not Path(variable).is_dir():
-            findings.append(Finding(name, f"{variable} does not exist", f"mkdir -p '{variable}'"))
+            findings.append(Finding(name, f"{variable} does not exist", f"mkdir -p {shlex.quote(str(variable))}"))
         elif name == "nnUNet_results" and why_not_writable(Path(variable)):
-            findings.append(Finding(name, f"{variable} cannot be written to", f"chmod u+w '{variable}', or {export}"))
+            findings.append(
+                Finding(name, f"{variable} cannot be written to", f"chmod u+w {shlex.quote(str(variable))}")
+            )
         else:
             findings.append(Finding(name, str(variable)))
     return findings

@@ -2,10 +2,10 @@
 
 import argparse
 import math
+import shlex
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -13,7 +13,8 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.agreement import Agreement
 from nnunetv2_kd.inference.export import ExportRequest, export
 from nnunetv2_kd.nnunet.datasets import trained_dataset
-from nnunetv2_kd.nnunet.model_folder import ModelName
+from nnunetv2_kd.nnunet.model_folder import ModelName, parse_model_name
+from nnunetv2_kd.terminal import plain_console
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         intended_use=args.intended_use,
         licence=args.licence,
     )
-    console = Console()
+    console = plain_console()
     found = export(
         request,
         lambda line: console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True),
@@ -60,12 +61,18 @@ def run(args: argparse.Namespace) -> int:
 def next_steps(format_: str, request: ExportRequest) -> list[str]:
     """What to type with the export."""
     if format_ != "nnunet":
-        return ["Predict with it:", f"  nnUNetv2_kd predict -m {request.output} -i IN -o OUT -device cpu"]
-    trainer, plans, configuration = request.model.name.split("__")
+        return [
+            "Predict with it:",
+            f"  nnUNetv2_kd predict -m {shlex.quote(str(request.output))} -i IN -o OUT -device cpu",
+        ]
+    name = parse_model_name(request.model.name)
+    if name is None:  # told before the export
+        return []
+    trainer, plans, configuration = name
     dataset = request.model.parent.name
     return [
         "Where nnU-Net is, with or without nnunetv2_kd:",
-        f"  nnUNetv2_install_pretrained_model_from_zip {request.output / dataset}.zip",
+        f"  nnUNetv2_install_pretrained_model_from_zip {shlex.quote(str(request.output / dataset))}.zip",
         f"  nnUNetv2_predict -d {dataset} -c {configuration} -tr {trainer} -p {plans} -f {' '.join(request.folds)} "
         "-i IN -o OUT -device cpu",
     ]

@@ -4,17 +4,17 @@ import argparse
 
 import torch
 from nnunetv2.configuration import default_num_processes
-from rich.console import Console
 
 from nnunetv2_kd.leaderboard.board import make_boards
 from nnunetv2_kd.leaderboard.request import LeaderboardRequest, check_request
 from nnunetv2_kd.leaderboard.tables import print_board
 from nnunetv2_kd.leaderboard.write import write_all
 from nnunetv2_kd.nnunet.files import check_writable
+from nnunetv2_kd.terminal import plain_console
 
 
 def run(args: argparse.Namespace) -> int:
-    console = Console()
+    console = plain_console()
     request = LeaderboardRequest(
         datasets=args.d,
         device=torch.device(args.device),
@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
     if args.o is not None:
         check_writable(args.o)
     boards = make_boards(request, lambda line: console.print(line, style="dim", markup=False, highlight=False))
+    written = write_all(boards, args.o) if args.o is not None else []  # before anything is shown: it is hours of work
     for board in boards:
         print_board(board, console, args.wide)
-    if args.o is not None:
-        for file in write_all(boards, args.o):
-            console.print(f"Written: {file}", soft_wrap=True, markup=False, highlight=False)
+    for file in written:
+        console.print(f"Written: {file}", soft_wrap=True, markup=False, highlight=False)
     return 0

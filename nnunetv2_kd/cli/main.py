@@ -44,8 +44,13 @@ def import_command(name: str, whole_process: bool) -> ModuleType:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     command = import_command(args.command, whole_process=argv is None)
+    from nnunetv2_kd.nnunet.trust import trusting  # not for help, which imports nothing else
+    from nnunetv2_kd.terminal import let_print_everything
+
+    let_print_everything()
     try:
-        return int(command.run(args))
+        with trusting(getattr(args, "trust", False)):
+            return int(command.run(args))
     except KDError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

@@ -3,13 +3,13 @@
 import argparse
 import json
 from copy import deepcopy
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -22,18 +22,20 @@ from nnunetv2_kd.inference.runtimes import check_runtime, runtimes_for
 from nnunetv2_kd.networks.cost import network_cost
 from nnunetv2_kd.networks.threads import limit_threads
 from nnunetv2_kd.nnunet.datasets import dataset_id, device_flag, preprocessed_folder
-from nnunetv2_kd.nnunet.files import check_writable, read_json
+from nnunetv2_kd.nnunet.files import check_writable, write_bytes, write_text
+from nnunetv2_kd.nnunet.model_files import read_dataset_json
 from nnunetv2_kd.nnunet.model_folder import trained_with
 from nnunetv2_kd.nnunet.plans import Plans, check_configuration, planned_configurations, read_plans
 from nnunetv2_kd.students.coarser import check_spacing, coarser_plans, coarser_spacing, voxels_of
 from nnunetv2_kd.students.shapes import candidates
 from nnunetv2_kd.students.shrink import RECORD, made_from, shrink_plans
 from nnunetv2_kd.students.size import relative_width, width_for
+from nnunetv2_kd.terminal import plain_console
 
 
 def run(args: argparse.Namespace) -> int:
     folder = preprocessed_folder(args.d)
-    plans, dataset_json = read_plans(folder, args.p), read_json(folder / "dataset.json")
+    plans, dataset_json = read_plans(folder, args.p), read_dataset_json(folder / "dataset.json")
     is_coarser = args.spacing is not None or args.coarser is not None
     name = args.o or f"{args.p}{'Coarser' if is_coarser else 'Student'}"
     target = folder / f"{name}.json"
@@ -60,15 +62,14 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size is not None:
         for configuration in configurations:
             student["configurations"][configuration]["batch_size"] = args.batch_size
-    try:
-        target.write_text(json.dumps(student, indent=4) + "\n")
-    except OSError as error:
-        raise KDError(f"{target} cannot be written: {error.strerror}.") from error
-    console = Console()
+    write_text(target, json.dumps(student, indent=4) + "\n")
+    console = plain_console()
     console.print(cost_table(whole, student, widths, dataset_json))
     console.print(f"Written: {target}", soft_wrap=True)
     lines = coarser_lines if is_coarser else training_lines
-    for line in lines(dataset_id(folder.name), configurations, name, whole, student):
+    in_3d = [c for c in configurations if c.startswith("3d")]  # nobody asked for 2d where the images are 3D
+    shown = args.c or in_3d or configurations
+    for line in lines(dataset_id(folder.name), shown, name, whole, student):
         console.print(line, soft_wrap=True, highlight=False)
     return 0
 
@@ -191,7 +192,7 @@ def fast_student(
         lambda shapes: tqdm(shapes, unit="shape", leave=False),
     )
     how = f"{runtime} {args.precision} on {device_name(torch.device('cpu'))}"
-    Console().print(latency_table(timed, picked, budget, f"{configuration} in {how}"))
+    plain_console().print(latency_table(timed, picked, budget, f"{configuration} in {how}"))
     if args.plot is not None:
         draw(timed, picked, budget, how, args.plot)
         print(f"Drawn: {args.plot}")
@@ -262,7 +263,9 @@ def draw(timed: list[TimedShape], picked: TimedShape, budget: float, how: str, f
         axis.set_minor_formatter("{x:g}")
     axes.tick_params(which="minor", labelsize=6)
     axes.grid(alpha=0.3, which="both")
-    figure.savefig(file, dpi=130)
+    with BytesIO() as picture:
+        figure.savefig(picture, format=file.suffix.lstrip(".").lower() or "png", dpi=130)
+        write_bytes(file, picture.getvalue())
     plt.close(figure)
 
 

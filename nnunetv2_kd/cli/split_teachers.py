@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from nnunetv2_kd.errors import KDError
@@ -16,6 +15,7 @@ from nnunetv2_kd.nnunet.files import write_text
 from nnunetv2_kd.nnunet.plans import check_configuration, read_plans
 from nnunetv2_kd.nnunet.splits import SPLITS, make_splits, read_splits
 from nnunetv2_kd.teachers.case_shares import shares, shares_by_group, with_teachers
+from nnunetv2_kd.terminal import plain_console
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +65,7 @@ def read_groups(file: Path) -> dict[str, str]:
 
 
 def show(args: argparse.Namespace, folder: Path, dealt: list[list[str]], folds: list[int], validation: int) -> None:
-    console = Console()
+    console = plain_console()
     table = Table(title=f"Teachers of {folder.name}, fold {args.f}: {validation} validation cases, in no share")
     for column in ("teacher", "fold", "training cases", "the first"):
         table.add_column(column)

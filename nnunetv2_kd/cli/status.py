@@ -5,16 +5,16 @@ import shlex
 from collections.abc import Iterator
 from itertools import groupby
 
-from rich.console import Console
 from rich.text import Text
 
 from nnunetv2_kd.formatting import NOTHING
 from nnunetv2_kd.leaderboard.overview import FoldState, Overview, format_bytes, overview_of
 from nnunetv2_kd.nnunet.datasets import how_to_train, known_dataset
+from nnunetv2_kd.terminal import plain_console
 
 
 def run(args: argparse.Namespace) -> int:
-    console = Console()
+    console = plain_console()
     for dataset in dict.fromkeys(known_dataset(name) for name in args.d):
         for line in lines_of(overview_of(dataset)):
             console.print(Text(line), soft_wrap=True)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from rich.console import Console
 
 from nnunetv2_kd.cli.label_maps import label_maps
 from nnunetv2_kd.config import TeacherOptions
@@ -21,7 +20,8 @@ from nnunetv2_kd.inference.device import check_device
 from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from nnunetv2_kd.networks.threads import limit_threads
 from nnunetv2_kd.nnunet.datasets import preprocessed_folder, raw_images
-from nnunetv2_kd.nnunet.files import read_json
+from nnunetv2_kd.nnunet.fold_data import preprocess_line
+from nnunetv2_kd.nnunet.model_files import read_dataset_json
 from nnunetv2_kd.nnunet.plans import check_configuration, read_plans
 from nnunetv2_kd.students.shrink import made_from
 from nnunetv2_kd.teachers.ensemble import check_different
@@ -30,6 +30,7 @@ from nnunetv2_kd.teachers.label_map import map_problems, structures_of
 from nnunetv2_kd.teachers.stored.predictor import CasePredictor
 from nnunetv2_kd.teachers.stored.store import Store, store_folder
 from nnunetv2_kd.teachers.stored.write import Task, make
+from nnunetv2_kd.terminal import plain_console
 
 MEND = (
     "Say what it is called there, --labels {name}=THEIR_LABEL; or that the student shall learn it from its labels "
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             "name a model folder with --teacher_folder."
         )
     base = preprocessed_folder(args.d)
-    plans, dataset_json = read_plans(base, args.p), read_json(base / "dataset.json")
+    plans, dataset_json = read_plans(base, args.p), read_dataset_json(base / "dataset.json")
     check_configuration(plans, args.c)
     manager = PlansManager(plans)
     configuration = manager.get_configuration(args.c)
@@ -57,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
         )
     data = base / configuration.data_identifier
     if not any(data.glob("*.pkl")):
-        line = f"nnUNetv2_preprocess -d {args.d} -plans_name {args.p} -c {args.c}"
+        line = preprocess_line(base.name, args.p, args.c)
         raise KDError(f"{data} holds no preprocessed cases. Make them: {line}")
     name = args.o or f"fold_{'_'.join(args.f)}"
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     cases = sorted(file.name.removesuffix(".pkl") for file in data.glob("*.pkl"))
     models = load_models(args, base, plans, dataset_json, cases)
     for line in seen_by(models):
@@ -111,7 +112,7 @@ def load_models(
                 **where,
                 fold=fold if fold == "all" else int(fold),
                 checkpoint=args.chk,
-                trust_pickle=args.trust_pickle,
+                trust=args.trust,
                 labels=names,
             )
             setting = (torch.device(args.device), not args.disable_tta, args.bfloat16)
@@ -120,7 +121,7 @@ def load_models(
             except KDError as error:
                 problems.append(str(error))
     if problems:
-        flags = "-tr, -p, -f, -chk, --teacher_folder and --trust_pickle"
+        flags = "-tr, -p, -f, -chk, --teacher_folder and --trust"
         told = dict.fromkeys(problems)  # what is wrong with a folder is wrong with each of its folds
         raise KDError("\n".join([*told, f"(What is said of an options file is said here by {flags}.)"]))
     check_different([model.teacher for model in models])

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import yaml
 from nnunetv2.paths import nnUNet_results
-from rich.console import Console
 from rich.table import Table
 
 from nnunetv2_kd.cli.label_maps import label_maps, label_words
@@ -23,6 +22,7 @@ from nnunetv2_kd.nnunet.datasets import dataset_id, raw_folder
 from nnunetv2_kd.nnunet.files import write_text
 from nnunetv2_kd.nnunet.model_folder import FINAL
 from nnunetv2_kd.teachers.find import StudentIdentity, teacher_folder
+from nnunetv2_kd.terminal import plain_console
 from nnunetv2_kd.trainers.options import VARIABLE, options_file, read_options_file
 from nnunetv2_kd.unlabelled.labellers import Models
 from nnunetv2_kd.unlabelled.make import Made, Request, make
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             named=tuple(named_labels(args.labels, len(folders))),
             folds=tuple(args.f) if args.f else None,
             checkpoint=args.chk,
-            trust_pickle=args.trust_pickle,
+            trust=args.trust,
             mirroring=not args.disable_tta,
             device=device,
         ),
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         copy=args.copy,
         command=shlex.join(["nnUNetv2_kd", *sys.argv[1:]]),
     )
-    console = Console()
+    console = plain_console()
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
@@ -144,7 +144,7 @@ def next_commands(made: Made, args: argparse.Namespace, stored: bool) -> list[tu
         folds = [record.fold for record in made.teaching[0].records]
         store = ["nnUNetv2_kd", "store", "-d", number, "-c", made.configuration, *plans, *folders, "-f", *folds]
         store += [] if args.chk == FINAL else ["-chk", args.chk]
-        store += ["--trust_pickle"] * args.trust_pickle
+        store += ["--trust"] * args.trust
         store += label_words([labeller.named for labeller in made.teaching])
         lines.append(({}, [*store, "-o", STORE, *device]))
     train_student = ["nnUNetv2_train", number, made.configuration, "0", *plans, "-tr", "nnUNetTrainerRegionKD", *device]

@@ -13,8 +13,9 @@ import torch
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.device import prediction_threads, stopwatch
-from nnunetv2_kd.inference.predictor import FastPredictor, reader_of
+from nnunetv2_kd.inference.predictor import FastPredictor
 from nnunetv2_kd.inference.preprocess import preprocess
+from nnunetv2_kd.nnunet.images import reader_of
 
 NSD_TOLERANCE = 1.0  # mm
 
@@ -93,7 +94,7 @@ def compare(
     """
     found = Agreement(cases=len(cases))
     structures = structures_of(reference.dataset_json)
-    reader = reader_of(reference.dataset_json)()
+    reader = reader_of(reference.plans_manager.plans, reference.dataset_json)()
     between: dict[str, list[float]] = {name: [] for name in structures}
     dice, nsd = ([{name: list[float]() for name in structures} for _ in range(2)] for _ in range(2))
     took: list[list[float]] = [[], []]

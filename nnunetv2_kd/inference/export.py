@@ -18,7 +18,6 @@ from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.agreement import Agreement, Case, compare
 from nnunetv2_kd.inference.choose import convert, use_runtime
 from nnunetv2_kd.inference.exported import EXPORT_FILE, load_exported
-from nnunetv2_kd.inference.images import cases_in
 from nnunetv2_kd.inference.model_card import without_origin, write_card
 from nnunetv2_kd.inference.predict import check_model
 from nnunetv2_kd.inference.predictor import FastPredictor
@@ -27,8 +26,11 @@ from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.datasets import ground_truth_folder, training_images
 from nnunetv2_kd.nnunet.files import check_writable, read_json, sha256
+from nnunetv2_kd.nnunet.images import cases_in, channel_files, reader_of, reading_problems
+from nnunetv2_kd.nnunet.model_files import read_dataset_json, read_plans_file
 from nnunetv2_kd.nnunet.model_folder import FINAL, parse_model_name
 from nnunetv2_kd.nnunet.splits import read_splits
+from nnunetv2_kd.teachers.check import channels
 
 PRECISIONS_OF: dict[ExportFormat, tuple[ExportPrecision, ...]] = {
     "nnunet": ("f32", "fp16"),
@@ -98,7 +100,7 @@ def export(request: ExportRequest, say: Callable[[str], None], progress: Callabl
             export does not predict what the model predicts; nothing is left behind then.
     """
     check_request(request)
-    dataset_json = read_json(request.model / "dataset.json")
+    dataset_json = read_dataset_json(request.model / "dataset.json")
     cases = cases_to_compare(request, dataset_json)
     request.output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{request.output.name}.", dir=request.output.parent))
@@ -163,10 +165,7 @@ def cases_to_compare(request: ExportRequest, dataset_json: dict[str, Any]) -> li
     ending = dataset_json["file_ending"]
     if request.images is not None:
         truths, images = request.truths, request.images
-        files = {
-            name: sorted(str(f) for f in images.iterdir() if _is_channel(f.name, name, ending))
-            for name in cases_in(images, ending)
-        }
+        files = {name: channel_files(images, name, ending) for name in cases_in(images, ending)}
     else:
         dataset = request.model.parent.name
         truths = ground_truth_folder(dataset)
@@ -179,6 +178,7 @@ def cases_to_compare(request: ExportRequest, dataset_json: dict[str, Any]) -> li
                 "Name images: -i IMAGES"
             )
     chosen = sorted(files)[: request.cases]
+    _check_readable(request, dataset_json, {name: files[name] for name in chosen})
     previous = {name: request.previous / f"{name}{ending}" for name in chosen} if request.previous else {}
     lacking = [str(file) for file in previous.values() if not file.is_file()]
     if lacking:
@@ -194,6 +194,13 @@ def cases_to_compare(request: ExportRequest, dataset_json: dict[str, Any]) -> li
         )
         for name in chosen
     ]
+
+
+def _check_readable(request: ExportRequest, dataset_json: dict[str, Any], cases: dict[str, list[str]]) -> None:
+    reader = reader_of(read_plans_file(request.model / "plans.json"), dataset_json)
+    problems = reading_problems(cases, reader, len(channels(dataset_json)))
+    if problems:
+        raise KDError(listing("Nothing was exported, as images to compare on cannot be predicted:", problems))
 
 
 def check_agreement(found: Agreement, request: ExportRequest) -> None:
@@ -228,10 +235,6 @@ def proof(found: Agreement, request: ExportRequest) -> dict[str, Any]:
 def _validation_cases(dataset: str, fold: str) -> list[str]:
     splits = read_splits(Path(nnUNet_preprocessed) / dataset) if nnUNet_preprocessed.is_set() else []
     return splits[int(fold)]["val"] if fold.isdigit() and int(fold) < len(splits) else []
-
-
-def _is_channel(file: str, case: str, ending: str) -> bool:
-    return file.startswith(f"{case}_") and file.endswith(ending) and len(file) == len(case) + 5 + len(ending)
 
 
 def _reference(request: ExportRequest) -> FastPredictor:

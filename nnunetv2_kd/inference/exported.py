@@ -5,12 +5,11 @@
 labels, regions, spacing, normalisation, patch size and mirroring axes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.choices import Precision, Runtime
 from nnunetv2_kd.errors import KDError, listing
@@ -19,21 +18,71 @@ from nnunetv2_kd.inference.device import prediction_threads
 from nnunetv2_kd.inference.runtimes import check_runtime
 from nnunetv2_kd.inference.sessions import open_session
 from nnunetv2_kd.networks import cpu_mode
-from nnunetv2_kd.nnunet.files import read_json, sha256
+from nnunetv2_kd.networks.build import configuration_of
+from nnunetv2_kd.nnunet.files import is_inside, read_json, sha256
+from nnunetv2_kd.nnunet.model_files import as_nnunet_writes, read_model_files, shown
 
 EXPORT_FILE = "export.json"
+AGAIN = "Copy the exported model again, or export it again."
 RUNTIMES: dict[str, Runtime] = {"onnx": "onnx", "openvino": "openvino"}  # by the format's name
 COMPUTES_IN: dict[str, Precision] = {"f32": "f32", "bf16": "bf16", "int8": "int8", "fp16": "f32"}
 
 
 def is_exported(folder: Path) -> bool:
     """Whether a folder holds a model that was exported for a runtime (a stock model folder is none)."""
-    return (folder / EXPORT_FILE).is_file() and read_json(folder / EXPORT_FILE).get("format") in RUNTIMES
+    if not (folder / EXPORT_FILE).is_file():
+        return False
+    about = read_json(folder / EXPORT_FILE, mend=AGAIN)
+    return not isinstance(about, dict) or about.get("format") != "nnunet"  # a stock folder beside its zip
 
 
 def exported_folds(folder: Path) -> list[str]:
     """The folds in an exported folder, by name."""
-    return list(read_json(folder / EXPORT_FILE)["folds"])
+    return list(read_export(folder)["folds"])
+
+
+def read_export(folder: Path) -> dict[str, Any]:
+    """What ``export.json`` says, checked: every file that it names lies in the folder.
+
+    Raises:
+        KDError: lists what is not as an export writes it.
+    """
+    about = read_json(folder / EXPORT_FILE, mend=AGAIN)
+    problems = list(_export_problems(folder, about))
+    if problems:
+        raise KDError(
+            f"{listing(f'{folder / EXPORT_FILE} is not as nnUNetv2_kd export writes it:', problems[:10])}\n{AGAIN}"
+        )
+    found: dict[str, Any] = about
+    return found
+
+
+def _export_problems(folder: Path, about: Any) -> Iterator[str]:
+    if not isinstance(about, dict):
+        yield f"expected keys with values, found {type(about).__name__}"
+        return
+    for key, known in (("format", RUNTIMES), ("precision", COMPUTES_IN)):
+        if not isinstance(about.get(key), str) or about[key] not in known:
+            yield f"{key}: expected one of {', '.join(known)}, found {shown(about.get(key))}"
+    for key in ("configuration", "trainer"):
+        if not isinstance(about.get(key), str):
+            yield f"{key}: expected a name, found {shown(about.get(key))}"
+    axes = about.get("mirroring_axes")
+    if axes is not None and not (isinstance(axes, list) and all(type(axis) is int and 0 <= axis <= 2 for axis in axes)):
+        yield f"mirroring_axes: expected axes, found {shown(axes)}"
+    folds, files = about.get("folds"), about.get("files")
+    if not isinstance(folds, dict) or not folds or not isinstance(files, dict):
+        yield "folds, files: expected names with files"
+        return
+    yield from (f"files: {shown(name)} is no file of this folder" for name in files if not is_inside(folder, name))
+    yield from (f"folds: {shown(name)} is none of files" for name in folds.values() if not _is_named(name, files))
+    for name in ("plans.json", "dataset.json"):
+        if name not in files:
+            yield f"files: {name} is missing"
+
+
+def _is_named(name: Any, files: dict[str, Any]) -> bool:
+    return isinstance(name, str) and name in files
 
 
 def load_exported(predictor: nnUNetPredictor, folder: Path, folds: Sequence[int | str]) -> ChosenRuntime:
@@ -47,7 +96,7 @@ def load_exported(predictor: nnUNetPredictor, folder: Path, folds: Sequence[int 
     Raises:
         KDError: where a file is missing or has changed since the export, or the runtime is not installed.
     """
-    about = read_json(folder / EXPORT_FILE)
+    about = read_export(folder)
     runtime, precision = RUNTIMES[about["format"]], COMPUTES_IN[about["precision"]]
     if predictor.device.type != "cpu":
         raise KDError(f"{folder} is exported for a CPU ({about['format']}). Add: -device cpu")
@@ -61,15 +110,17 @@ def load_exported(predictor: nnUNetPredictor, folder: Path, folds: Sequence[int 
             f"{folder} holds no fold {' and '.join(lacking)}. Name what it holds: -f {' '.join(about['folds'])}"
         )
     threads = prediction_threads()
-    sessions = [open_session(folder / about["folds"][str(fold)], runtime, precision, threads) for fold in folds]
-    plans = PlansManager(read_json(folder / "plans.json"))
+    with as_nnunet_writes(f"the network in {folder}", AGAIN):
+        sessions = [open_session(folder / about["folds"][str(fold)], runtime, precision, threads) for fold in folds]
+    own_plans, dataset_json = read_model_files(folder)
+    plans, configuration = configuration_of(own_plans, about["configuration"])
     axes = about["mirroring_axes"]
     predictor.manual_initialization(
         None,
         plans,
-        plans.get_configuration(about["configuration"]),
+        configuration,
         None,
-        read_json(folder / "dataset.json"),
+        dataset_json,
         about["trainer"],
         tuple(axes) if axes is not None else None,
     )
@@ -78,7 +129,7 @@ def load_exported(predictor: nnUNetPredictor, folder: Path, folds: Sequence[int 
 
 
 def check_files(folder: Path, about: dict[str, Any]) -> None:
-    """Every file of the export is there, as it was written.
+    """Every file of the export is there, as it was written, and no other network.
 
     Raises:
         KDError: names those that are not.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_kd import __version__
-from nnunetv2_kd.formatting import format_count
+from nnunetv2_kd.formatting import format_count, markdown_escaped, markdown_line
 from nnunetv2_kd.inference.agreement import NSD_TOLERANCE, Agreement
 from nnunetv2_kd.inference.device import device_name
 from nnunetv2_kd.inference.runtimes import package_version
@@ -113,19 +113,20 @@ def as_markdown(card: dict[str, Any]) -> str:
     task, model, export, quality, speed = (card[key] for key in ("task", "model", "export", "quality", "speed"))
     nsd = next(key for key in quality if key.startswith("nsd"))
     lines = [
-        f"# {task['dataset']}: {model['name']}",
+        f"# {markdown_escaped(task['dataset'])}: {markdown_escaped(model['name'])}",
         "",
-        f"**Intended use:** {card['intended_use']}",
+        f"**Intended use:** {markdown_escaped(card['intended_use'])}",
         "",
-        f"**Licence of the model:** {card['licence']}. **Of the training data:** {task['data_licence']}",
+        f"**Licence of the model:** {markdown_escaped(card['licence'])}. "
+        f"**Of the training data:** {markdown_escaped(str(task['data_licence']))}",
         "",
         "## Task",
         "",
-        task["description"] or f"Segmentation, trained on {task['training_cases']} cases.",
+        markdown_escaped(str(task["description"] or "")) or f"Segmentation, trained on {task['training_cases']} cases.",
         "",
         *_table(("label", "value"), task["labels"].items()),
         "",
-        f"Input channels: {', '.join(map(str, (task['channels'] or {}).values()))}.",
+        f"Input channels: {markdown_escaped(', '.join(map(str, (task['channels'] or {}).values())))}.",
         "",
         "## Model",
         "",
@@ -155,7 +156,7 @@ def as_markdown(card: dict[str, Any]) -> str:
         "",
     ]
     if card["distillation"]:
-        lines += ["```json", json.dumps(card["distillation"], indent=2), "```"]
+        lines += ["```json", json.dumps(card["distillation"], indent=2).replace("`", "\\u0060"), "```"]
     else:
         lines += ["Trained by nnU-Net without a teacher of this package."]
     lines += ["", "## Versions", "", *_table(("package", "version"), card["versions"].items()), ""]
@@ -164,7 +165,7 @@ def as_markdown(card: dict[str, Any]) -> str:
 
 def _table(headings: tuple[str, ...], rows: Any) -> list[str]:
     lines = [headings, tuple("---" for _ in headings), *rows]
-    return [f"| {' | '.join(str(cell) for cell in line)} |" for line in lines]
+    return [markdown_line([markdown_escaped(str(cell)) for cell in line]) for line in lines]
 
 
 def _number(values: dict[str, float]) -> dict[str, float | None]:

@@ -18,14 +18,22 @@ from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.choose import use_runtime
 from nnunetv2_kd.inference.device import prediction_threads
 from nnunetv2_kd.inference.exported import exported_folds, is_exported, load_exported
-from nnunetv2_kd.inference.images import cases_in
 from nnunetv2_kd.inference.predictor import FastPredictor
 from nnunetv2_kd.inference.runtimes import check_runtime
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.networks.threads import torch_threads
-from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.datasets import trained_dataset
-from nnunetv2_kd.nnunet.files import check_writable, read_json
+from nnunetv2_kd.nnunet.files import check_writable
+from nnunetv2_kd.nnunet.images import (
+    SHOWN,
+    cases_in,
+    channel_files,
+    channel_problems,
+    file_per_channel,
+    reader_of,
+    reading_problems,
+)
+from nnunetv2_kd.nnunet.model_files import read_model_files
 from nnunetv2_kd.nnunet.model_folder import ALL, checkpoints_of, fold_name, parse_model_name
 
 
@@ -111,7 +119,8 @@ class CommandPredictor(FastPredictor):
     ) -> None:
         folder = Path(model_training_output_dir)
         if self.images is not None and (folder / "dataset.json").is_file():  # before a network is loaded and timed
-            cases_in(self.images, read_json(folder / "dataset.json")["file_ending"])
+            for problem in image_problems(self.images, folder):
+                print(f"nnunetv2_kd: WARNING: {problem}. The other cases are predicted.", file=sys.stderr)
         if is_exported(folder):
             print(f"nnunetv2_kd: the network runs in {load_exported(self, folder, use_folds or ())}")
             return
@@ -131,6 +140,25 @@ class CommandPredictor(FastPredictor):
         print(f"nnunetv2_kd: the network runs in {chosen}")
 
 
+def image_problems(images: Path, model: Path) -> list[str]:
+    """What is wrong with cases that a model is to predict, one line each: told by names, headers and sizes of files.
+
+    Raises:
+        KDError: where there is no case at all, or none that can be predicted.
+    """
+    plans, dataset_json = read_model_files(model)
+    ending, reader = dataset_json["file_ending"], reader_of(plans, dataset_json)
+    cases = cases_in(images, ending)
+    files = {case: channel_files(images, case, ending) for case in cases}
+    expected = file_per_channel(reader, dataset_json)
+    problems = channel_problems(images, ending, expected)
+    problems += reading_problems(files, reader, 0, whole=False)
+    bad = {problem.split(":")[0] for problem in problems}
+    if len(bad) == len(cases):
+        raise KDError(listing(f"No image in -i {images} can be predicted:", problems[:SHOWN]))
+    return problems
+
+
 def speed_up(predictor: nnUNetPredictor, wanted: cpu_mode.CpuSpeed) -> cpu_mode.ChosenMode | None:
     """Let a predictor's network compute in torch in the way that is wanted; on another device than a CPU as nnU-Net
     does, and None."""
@@ -143,7 +171,7 @@ def speed_up(predictor: nnUNetPredictor, wanted: cpu_mode.CpuSpeed) -> cpu_mode.
 
 
 def check_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str) -> None:
-    """The model's files are there, and can be read.
+    """The model's files are there.
 
     Raises:
         KDError: names those that are not, the folds that are, and trainings that have not come to their end.
@@ -153,12 +181,10 @@ def check_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str) 
     missing = [f"{file} does not exist{_begun(file)}" for file in [*files, *checkpoints] if not file.is_file()]
     if missing:
         trained = sorted(fold_name(file.parent) for file in folder.glob(f"fold_*/{checkpoint_name}"))
-        found = f"Folds with {checkpoint_name}: {', '.join(trained)}. Name them: -f {' '.join(trained)}"
+        together = [fold for fold in trained if fold != ALL] or trained  # `all` is no part of a cross-validation
+        found = f"Folds with {checkpoint_name}: {', '.join(trained)}. Name them: -f {' '.join(together)}"
         others = "" if trained else _models_beside(folder)
         raise KDError(listing("The model is not complete:", missing) + (f"\n{found}" if trained else others))
-    for file in checkpoints:
-        if file.stat().st_size == 0 or not _is_archive(file):
-            read_checkpoint(file)  # says what is wrong with it
 
 
 def _models_beside(folder: Path) -> str:
@@ -174,13 +200,6 @@ def _begun(file: Path) -> str:
     if file.suffix != ".pth" or not begun:
         return ""
     return f": the training has not come to its end (go on: add --c; or predict with -chk {begun[-1]})"
-
-
-def _is_archive(file: Path) -> bool:
-    """torch's format since 1.6 ends with a table of contents, which a file that was cut short lacks."""
-    import zipfile
-
-    return zipfile.is_zipfile(file)
 
 
 def _known(arguments: Sequence[str]) -> argparse.Namespace:

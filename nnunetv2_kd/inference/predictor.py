@@ -5,13 +5,13 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
@@ -19,16 +19,19 @@ from tqdm import tqdm
 
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import check_device, prediction_threads
-from nnunetv2_kd.inference.images import cases_in
 from nnunetv2_kd.inference.labels import segmentation_of
 from nnunetv2_kd.inference.mirroring import MirroredMean
 from nnunetv2_kd.inference.pipeline import Background, Prefetched
 from nnunetv2_kd.inference.preprocess import check_channels, preprocess, preprocess_array
 from nnunetv2_kd.inference.sessions import SessionNetwork
-from nnunetv2_kd.networks.build import plain_network
+from nnunetv2_kd.networks.build import build_network, configuration_of, find_trainer
 from nnunetv2_kd.networks.threads import limit_threads, torch_threads
-from nnunetv2_kd.nnunet.model_folder import FINAL
+from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+from nnunetv2_kd.nnunet.images import cases_in
+from nnunetv2_kd.nnunet.model_files import read_model_files
+from nnunetv2_kd.nnunet.model_folder import FINAL, CheckpointPath
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
+from nnunetv2_kd.teachers.load import load_strictly, plain_weights
 
 
 def predictor_of(model: TrainedModel, device: torch.device) -> nnUNetPredictor:
@@ -43,14 +46,41 @@ def fast_predictor_of(model: TrainedModel, device: torch.device) -> "FastPredict
 
 def _initialized(predictor: Any, model: TrainedModel) -> Any:
     limit_threads(predictor.device)
-    folds = tuple(fold.name for fold in model.predicting_folds)
-    predictor.initialize_from_trained_model_folder(str(model.folder), folds, FINAL)
+    load_model(predictor, model.folder, [fold.name for fold in model.predicting_folds], FINAL)
     return predictor
 
 
-def reader_of(dataset_json: dict[str, Any]) -> type:
-    """nnU-Net's reader for the dataset's images."""
-    return determine_reader_writer_from_dataset_json(dataset_json, verbose=False)
+def load_model(predictor: nnUNetPredictor, folder: Path, folds: Sequence[int | str], checkpoint_name: str) -> None:
+    """What nnU-Net's ``initialize_from_trained_model_folder`` does, without running what a model may carry.
+
+    Args:
+        predictor: to be initialized.
+        folder: the model's.
+        folds: that predict together.
+        checkpoint_name: of each.
+
+    Raises:
+        KDError: where a file cannot be read, names or carries code, or does not fit the others.
+    """
+    plans, dataset_json = read_model_files(folder)
+    paths = [CheckpointPath(folder, fold, checkpoint_name) for fold in folds]
+    checkpoints = [read_checkpoint(path.checkpoint) for path in paths]
+    if not checkpoints:
+        raise KDError(f"{folder} has no fold with {checkpoint_name}. Train one, or name another with -chk.")
+    name, configuration = checkpoints[0]["trainer_name"], checkpoints[0]["init_args"]["configuration"]
+    if find_trainer(name) is None:
+        raise KDError(
+            f"The trainer {name} of {folder} is not here, and may build another network than its plans describe: add "
+            "the folder that holds it to the environment variable nnUNet_extTrainer."
+        )
+    manager, config = configuration_of(plans, configuration)
+    network = build_network(plans, configuration, dataset_json, name, deep_supervision=False)
+    for path, checkpoint in zip(paths, checkpoints, strict=True):
+        load_strictly(network, checkpoint["network_weights"], path)
+    axes = checkpoints[0].get("inference_allowed_mirroring_axes")
+    weights = [plain_weights(checkpoint["network_weights"]) for checkpoint in checkpoints]
+    network.load_state_dict(weights[0])
+    predictor.manual_initialization(network, manager, config, weights, dataset_json, name, axes)
 
 
 class FastPredictor(nnUNetPredictor):
@@ -77,13 +107,15 @@ class FastPredictor(nnUNetPredictor):
             KDError: where the weights of a fold do not fit the network that plans.json describes, or nnU-Net cannot
                 load them for another reason.
         """
+        folder = Path(model_training_output_dir)
+        folds = [use_folds] if isinstance(use_folds, str) else use_folds
+        if folds is None:
+            folds = self.auto_detect_available_folds(model_training_output_dir, checkpoint_name)
         try:
-            super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)
-            for weights in reversed(self.list_of_parameters):  # else those of a later fold fail with the first case
-                plain_network(self.network).load_state_dict(weights)
-        except Exception as error:  # nnU-Net's and torch's, of any kind
+            load_model(self, folder, list(folds), checkpoint_name)
+        except KDError as error:
             raise KDError(
-                f"nnU-Net cannot load {checkpoint_name} of {model_training_output_dir}: {_told(error)}\nWeights, "
+                f"nnU-Net cannot load {checkpoint_name} of {model_training_output_dir}: {error}\nWeights, "
                 "plans.json and dataset.json must be of one and the same training: copy its folder again."
             ) from error
 
@@ -150,7 +182,7 @@ class FastPredictor(nnUNetPredictor):
                     if isinstance(case, Exception):
                         raise case
                     image, properties = case
-                    logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu()
+                    logits = finite(self.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu())
                 except Exception as error:  # of any kind: the other cases go on, and it is told at the end
                     background.failed[name] = error
                     continue
@@ -230,7 +262,7 @@ class FastPredictor(nnUNetPredictor):
             input_image, None, image_properties, self.plans_manager, self.configuration_manager, self.dataset_json
         )
         image = np.ascontiguousarray(image, dtype=np.float32)
-        logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu()
+        logits = finite(self.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu())
         return self.segmentation_of(logits, properties, save_or_return_probabilities)
 
     def _write(self, segmentation: Any, properties: dict[str, Any], output: Path) -> None:
@@ -245,6 +277,20 @@ class FastPredictor(nnUNetPredictor):
             writer.write_seg(segmentation, f"{beside}{self.dataset_json['file_ending']}", properties)
             for file in Path(folder).iterdir():
                 shutil.move(file, output.parent / file.name)
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Logits that are numbers: of others nnU-Net would make a segmentation that looks like one.
+
+    Raises:
+        KDError: where one is none.
+    """
+    if not torch.isfinite(logits).all():
+        raise KDError(
+            "the network's output is not finite: the image holds values that are no numbers, or so large that the "
+            "network overflows"
+        )
+    return logits
 
 
 def _told(error: Exception) -> str:

@@ -17,7 +17,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.inference.images import check_whole
+from nnunetv2_kd.nnunet.images import check_whole
 
 # those of nnU-Net look at the mask only where `use_mask_for_norm` says so
 KNOWN_NORMALIZATIONS = {

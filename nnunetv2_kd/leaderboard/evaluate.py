@@ -27,6 +27,7 @@ from nnunetv2_kd.leaderboard.scores import (
     validation_jobs,
 )
 from nnunetv2_kd.nnunet.datasets import ground_truth_folder, training_images
+from nnunetv2_kd.nnunet.images import reader_of, reading_problems
 from nnunetv2_kd.nnunet.splits import Split, read_splits
 from nnunetv2_kd.nnunet.teacher_labels import agreement_note
 from nnunetv2_kd.nnunet.trained_models import TrainedModel, find_models, pick
@@ -99,7 +100,7 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
     say(f"{dataset}: {len(alike)} models" + (f", {len(models)} rows" if len(models) > len(alike) else ""))
     image_set, agreement = None, ""
     if request.images is not None and request.truths is not None and request.output is not None:
-        image_set = check_images(request.images, request.truths, models[0].dataset_json)
+        image_set = check_images(request.images, request.truths, models[0].dataset_json, models[0].plans)
         to_score = _predicted(models, runs_in, image_set, request, request.output / "predictions" / dataset, say)
         how = f"predicted by nnU-Net {_computed_in(runs_in)}with all trained folds"
         source = f"{len(image_set.cases)} images of {request.images}, {how}"
@@ -248,6 +249,10 @@ def _timed(
     cases = [channels for channels in images if channels][: request.timed]
     if not cases:
         return costs, "", ["Not timed: no image of the scored cases was found (nnUNet_raw, imagesTr)."]
+    reader = reader_of(models[0].plans, models[0].dataset_json)
+    unreadable = reading_problems({Path(files[0]).name: files for files in cases}, reader, 0)
+    if unreadable:
+        return costs, "", [f"Not timed: {problem}" for problem in unreadable]
     say(f"timing on {len(cases)} cases")
     rows = [
         TimedModel(model, runtime=runs_in[model.name].runtime, precision=runs_in[model.name].precision)

@@ -5,6 +5,7 @@ import glob
 import io
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.choose import use_runtime
-from nnunetv2_kd.inference.images import cases_in, check_whole
-from nnunetv2_kd.inference.predictor import fast_predictor_of, predictor_of, reader_of
+from nnunetv2_kd.inference.predictor import fast_predictor_of, predictor_of
 from nnunetv2_kd.leaderboard.request import STOCK, RunsIn
 from nnunetv2_kd.leaderboard.scores import ScoringJob, geometry_difference, structures_of
-from nnunetv2_kd.nnunet.files import sha256
+from nnunetv2_kd.nnunet.files import sha256, write_text
+from nnunetv2_kd.nnunet.images import cases_in, channel_problems, check_whole, file_per_channel, reader_of
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
 STAMP = "made_with.json"
@@ -34,18 +35,22 @@ class ImageSet:
     cases: tuple[str, ...]
     channels: int
     ending: str
+    reader: type
 
     def image_files(self, case: str) -> list[str]:
         return [str(self.images / f"{case}_{channel:04d}{self.ending}") for channel in range(self.channels)]
 
 
-def check_images(images: Path, truths: Path, dataset_json: dict[str, Any]) -> ImageSet:
+def check_images(
+    images: Path, truths: Path, dataset_json: dict[str, Any], plans: Mapping[str, Any] | None = None
+) -> ImageSet:
     """Images and ground truth of a folder, in nnU-Net's naming, that belong together.
 
     Args:
         images: ``CASE_0000.nii.gz`` and so on.
         truths: ``CASE.nii.gz``.
         dataset_json: of the dataset that the models were trained on.
+        plans: of the models, which name the reader of the images.
 
     Raises:
         KDError: where a folder is missing or empty, a case has no ground truth, or one of other geometry or labels;
@@ -59,10 +64,15 @@ def check_images(images: Path, truths: Path, dataset_json: dict[str, Any]) -> Im
     if without:
         shown = [f"{case}: {truths / (case + ending)} does not exist" for case in without]
         raise KDError(listing(f"{len(without)} of {len(cases)} images have no ground truth:", shown))
-    channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))  # the latter nnU-Net v1's
-    if dataset_json.get("overwrite_image_reader_writer") == "NaturalImage2DIO":
+    reader = reader_of(plans or {}, dataset_json)
+    expected = file_per_channel(reader, dataset_json)
+    lacking = channel_problems(images, ending, expected)
+    if lacking:
+        raise KDError(listing(f"-i {images} lacks channels, or has some too many:", lacking))
+    channels = expected or 0
+    if expected is None:
         channels = len({file.name[-len(ending) - 5 :] for file in images.glob(f"{glob.escape(cases[0])}_????{ending}")})
-    image_set = ImageSet(images, truths, tuple(cases), channels, ending)
+    image_set = ImageSet(images, truths, tuple(cases), channels, ending, reader)
     problems = [problem for case in cases if (problem := _problem(case, image_set, dataset_json))]
     if problems:
         title = f"{len(problems)} of {len(cases)} cases do not fit (images {images}, ground truth {truths}):"
@@ -126,14 +136,14 @@ def predict(
             )
     except Exception as error:  # nnU-Net's, of any kind; the other models go on
         raise KDError(f"nnU-Net cannot predict with it: {type(error).__name__}: {error}") from error
-    (output / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
+    write_text(output / STAMP, json.dumps(stamp, indent=2) + "\n")
     return chosen
 
 
 def image_jobs(model: TrainedModel, image_set: ImageSet, output: Path, tolerance: float) -> list[ScoringJob]:
     """What to score of predictions of a test set; see `scores.ScoringJob`."""
     structures = structures_of(model.plans, model.dataset_json)
-    ending, reader = model.dataset_json["file_ending"], reader_of(model.dataset_json)
+    ending, reader = model.dataset_json["file_ending"], reader_of(model.plans, model.dataset_json)
     ignore = PlansManager(model.plans).get_label_manager(model.dataset_json).ignore_label
     folds = "+".join(fold.name for fold in model.predicting_folds)
     return [
@@ -155,7 +165,7 @@ def image_jobs(model: TrainedModel, image_set: ImageSet, output: Path, tolerance
 
 def _problem(case: str, image_set: ImageSet, dataset_json: dict[str, Any]) -> str:
     """What keeps a case from being scored, in words; empty where nothing does."""
-    reader = reader_of(dataset_json)()
+    reader = image_set.reader()
     try:
         for file in (*image_set.image_files(case), str(image_set.truths / f"{case}{image_set.ending}")):
             check_whole(Path(file))

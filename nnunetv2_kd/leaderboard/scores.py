@@ -25,7 +25,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics, load_summa
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.inference.predictor import reader_of
+from nnunetv2_kd.nnunet.images import reader_of
 from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel
 from nnunetv2_kd.nnunet.validation import read_validation
 
@@ -91,7 +91,7 @@ def validation_jobs(
         summary.json that is of no use.
     """
     structures = structures_of(model.plans, model.dataset_json)
-    ending, reader = model.dataset_json["file_ending"], reader_of(model.dataset_json)
+    ending, reader = model.dataset_json["file_ending"], reader_of(model.plans, model.dataset_json)
     ignore = PlansManager(model.plans).get_label_manager(model.dataset_json).ignore_label
     jobs, missing, problems = [], [], []
     for fold in model.validated_folds:

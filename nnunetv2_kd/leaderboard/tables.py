@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunetv2_kd import __version__
-from nnunetv2_kd.formatting import NOTHING, markdown_escaped, markdown_line
+from nnunetv2_kd.formatting import NOTHING, csv_cell, markdown_escaped, markdown_line
 from nnunetv2_kd.leaderboard.board import Board, Entry
 from nnunetv2_kd.leaderboard.columns import Column, columns
 from nnunetv2_kd.leaderboard.footnotes import footnotes
@@ -108,7 +108,8 @@ def to_csv(boards: Sequence[Board]) -> str:
     writer.writerow(["dataset", *SCORE_COLUMNS])
     for board in boards:
         for row in board.every_score[list(SCORE_COLUMNS)].itertuples(index=False):
-            writer.writerow([board.dataset, *("" if isinstance(v, float) and math.isnan(v) else v for v in row)])
+            values = ("" if isinstance(v, float) and math.isnan(v) else v for v in row)
+            writer.writerow([csv_cell(board.dataset), *map(csv_cell, values)])
     return file.getvalue()
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from nnunetv2.evaluation.evaluate_predictions import region_or_label_to_mask
 
-from nnunetv2_kd.inference.predictor import reader_of
 from nnunetv2_kd.leaderboard.board import Board, Entry
 from nnunetv2_kd.leaderboard.origin import DISTILLED, TEACHER
 from nnunetv2_kd.leaderboard.scores import structures_of
+from nnunetv2_kd.nnunet.images import reader_of
 
 COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#0072B2", "#E69F00")
 NAMES = ("orange", "light blue", "yellow", "green", "pink", "dark blue", "amber")
@@ -67,7 +67,7 @@ def legend(board: Board) -> str:
 
 def _picture(board: Board, case: str, predictions: Sequence[tuple[Entry, Path]]) -> Picture:
     model = predictions[-1][0].model
-    reader, ending = reader_of(model.dataset_json)(), model.dataset_json["file_ending"]
+    reader, ending = reader_of(model.plans, model.dataset_json)(), model.dataset_json["file_ending"]
     image, properties = reader.read_images(board.evaluation.images[case])
     if board.evaluation.truths is None:
         raise ValueError("no ground truth")

@@ -6,6 +6,7 @@ from pathlib import Path
 from nnunetv2_kd.leaderboard.board import Board
 from nnunetv2_kd.leaderboard.page import to_page
 from nnunetv2_kd.leaderboard.tables import to_csv, to_json, to_latex, to_markdown
+from nnunetv2_kd.nnunet.files import write_text
 
 WRITERS = {
     "leaderboard.csv": to_csv,
@@ -17,14 +18,16 @@ WRITERS = {
 
 
 def write_all(boards: Sequence[Board], output: Path) -> list[Path]:
-    """Write every kind of output into a folder.
+    """Write every kind of output into a folder, each file whole or not at all.
 
     Returns:
         The files.
+
+    Raises:
+        KDError: where one cannot be written; those of before are whole.
     """
     output.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name, write in WRITERS.items():
-        (output / name).write_text(write(boards), encoding="utf-8")
-        files.append(output / name)
-    return files
+    texts = {name: write(boards) for name, write in WRITERS.items()}
+    for name, text in texts.items():
+        write_text(output / name, text)
+    return [output / name for name in texts]

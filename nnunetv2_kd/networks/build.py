@@ -11,8 +11,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
+
+from nnunetv2_kd.nnunet.architecture import check_architecture
+from nnunetv2_kd.nnunet.model_files import as_nnunet_writes
 
 
 def find_trainer(name: str) -> type[nnUNetTrainer] | None:
@@ -20,21 +23,60 @@ def find_trainer(name: str) -> type[nnUNetTrainer] | None:
     with redirect_stdout(StringIO()):  # where nnU-Net looks for it
         try:
             found: type[nnUNetTrainer] = recursive_find_trainer_class_by_name(name)
-        except RuntimeError:
+        except (RuntimeError, AssertionError, TypeError):  # no such name, no trainer, no class
             return None
     return found
 
 
+def configuration_of(
+    plans: dict[str, Any], configuration: str, trust: bool = False
+) -> tuple[PlansManager, ConfigurationManager]:
+    """nnU-Net's managers of plans and of one of their configurations, whose network may be built.
+
+    Args:
+        trust: see `check_architecture`.
+
+    Raises:
+        KDError: where the plans are not as nnU-Net writes them, or name code that must not run.
+    """
+    with as_nnunet_writes(f"the plans of {configuration}"):
+        manager = PlansManager(deepcopy(plans))
+        config = manager.get_configuration(configuration)
+        check_architecture(config.configuration.get("architecture"), f"the plans of {configuration}", trust)
+    return manager, config
+
+
 def build_network(
-    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer_name: str, deep_supervision: bool
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    trainer_name: str,
+    deep_supervision: bool,
+    trust: bool = False,
 ) -> nn.Module:
     """The network that nnU-Net would build to predict with this model, with its deep supervision heads if wanted.
 
     Where the trainer is not here, the one that the plans describe: most trainers build no other.
+
+    Raises:
+        KDError: where the plans name code that must not run (unless ``trust``), or no network can be made of them.
     """
     trainer_class = find_trainer(trainer_name) or nnUNetTrainer
-    manager = PlansManager(deepcopy(plans))
-    config = manager.get_configuration(configuration)
+    manager, config = configuration_of(plans, configuration, trust)
+    with as_nnunet_writes(f"the network of {configuration} in the plans"):
+        network = _build(trainer_class, manager, config, dataset_json, deep_supervision)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"what it names gives a {type(network).__name__}, and no network")
+    return network
+
+
+def _build(
+    trainer_class: type[nnUNetTrainer],
+    manager: PlansManager,
+    config: ConfigurationManager,
+    dataset_json: dict[str, Any],
+    deep_supervision: bool,
+) -> nn.Module:
     described: tuple[Any, ...] = (manager, config)
     if "plans_manager" not in inspect.signature(trainer_class.build_network_architecture).parameters:
         # the older signature, which nnU-Net 2.8 supports too
@@ -52,20 +94,27 @@ def build_network(
 
 
 def build_on_meta(
-    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer_name: str | None = None
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    trainer_name: str | None = None,
+    trust: bool = False,
 ) -> nn.Module:
     """The network of a configuration without any memory behind it, as nnU-Net would build it for inference.
 
     Args:
         trainer_name: of a trainer that may build another network than the plans describe; None: nnU-Net's own.
+        trust: see `check_architecture`.
+
+    Raises:
+        KDError: as `build_network`.
     """
     trainer = find_trainer(trainer_name) if trainer_name is not None else None
     if trainer is not None and trainer.build_network_architecture is not nnUNetTrainer.build_network_architecture:
         with torch.device("meta"):
-            return build_network(plans, configuration, dataset_json, trainer.__name__, deep_supervision=False)
-    manager = PlansManager(deepcopy(plans))
-    config = manager.get_configuration(configuration)
-    with torch.device("meta"):
+            return build_network(plans, configuration, dataset_json, trainer.__name__, False, trust)
+    manager, config = configuration_of(plans, configuration, trust)
+    with as_nnunet_writes(f"the network of {configuration} in the plans"), torch.device("meta"):
         return get_network_from_plans(
             config.network_arch_class_name,
             config.network_arch_init_kwargs,

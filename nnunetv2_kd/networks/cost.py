@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_kd.networks.build import build_on_meta
+from nnunetv2_kd.nnunet.model_files import as_nnunet_writes
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,19 @@ def network_cost(
     plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer_name: str | None = None
 ) -> Cost:
     """Cost of the network that a configuration of the plans describes, for one patch of its patch size; or of the one
-    that a trainer of that name builds, where that is another."""
+    that a trainer of that name builds, where that is another.
+
+    Raises:
+        KDError: where the plans name code that must not run, or no network that works can be made of them.
+    """
+    network: Any = build_on_meta(plans, configuration, dataset_json, trainer_name)
+    with as_nnunet_writes(f"the network of {configuration} in the plans"):
+        return _cost(network, plans, configuration, dataset_json)
+
+
+def _cost(network: Any, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> Cost:
     manager = PlansManager(deepcopy(plans))
     config = manager.get_configuration(configuration)
-    network: Any = build_on_meta(plans, configuration, dataset_json, trainer_name)
     patch = torch.empty(
         (1, determine_num_input_channels(manager, config, dataset_json), *config.patch_size), device="meta"
     )

@@ -1,17 +1,25 @@
-"""Read a checkpoint without running what it may carry."""
+"""Read a checkpoint without running what it may carry, and only where it is whole."""
 
 import pickle
 import re
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.nnunet.model_files import shown
+from nnunetv2_kd.nnunet.trust import HOW, is_trusted
 
+COPY = "Copy it again, or train it again."
 KEYS = ("network_weights", "init_args", "trainer_name")  # all that nnU-Net needs to predict
+
+
+class CarriesObjectsError(KDError):
+    """A checkpoint that is whole, but holds more than plain data."""
 
 
 def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
@@ -22,48 +30,97 @@ def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str
     return [np.dtype, *dtypes, *((scalar, name) for name in names)]
 
 
-def read_checkpoint(file: Path, trust_pickle: bool = False) -> dict[str, Any]:
+def read_checkpoint(file: Path, trust: bool = False, mend: str = COPY) -> dict[str, Any]:
     """A checkpoint that nnU-Net wrote, on the CPU.
 
     Args:
         file: the checkpoint.
-        trust_pickle: allow any Python object in it. Reading it then runs whatever code it carries.
+        trust: allow any Python object in it; see `trust`. Reading it then runs whatever code it carries.
+        mend: what to do about a file that is damaged.
 
     Raises:
-        KDError: where the file cannot be read, is cut short, is no checkpoint, or carries more than plain data.
+        KDError: where the file cannot be read, is cut short or damaged, is no checkpoint of nnU-Net, or carries more
+            than plain data.
     """
     # `from None` below: torch's own message advises to load without the check
     try:
+        _check_archive(file)
         with torch.serialization.safe_globals(allowed_globals()):
-            checkpoint = torch.load(file, map_location="cpu", weights_only=not trust_pickle)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=not is_trusted(trust))
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise KDError(f"The checkpoint {file} cannot be read: {error.strerror or error}.") from None
     except pickle.UnpicklingError as error:
-        raise KDError(_refused(file, str(error))) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise KDError(_broken(file, f"{type(error).__name__}")) from None
+        raise _refused(file, str(error), mend) from None
+    except KDError as error:
+        raise KDError(_broken(file, str(error), mend)) from None
+    except Exception as error:  # of any kind: torch's reader meets whatever bytes there are
+        raise KDError(_broken(file, type(error).__name__, mend)) from None
     if not isinstance(checkpoint, dict):
         raise KDError(f"{file} is not an nnU-Net checkpoint: it holds a {type(checkpoint).__name__}.")
     missing = [key for key in KEYS if key not in checkpoint]
     if missing:
         raise KDError(f"{file} is not an nnU-Net checkpoint: it lacks {', '.join(missing)}.")
+    problems = list(_content_problems(checkpoint))
+    if problems:
+        raise KDError(f"{listing(f'{file} is not as nnU-Net writes a checkpoint:', problems)}\n{mend}")
     return checkpoint
 
 
-def _refused(file: Path, reason: str) -> str:
+def _check_archive(file: Path) -> None:
+    """Every part of a checkpoint in torch's zip format has the checksum that the zip holds of it, which torch itself
+    does not look at. A file of the older format is none.
+
+    Raises:
+        KDError: says what is wrong, without the file's name.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise KDError("compressed, which torch's files are not")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise KDError(f"damaged: the checksum of {shown(damaged)} in it differs")
+
+
+def _content_problems(checkpoint: dict[str, Any]) -> Iterator[str]:
+    """What the parts of a checkpoint that everybody reads are not."""
+    weights, arguments = checkpoint["network_weights"], checkpoint["init_args"]
+    if not isinstance(weights, dict) or not weights:
+        yield f"network_weights: expected tensors by name, found {type(weights).__name__}"
+    elif not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in weights.items()):
+        yield "network_weights: holds something else than tensors by name"
+    if not isinstance(arguments, dict) or not isinstance(arguments.get("configuration"), str):
+        yield "init_args: expected the trainer's arguments with the name of a configuration"
+    elif not isinstance(arguments.get("plans", {}), dict):
+        yield f"init_args: plans: expected keys with values, found {type(arguments['plans']).__name__}"
+    if not isinstance(checkpoint["trainer_name"], str):
+        yield f"trainer_name: expected a name, found {type(checkpoint['trainer_name']).__name__}"
+    epoch = checkpoint.get("current_epoch", 0)
+    if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)):
+        yield f"current_epoch: expected a whole number, found {shown(epoch)}"
+    if not isinstance(checkpoint.get("optimizer_state", {}), (dict, type(None))):
+        yield f"optimizer_state: expected keys with values, found {type(checkpoint['optimizer_state']).__name__}"
+    if not isinstance(checkpoint.get("kd", {}), (dict, type(None))):
+        yield f"kd: expected a record of the training, found {type(checkpoint['kd']).__name__}"
+    axes = checkpoint.get("inference_allowed_mirroring_axes")
+    if axes is not None and not (isinstance(axes, (list, tuple)) and all(axis in (0, 1, 2) for axis in axes)):
+        yield f"inference_allowed_mirroring_axes: expected axes, found {shown(axes)}"
+
+
+def _refused(file: Path, reason: str, mend: str) -> KDError:
     if "GLOBAL" not in reason and "Unsupported" not in reason:
-        return _broken(file, "not a pickle")
+        return KDError(_broken(file, "not a pickle", mend))
     named = re.search(r"GLOBAL ([\w.]+)", reason)
-    return (
+    return CarriesObjectsError(
         f"The checkpoint {file} carries more than plain data ({named[1] if named else 'an unknown object'}) and was "
-        "not loaded, because reading it could run code. If you trust where it comes from, set 'teacher: {trust_pickle: "
-        "true}' in the options file."
+        f"not loaded, because reading it could run code. {HOW}"
     )
 
 
-def _broken(file: Path, kind: str) -> str:
-    size = file.stat().st_size
+def _broken(file: Path, kind: str, mend: str) -> str:
+    size = file.stat().st_size if file.exists() else 0
     return (
         f"The checkpoint {file} ({size} bytes) cannot be read as a checkpoint ({kind}): it is cut short, empty, or "
-        "something else. Copy it again, or train the teacher again."
+        f"something else. {mend}"
     )

@@ -11,6 +11,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.nnunet.files import read_json
+from nnunetv2_kd.nnunet.paths import problem_of
 
 DEFAULT_PLANS = "nnUNetPlans"
 DATASETS = "Dataset[0-9][0-9][0-9]_*"
@@ -93,12 +94,19 @@ def how_to_train(dataset_name: str) -> str:
     files = sorted(folder.glob("*Plans.json")) if folder is not None else []
     default = [file for file in files if file.stem == DEFAULT_PLANS]
     for file in [*default, *files]:
-        configurations = read_json(file).get("configurations", {})
+        configurations = _configurations(file)
         usable = [name for name in ("3d_fullres", "2d", *configurations) if name in configurations]
         if usable:
             plans = "" if file.stem == DEFAULT_PLANS else f" -p {file.stem}"
             return f"Train one: nnUNetv2_train {number} {usable[0]} 0{plans}{device_flag()}"
     return f"It is not preprocessed yet: nnUNetv2_plan_and_preprocess -d {number}"
+
+
+def _configurations(plans_file: Path) -> dict[str, Any]:
+    """None where the file is no plans file: it is only looked at for a line to print."""
+    plans = read_json(plans_file)
+    found = plans.get("configurations") if isinstance(plans, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def device_flag() -> str:
@@ -161,6 +169,8 @@ def _dataset_name(dataset: str, variable: object) -> str:
         variable: nnU-Net's path that is going to be looked into.
     """
     name = variable.env_var_name  # type: ignore[attr-defined]
+    if problem := problem_of(name):
+        raise KDError(problem)
     if not variable.is_set():  # type: ignore[attr-defined]
         raise KDError(f"The environment variable {name} is not set. Set it: export {name}=/path/to/{name}")
     try:

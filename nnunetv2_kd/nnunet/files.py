@@ -8,7 +8,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nnunetv2_kd.errors import KDError
@@ -48,10 +48,10 @@ def read_json(file: Path, name: str = "", mend: str = "") -> Any:
     """
     name = name or str(file)
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise KDError(f"{name} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise KDError(f"{name} is not valid JSON ({error}).{mend and ' ' + mend}") from error
 
 
@@ -74,15 +74,33 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """As `write_whole`, a text in UTF-8.
+    """As `write_bytes`, a text in UTF-8."""
+    write_bytes(file, text.encode(errors="replace"))
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """As `write_whole`.
 
     Raises:
-        KDError: where the folder cannot be written to.
+        KDError: where the folder cannot be written to, or the disk is full; what was there before is whole.
     """
     try:
-        write_whole(file, text.encode())
+        write_whole(file, content)
     except OSError as error:
-        raise KDError(f"{file} cannot be written: {error.strerror or error}.") from error
+        kept = " What was there before is kept." if file.is_file() else ""
+        raise KDError(f"{file} cannot be written: {error.strerror or error}.{kept}") from error
+
+
+def set_aside(file: Path) -> str:
+    """Give a file that cannot be read another name, so that it is neither lost nor in the way; says so."""
+    number = 1
+    while (place := file.with_name(f"{file.name}.unreadable{number}")).exists():
+        number += 1
+    try:
+        os.replace(file, place)
+    except OSError as error:
+        return f"{file} cannot be read, nor be set aside: {error.strerror or error}"
+    return f"{file} cannot be read and was set aside as {place.name}"
 
 
 @contextmanager
@@ -155,6 +173,19 @@ def _sha256(stream: Any) -> str:
     for block in iter(lambda: stream.read(1 << 20), b""):
         digest.update(block)
     return digest.hexdigest()
+
+
+def is_inside(folder: Path, name: Any) -> bool:
+    """Whether a name that a stranger's file gives is that of a file in this folder, links followed."""
+    if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
+        return False
+    place = PurePosixPath(name)
+    if place.is_absolute() or ".." in place.parts:
+        return False
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle, a name that is too long
+        return False
 
 
 def why_not_writable(folder: Path) -> str:

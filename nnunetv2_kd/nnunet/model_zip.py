@@ -1,11 +1,15 @@
 """Trained models in a zip of ``nnUNetv2_export_model_to_zip``: ``DATASET/TRAINER__PLANS__CONFIGURATION/...``."""
 
+import shutil
+import stat
 import tempfile
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.nnunet.model_files import shown
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath, Fold, fold_name, parse_model_name
 
 _unpacked: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
@@ -25,13 +29,16 @@ def unpack(file: Path, configuration: str, fold: Fold, checkpoint_name: str) -> 
     """
     try:
         return _unpack(file, file.stat().st_mtime_ns, configuration, fold, checkpoint_name)
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+        if isinstance(error, KDError):
+            raise
         raise KDError(f"The teacher {file} cannot be unpacked: {error}") from error
 
 
 @lru_cache  # a teacher is looked for more than once
 def _unpack(file: Path, _changed: int, configuration: str, fold: Fold, checkpoint_name: str) -> CheckpointPath:
     with zipfile.ZipFile(file) as archive:
+        _check_content(archive)
         files = [PurePosixPath(name) for name in archive.namelist() if not name.endswith("/")]
         model = _pick(file, files, configuration)
         wanted = model / f"fold_{fold}" / checkpoint_name
@@ -41,6 +48,22 @@ def _unpack(file: Path, _changed: int, configuration: str, fold: Fold, checkpoin
         _unpacked.append(folder)
         archive.extractall(folder.name, [str(name) for name in files if _belongs(name, model, wanted)])
     return CheckpointPath(Path(folder.name) / model, fold, checkpoint_name, file, str(model))
+
+
+def _check_content(archive: zipfile.ZipFile) -> None:
+    """Everything in it would be unpacked into the folder, and fits on the disk.
+
+    Raises:
+        zipfile.BadZipFile: where it would not.
+    """
+    for part in archive.infolist():
+        place = PurePosixPath(part.filename)
+        is_link = stat.S_ISLNK(part.external_attr >> 16)
+        if place.is_absolute() or ".." in place.parts or "\\" in part.filename or ":" in part.filename or is_link:
+            raise zipfile.BadZipFile(f"{shown(part.filename)} would lead out of the folder that it is unpacked into")
+    size, free = sum(part.file_size for part in archive.infolist()), shutil.disk_usage(tempfile.gettempdir()).free
+    if size > free:
+        raise zipfile.BadZipFile(f"it unpacks to {size} bytes, and {tempfile.gettempdir()} has {free} left")
 
 
 def _belongs(name: PurePosixPath, model: PurePosixPath, wanted: PurePosixPath) -> bool:

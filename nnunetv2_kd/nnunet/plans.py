@@ -7,7 +7,7 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.files import read_json
+from nnunetv2_kd.nnunet.model_files import read_plans_file
 
 Plans = dict[str, Any]
 
@@ -25,7 +25,7 @@ def read_plans(dataset: Path, name: str) -> Plans:
     if not file.is_file():
         names = sorted(f.stem for f in dataset.glob("*Plans*.json"))
         raise KDError(f"{file} does not exist. Plans in this folder: {', '.join(names) or 'none'}.")
-    plans: Plans = read_json(file)
+    plans: Plans = read_plans_file(file)
     return plans
 
 

@@ -1,7 +1,6 @@
 """The trained models of a dataset, fold by fold, and what is wrong with those that cannot be compared."""
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+from nnunetv2_kd.nnunet.checkpoint import CarriesObjectsError, read_checkpoint
 from nnunetv2_kd.nnunet.datasets import how_to_train
-from nnunetv2_kd.nnunet.files import read_json
+from nnunetv2_kd.nnunet.model_files import read_model_files
 from nnunetv2_kd.nnunet.model_folder import ALL, FINAL, RECORD_FILE, ModelName, fold_name, parse_model_name
 from nnunetv2_kd.record import Record, TeacherRecord, read_record
 
@@ -158,9 +157,9 @@ def read_model(folder: Path, folds: list[str] | None = None) -> TrainedModel:
     """The model of one folder, ``DATASET/TRAINER__PLANS__CONFIGURATION``, with those of its folds that are wanted.
 
     Raises:
-        KDError: where plans.json or dataset.json cannot be read.
+        KDError: where plans.json or dataset.json cannot be read, or is not as nnU-Net writes it.
     """
-    plans, dataset_json = (read_json(folder / name, name) for name in ("plans.json", "dataset.json"))
+    plans, dataset_json = read_model_files(folder, whole_path=False)
     found = tuple(_read_fold(fold_folder) for fold_folder in _fold_folders(folder, folds))
     return TrainedModel(folder.parent.name, folder, plans, dataset_json, found)
 
@@ -193,11 +192,10 @@ def _read_fold(folder: Path) -> TrainedFold:
         return TrainedFold(name, folder, False, None, None, problem)
     try:
         checkpoint = read_checkpoint(folder / FINAL)
-    except KDError as error:
-        if not zipfile.is_zipfile(folder / FINAL):  # torch's format; cut short it is none
-            return TrainedFold(name, folder, False, None, None, str(error))
-        # whole, but with objects of another trainer in it that are not loaded here: its validation is as good as any
+    except CarriesObjectsError:  # of another trainer, which are not loaded here: its validation is as good as any
         checkpoint = {"kd": _json_or_nothing(folder / RECORD_FILE)}
+    except KDError as error:
+        return TrainedFold(name, folder, False, None, None, str(error))
     epoch = checkpoint.get("current_epoch")
     try:
         record = read_record(checkpoint["kd"], str(folder / FINAL)) if checkpoint.get("kd") else None
@@ -214,8 +212,8 @@ def _read_fold(folder: Path) -> TrainedFold:
 
 def _json_or_nothing(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -11,7 +11,8 @@ from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.networks.build import build_network, find_trainer
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
-from nnunetv2_kd.nnunet.files import read_json, sha256
+from nnunetv2_kd.nnunet.files import sha256
+from nnunetv2_kd.nnunet.model_files import as_nnunet_writes, read_model_files
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath
 from nnunetv2_kd.record import TeacherRecord, is_coarser
 from nnunetv2_kd.teachers.advice import moved_plans, named_labels, plans_of_teacher, through_a_store
@@ -54,17 +55,17 @@ def load_teacher(
         KDError: where there is no such teacher, it does not fit the student, or its weights do not fit its plans.
     """
     path = _find(options, student, student_plans, student_dataset_json)
-    plans, dataset_json = read_json(path.folder / "plans.json"), read_json(path.folder / "dataset.json")
-    checkpoint = read_checkpoint(path.checkpoint, options.trust_pickle)
+    plans, dataset_json = read_model_files(path.folder)
+    checkpoint = read_checkpoint(path.checkpoint, options.trust)
     configuration = checkpoint["init_args"]["configuration"]
     label_map = None
     if in_patches:
-        _check_patches(
-            options, path, (plans, dataset_json), (student_plans, student_dataset_json), configuration, student
-        )
+        with as_nnunet_writes(str(path.folder)):
+            wanted = (student_plans, student_dataset_json)
+            _check_patches(options, path, (plans, dataset_json), wanted, configuration, student)
         label_map = running_map(options, dataset_json, student_dataset_json)
     trainer = str(checkpoint["trainer_name"])
-    network = build_network(plans, configuration, dataset_json, trainer, deep_supervision)
+    network = build_network(plans, configuration, dataset_json, trainer, deep_supervision, options.trust)
     missing = [] if find_trainer(trainer) is not None else [_not_here(trainer)]
     try:
         load_strictly(network, checkpoint["network_weights"], path)
@@ -76,7 +77,8 @@ def load_teacher(
         )
     cases = cases_of(path, plans, dataset_json, checkpoint)
     record = teacher_record(path, checkpoint, count_params(network), cases.seen(student.dataset_name, validation))
-    heads = trained_heads(network, checkpoint.get("optimizer_state"))
+    with as_nnunet_writes(f"the optimizer's state in {path.checkpoint}"):
+        heads = trained_heads(network, checkpoint.get("optimizer_state"))
     notes = [*missing, *(renamed_channel(dataset_json, student_dataset_json) if in_patches else [])]
     return RunningTeacher(network, record, heads, device, notes=notes, label_map=label_map)
 
@@ -201,9 +203,9 @@ def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: Checkpoi
     """Load weights where every name and shape fits.
 
     Raises:
-        KDError: names what differs.
+        KDError: names what differs, or is not finite.
     """
-    weights = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
+    weights = plain_weights(weights)
     expected = network.state_dict()
     problems = [f"{key}: missing in the checkpoint" for key in expected if key not in weights]
     problems += [f"{key}: in the checkpoint only" for key in weights if key not in expected]
@@ -212,10 +214,33 @@ def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: Checkpoi
         for key in expected
         if key in weights and weights[key].shape != expected[key].shape
     ]
+    problems += [
+        f"{key}: numbers of another kind in the checkpoint ({weights[key].dtype}) than in the network ({value.dtype})"
+        for key, value in expected.items()
+        if key in weights and not _same_kind(weights[key], value)
+    ]
     if problems:
         shown = problems[:5] + ([f"and {len(problems) - 5} more"] if len(problems) > 5 else [])
         raise KDError(listing(f"The weights in {path.checkpoint} do not fit the network of its plans.json:", shown))
+    lost = [key for key in expected if not torch.isfinite(weights[key]).all()]
+    if lost:
+        raise KDError(
+            f"{len(lost)} of {len(expected)} weights in {path.checkpoint} are not finite numbers, such as "
+            f"{lost[0]}: its training went wrong, and it teaches nothing. Take another checkpoint, or train it again."
+        )
     network.load_state_dict(weights)
+
+
+def plain_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names that they have in the network, out of what wrapped it while it was trained."""
+    return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
+
+
+def _same_kind(mine: Tensor, expected: Tensor) -> bool:
+    """Whole numbers are no weights, and a complex one would lose its second half; half precision is as good."""
+    if expected.is_floating_point():
+        return mine.is_floating_point() and mine.layout == torch.strided
+    return mine.dtype == expected.dtype
 
 
 def trained_heads(network: nn.Module, optimizer_state: dict[str, Any] | None) -> list[bool]:

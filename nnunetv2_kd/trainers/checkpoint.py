@@ -1,6 +1,7 @@
 """A student's checkpoint is a plain nnU-Net checkpoint: it can be read, and predicts, where this package is not."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nnunetv2_kd.config import OptimizerOptions
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.networks.cost import network_cost
+from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE
 from nnunetv2_kd.record import Record, read_record
@@ -77,7 +79,7 @@ def check_same_size(
     Raises:
         KDError: shows both sizes, or what cannot be read of the record.
     """
-    checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    checkpoint = read_checkpoint(file, trust=True, mend=_without(file))  # as nnU-Net is about to read it
     before = checkpoint["init_args"]["plans"]
     if _architecture(before, configuration) == _architecture(plans, configuration):
         record = read_record(checkpoint["kd"], str(file)) if checkpoint.get("kd") else None
@@ -88,6 +90,16 @@ def check_same_size(
         f"\n  asked for now:     {_size(plans, configuration, dataset_json)}"
         f"\n{_same_size_again(file, before, plans_file)}"
     )
+
+
+def _without(file: Path) -> str:
+    """How to go on where a checkpoint of a training is damaged."""
+    others = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # in the order that --c has
+    there = [name for name in others if name != file.name and (file.parent / name).is_file()]
+    away = f"mv {shlex.quote(str(file))} {shlex.quote(f'{file}.damaged')}"
+    if not there:
+        return "No other checkpoint of this training is there: begin anew, by the same line without --c."
+    return f"Beside it is {there[0]}, from which --c goes on once the damaged one is out of the way: {away}"
 
 
 def _same_size_again(file: Path, before: dict[str, Any], plans_file: Path | None) -> str:
@@ -128,7 +140,7 @@ def check_same_method(before: Record | None, options: dict[str, Any], folder: st
     """
     if before is None:
         return
-    then = recorded_options(before)
+    then, options = recorded_options(before), without_trust(options)
     differing = [
         f"{key}: {then.get(key)} in the checkpoint, {options.get(key)} now"
         for key in METHOD
@@ -146,7 +158,20 @@ def recorded_options(record: Record) -> dict[str, Any]:
     mirroring."""
     options = {"optimizer": OptimizerOptions().model_dump(mode="json"), "mirroring": "teacher"} | record.options
     terms = options.get("terms") or {}
-    return options | {"terms": {name: term for name, term in terms.items() if term is not None}}
+    return without_trust(options | {"terms": {name: term for name, term in terms.items() if term is not None}})
+
+
+def without_trust(options: dict[str, Any]) -> dict[str, Any]:
+    """Options without what their teachers are trusted with, which makes no other student; its key once had another
+    name."""
+
+    def of(teacher: Any) -> Any:
+        keys = ("trust", "trust_pickle")
+        return {k: v for k, v in teacher.items() if k not in keys} if isinstance(teacher, dict) else teacher
+
+    teachers = options.get("teachers")
+    named = {"teacher": of(options["teacher"])} if "teacher" in options else {}
+    return options | named | ({"teachers": [of(teacher) for teacher in teachers]} if teachers else {})
 
 
 def _architecture(plans: dict[str, Any], configuration: str) -> dict[str, Any]:

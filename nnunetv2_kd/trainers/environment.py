@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.networks.devices import is_there
 from nnunetv2_kd.nnunet.files import why_not_writable
+from nnunetv2_kd.nnunet.paths import problem_of
 from nnunetv2_kd.trainers.command_line import this_line
 
 
@@ -24,6 +26,9 @@ def check_results_folder() -> None:
             "The environment variable nnUNet_results is not set, so there is nowhere to write the student to and no "
             "teacher to find. Set it: export nnUNet_results=/path/to/nnUNet_results"
         )
+    for name in ("nnUNet_results", "nnUNet_preprocessed"):
+        if mistake := problem_of(name):
+            raise KDError(mistake)
     folder = Path(nnUNet_results)
     problem = why_not_writable(folder)
     if problem:
@@ -31,6 +36,28 @@ def check_results_folder() -> None:
             f"nnUNet_results={folder} cannot be written to ({problem}). Mend its permissions, or point it elsewhere: "
             "export nnUNet_results=/path/to/nnUNet_results"
         )
+
+
+def check_fold_folder(folder: Path) -> None:
+    """The folder of a fold, which is made where it is missing, and that of its model can be written to.
+
+    Raises:
+        KDError: names the one that cannot, and says what to type.
+    """
+    for place in (folder, folder.parent):
+        problem = why_not_writable(place)
+        if problem:
+            there = next(parent for parent in (place, *place.parents) if parent.exists())
+            raise KDError(
+                f"{place} cannot be written to ({problem}), so nothing of this training could be kept. Mend it: chmod "
+                f"u+w '{there}'"
+            )
+
+
+def splits_as_nnunet(trainer: type, mixin: type) -> bool:
+    """Whether a trainer, ours aside, leaves it to nnU-Net which cases are in a fold."""
+    own = [c for c in trainer.__mro__ if "do_split" in vars(c) and c is not mixin]
+    return own[:1] == [nnUNetTrainer]
 
 
 def check_device(device: torch.device) -> None:

@@ -15,6 +15,7 @@ import nnunetv2
 
 from nnunetv2_kd.discovery import VARIABLE
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.terminal import let_print_everything
 from nnunetv2_kd.trainers.variants import split_name
 
 NOT_FOUND = re.compile(r"Could not find requested nnunet trainer (\w+) in ")
@@ -30,6 +31,7 @@ class Interrupted(KeyboardInterrupt):
 def install() -> None:
     """From now on this process ends with a reason and no traceback where there is one; everything else is shown as
     before. Only in commands of nnU-Net."""
+    let_print_everything()
     if Path(sys.argv[0]).name.startswith("nnUNetv2_") and not isinstance(sys.excepthook, _Hook):
         sys.excepthook = _Hook(sys.excepthook)
 

@@ -22,10 +22,11 @@ from nnunetv2_kd.networks.build import plain_network
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.networks.threads import limit_threads
 from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.fold_data import check_fold_data, preprocess_line
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE, ModelName
 from nnunetv2_kd.nnunet.teacher_labels import agreement_note
 from nnunetv2_kd.nnunet.validation import set_stale_aside
-from nnunetv2_kd.record import Record, TeacherRecord
+from nnunetv2_kd.record import Record, TeacherRecord, is_coarser
 from nnunetv2_kd.regions import Labels
 from nnunetv2_kd.students.part_of_teacher import begin_as_part
 from nnunetv2_kd.students.shrink import made_from
@@ -124,6 +125,7 @@ class DistillationMixin(Base):
         self._start = Start(self._fold_folder(plans, configuration, fold))
         atexit.register(self._start.take_back)  # nnU-Net may fail in between what is caught here
         with self._start.taken_back_at_failure():
+            environment.check_fold_folder(self._start.folder)
             super().__init__(plans, configuration, fold, dataset_json, device)
             self._set_up(made_here)
 
@@ -189,6 +191,7 @@ class DistillationMixin(Base):
 
     def initialize(self) -> None:
         limit_threads(self.device)
+        self._check_data()
         if self.options.seed is not None:
             environment.seed_everything(self.options.seed)
         super().initialize()
@@ -196,6 +199,19 @@ class DistillationMixin(Base):
         pretrained = pretrained_file(sys.argv)
         if pretrained is not None:
             check_pretrained(Path(pretrained), plain_network(self.network), self.options.student)
+
+    def _check_data(self) -> None:
+        """All cases of the fold are there. Not of a trainer that makes its own folds."""
+        plans, configuration = self.plans_manager, self.configuration_name
+        if not environment.splits_as_nnunet(type(self), DistillationMixin):
+            return
+        name = plans.plans_name if is_coarser(plans.plans) else made_from(plans.plans) or plans.plans_name
+        check_fold_data(
+            Path(self.preprocessed_dataset_folder),
+            self.fold,
+            self.dataset_json["file_ending"],
+            preprocess_line(plans.dataset_name, name, configuration),
+        )
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         options = self.options.optimizer
@@ -312,7 +328,7 @@ class DistillationMixin(Base):
         self._history = TermHistory(
             self.output_folder, {name: term.weight for name, term in self.distillation.terms.items()}
         )
-        self._history.resume(self.current_epoch)
+        self._say(*self._history.resume(self.current_epoch))
 
     def _make_teacher(self, labels: Labels) -> Teacher:
         """The teacher that the options name."""

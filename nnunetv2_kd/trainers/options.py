@@ -22,13 +22,18 @@ from nnunetv2_kd.config import (
     StudentOptions,
     TeacherOptions,
     WeightedTeacherOptions,
+    expanded,
     problems_of,
 )
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.methods import Method
 from nnunetv2_kd.methods.registry import read_methods
+from nnunetv2_kd.nnunet.model_files import shown
+from nnunetv2_kd.nnunet.trust import HOW, is_trusted
+from nnunetv2_kd.nnunet.yaml_file import NotReadableError, read_yaml
 
 VARIABLE = "nnUNet_kd_config"
+MOST = 10_000_000  # epochs, iterations
 NAME, SEED = "nnUNet_kd_name", "nnUNet_kd_seed"  # before the keys of the options file
 
 
@@ -51,10 +56,16 @@ class Options(CheckedOptions):
         None, description="default: adamw for shrunken students below 500 k parameters, else nnunet"
     )
     ema: float | None = Field(None, gt=0, lt=1, description="keep a running mean of the weights, with this decay")
-    epochs: int | None = Field(None, ge=1, description="default: the trainer's own, 1000 in nnU-Net")
-    iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 250 in nnU-Net")
-    val_iterations_per_epoch: int | None = Field(None, ge=1, description="default: the trainer's own, 50 in nnU-Net")
-    save_every: int | None = Field(None, ge=1, description="epochs between checkpoints; default: nnU-Net's, 50")
+    epochs: int | None = Field(None, ge=1, le=MOST, description="default: the trainer's own, 1000 in nnU-Net")
+    iterations_per_epoch: int | None = Field(
+        None, ge=1, le=MOST, description="default: the trainer's own, 250 in nnU-Net"
+    )
+    val_iterations_per_epoch: int | None = Field(
+        None, ge=1, le=MOST, description="default: the trainer's own, 50 in nnU-Net"
+    )
+    save_every: int | None = Field(
+        None, ge=1, le=MOST, description="epochs between checkpoints; default: nnU-Net's, 50"
+    )
     mirroring: Literal["teacher", "trainer"] | tuple[Annotated[int, Field(ge=0, le=2)], ...] = Field(
         "teacher",
         description="teacher: along the axes that teacher and trainer both are mirrored along; trainer: as the trainer "
@@ -77,7 +88,7 @@ class Options(CheckedOptions):
     def _absolute_folder(cls, name: str | None) -> str | None:
         if name is not None and not name.strip():
             raise ValueError("expected the name or folder of a store")
-        return str(Path(name).expanduser().absolute()) if name is not None and len(Path(name).parts) > 1 else name
+        return str(expanded(Path(name))) if name is not None and len(Path(name).parts) > 1 else name
 
     @model_validator(mode="after")
     def _one_or_several_teachers(self) -> "Options":
@@ -119,7 +130,14 @@ class Options(CheckedOptions):
 def options_file() -> Path | None:
     """The file that ``nnUNet_kd_config`` names, or None where the variable is not set."""
     name = os.environ.get(VARIABLE, "").strip()
-    return Path(name).expanduser() if name else None
+    return _expanded_file(name) if name else None
+
+
+def _expanded_file(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # no such user: the file is then told to be missing
+        return Path(name)
 
 
 def options_of_environment() -> dict[str, Any]:
@@ -134,30 +152,35 @@ def read_options_file(path: Path) -> dict[str, Any]:
     Raises:
         KDError: where it is missing, not YAML, or not a mapping.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
+    """Keys of an options file, and its nodes."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content, root = read_yaml(path)
     except OSError as error:
         whole = path.absolute()
         raise KDError(f"{VARIABLE} names the options file {whole}, which cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NotReadableError as error:
         raise KDError(f"The options file {path.absolute()} is not valid YAML: {error}") from error
     if content is None:
-        return {}
+        return {}, None
     if not isinstance(content, dict):
         raise KDError(
             f"The options file {path.absolute()} must hold keys such as 'terms:', found {type(content).__name__}."
         )
-    return content
+    return {str(key): value for key, value in content.items()}, root
 
 
-def line_finder(file: Path | None, content: Mapping[str, Any]) -> Callable[[tuple[int | str, ...]], int | None]:
+def line_finder(root: yaml.Node | None, content: Mapping[str, Any]) -> Callable[[tuple[int | str, ...]], int | None]:
     """Tells the line of a key of an options file, or of the key around it; None for what is not in it."""
-    if file is None:
+    if root is None:
         return lambda path: None
-    root = yaml.compose(file.read_text())
 
     def line_of(path: tuple[int | str, ...]) -> int | None:
-        node, line = root, None
+        node: Any = root
+        line = None
         if not path or path[0] not in content:
             return None
         for part in path:
@@ -174,6 +197,19 @@ def line_finder(file: Path | None, content: Mapping[str, Any]) -> Callable[[tupl
         return line
 
     return line_of
+
+
+def _check_methods_of_plans(options: Mapping[str, Any]) -> None:
+    """Plans come from elsewhere more often than options files do: they name no Python file.
+
+    Raises:
+        KDError: where they do.
+    """
+    terms = options.get("terms")
+    files = [str(name) for name in terms if ":" in str(name)] if isinstance(terms, Mapping) else []
+    if files and not is_trusted():
+        title = "The key 'kd' of the plans names methods in Python files, which were not run:"
+        raise KDError(f"{listing(title, [shown(name) for name in files])}\nName them in an options file. {HOW}")
 
 
 def resolve_options(
@@ -196,7 +232,8 @@ def resolve_options(
     from_plans = plans.get("kd", {})
     if not isinstance(from_plans, Mapping):
         raise KDError(f"The key 'kd' of the plans must hold options, found {type(from_plans).__name__}.")
-    from_file = read_options_file(file) if file is not None else {}
+    _check_methods_of_plans(from_plans)
+    from_file, root = _read(file) if file is not None else ({}, None)
     merged = {**defaults, **from_plans, **from_file, **(environment or {})}
     try:
         return Options.model_validate(merged)
@@ -204,5 +241,5 @@ def resolve_options(
         of_environment = " and ".join({"name": NAME, "seed": SEED}[key] for key in environment or {})
         sources = [str(file.absolute()) if file else "", "the plans' key 'kd'" if from_plans else "", of_environment]
         where = " and ".join(source for source in sources if source) or "the trainer's defaults"
-        problems = problems_of(error, line_finder(file, from_file), list(Options.model_fields))
+        problems = problems_of(error, line_finder(root, from_file), list(Options.model_fields))
         raise KDError(listing(f"The distillation options in {where} cannot be used:", problems)) from error

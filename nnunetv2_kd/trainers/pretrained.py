@@ -28,7 +28,7 @@ def check_pretrained(file: Path, network: nn.Module, student: StudentOptions) ->
         raise KDError(
             "-pretrained_weights and the option student.start both say what the student begins with. Leave out one."
         )
-    weights = read_checkpoint(file, trust_pickle=True)["network_weights"]  # as nnU-Net is about to read it
+    weights = read_checkpoint(file)["network_weights"]  # nnU-Net is about to read it without looking at what it carries
     differing = [
         f"{name} is {_shape(weights.get(name))} in the file and {_shape(tensor)} in the student"
         for name, tensor in (*network.named_parameters(), *network.named_buffers())  # each once

@@ -4,7 +4,7 @@ stops a distillation that is silently off."""
 import csv
 import math
 from collections.abc import Iterable, Mapping
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import matplotlib
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.files import write_text
+from nnunetv2_kd.nnunet.files import set_aside, write_bytes, write_text
 
 GUARDED_ITERATIONS = 50
 HARDLY, NEARLY_ALONE = 0.01, 0.9  # of the gradient on the student
@@ -100,12 +100,25 @@ class TermHistory:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
 
-    def resume(self, epoch: int) -> None:
-        """Read back the epochs before ``epoch``; later ones are of a training that was cut off."""
-        if epoch > 0 and self.csv_file.is_file():
-            with self.csv_file.open(newline="") as stream:
+    def resume(self, epoch: int) -> list[str]:
+        """Read back the epochs before ``epoch``; later ones are of a training that was cut off. A file that cannot be
+        read is set aside: the training does not depend on it.
+
+        Returns:
+            Lines for the log.
+        """
+        if epoch == 0 or not self.csv_file.is_file():
+            return []
+        try:
+            with self.csv_file.open(newline="", encoding="utf-8") as stream:
                 rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
             self.rows = [row for row in rows if row["epoch"] < epoch]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
+            self.rows = []
+            return [f"WARNING: {set_aside(self.csv_file)} ({type(error).__name__}); its curves begin anew."]
+        if not self.rows:
+            return [f"WARNING: {set_aside(self.csv_file)} (it holds no epoch before {epoch}); its curves begin anew."]
+        return []
 
     def add(
         self,
@@ -225,7 +238,9 @@ class TermHistory:
         for axes in (values, shares, gradients):
             axes.legend()
             axes.grid(alpha=0.3)
-        figure.savefig(self.png_file, dpi=100)
+        with BytesIO() as picture:
+            figure.savefig(picture, format="png", dpi=100)
+            write_bytes(self.png_file, picture.getvalue())
         plt.close(figure)
 
 

@@ -7,20 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.predictor import FastPredictor
 from nnunetv2_kd.inference.preprocess import preprocess
-from nnunetv2_kd.networks.build import build_network
+from nnunetv2_kd.networks.build import build_network, configuration_of
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
-from nnunetv2_kd.nnunet.files import read_json
+from nnunetv2_kd.nnunet.model_files import read_model_files
 from nnunetv2_kd.nnunet.model_folder import ALL, CheckpointPath, fold_name
 from nnunetv2_kd.teachers.check import channels
 from nnunetv2_kd.teachers.label_map import LabelMap, Named, Structures, map_labels, map_problems, structures_of
-from nnunetv2_kd.teachers.load import cases_of, load_strictly, teacher_record
+from nnunetv2_kd.teachers.load import cases_of, load_strictly, plain_weights, teacher_record
 
 MEND = (
     "Say what it is called there, --labels {name}=THEIR_LABEL; a structure that no teacher knows would be background "
@@ -42,29 +41,29 @@ class Labeller:
         named: as above.
         device: to predict on.
         mirroring: whether to average over mirrored images, along the axes that the model was trained with.
-        trust_pickle: load checkpoints with more than plain data in them.
+        trust: load checkpoints with more than plain data, and networks of any package.
 
     Raises:
         KDError: where the model cannot be read or built, or needs another model's predictions.
     """
 
     def __init__(
-        self, paths: Sequence[CheckpointPath], named: Named, device: torch.device, mirroring: bool, trust_pickle: bool
+        self, paths: Sequence[CheckpointPath], named: Named, device: torch.device, mirroring: bool, trust: bool
     ) -> None:
         self.folder, self.named = paths[0].folder, named
-        self.plans: dict[str, Any] = read_json(self.folder / "plans.json")
-        self.dataset_json: dict[str, Any] = read_json(self.folder / "dataset.json")
-        checkpoints = [read_checkpoint(path.checkpoint, trust_pickle) for path in paths]
+        self.plans, self.dataset_json = read_model_files(self.folder)
+        checkpoints = [read_checkpoint(path.checkpoint, trust) for path in paths]
         self.configuration: str = checkpoints[0]["init_args"]["configuration"]
-        manager = PlansManager(self.plans)
-        configuration = manager.get_configuration(self.configuration)
+        manager, configuration = configuration_of(self.plans, self.configuration, trust)
         if configuration.previous_stage_name is not None:
             raise KDError(
                 f"{self.folder} is a cascade: it needs the predictions of {configuration.previous_stage_name} for "
                 "every scan. Take a model of one stage, such as 3d_fullres or 3d_lowres."
             )
         name = str(checkpoints[0]["trainer_name"])
-        network = build_network(self.plans, self.configuration, self.dataset_json, name, deep_supervision=False)
+        network = build_network(
+            self.plans, self.configuration, self.dataset_json, name, deep_supervision=False, trust=trust
+        )
         for path, checkpoint in zip(paths, checkpoints, strict=True):
             load_strictly(network, checkpoint["network_weights"], path)
         params = count_params(network)
@@ -76,7 +75,7 @@ class Labeller:
             cases_of(path, self.plans, self.dataset_json, checkpoint)
             for path, checkpoint in zip(paths, checkpoints, strict=True)
         ]
-        self._weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
+        self._weights = [plain_weights(checkpoint["network_weights"]) for checkpoint in checkpoints]
         axes = checkpoints[0].get("inference_allowed_mirroring_axes") if mirroring else None
         self.mirroring: tuple[int, ...] = tuple(axes or ())
         on_gpu = device.type == "cuda"
@@ -127,7 +126,12 @@ class Labeller:
             predictor.list_of_parameters = [weights]
             logits: Tensor = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu()
             _, probabilities = predictor.segmentation_of(logits, properties, probabilities=True)
-            yield label_map.sums(torch.from_numpy(np.asarray(probabilities, dtype=np.float32)), 0).numpy(), properties
+            probabilities = np.asarray(probabilities, dtype=np.float32)
+            if not np.isfinite(probabilities).all():
+                raise KDError(
+                    f"what {self.folder.name} says of it is not finite: its weights are damaged, or the image"
+                )
+            yield label_map.sums(torch.from_numpy(probabilities), 0).numpy(), properties
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class Models:
         named: for each of them, the dataset's label to the model's that make it up, where the names differ.
         folds: of each; None: all that are trained, ``all`` only where there is no other.
         checkpoint: file name inside a fold's folder.
-        trust_pickle: load checkpoints with more than plain data in them.
+        trust: load checkpoints with more than plain data, and networks of any package.
         mirroring: average over mirrored images.
         device: to predict on.
     """
@@ -148,7 +152,7 @@ class Models:
     named: tuple[Mapping[str, tuple[str, ...]], ...]
     folds: tuple[str, ...] | None
     checkpoint: str
-    trust_pickle: bool
+    trust: bool
     mirroring: bool
     device: torch.device
 
@@ -163,10 +167,9 @@ def find_labellers(models: Models) -> tuple[list[Labeller], list[str]]:
     for folder, named in zip(models.folders, models.named, strict=True):
         try:
             paths = [_find(folder, fold, models.checkpoint) for fold in models.folds or _trained(folder, models)]
-            labellers.append(Labeller(paths, named, models.device, models.mirroring, models.trust_pickle))
+            labellers.append(Labeller(paths, named, models.device, models.mirroring, models.trust))
         except KDError as error:
-            told = str(error).replace("set 'teacher: {trust_pickle: true}' in the options file", "add --trust_pickle")
-            problems.append(told)
+            problems.append(str(error))
     hashes = [record.sha256 for labeller in labellers for record in labeller.records]
     if len(set(hashes)) < len(hashes):
         problems.append("a teacher is named twice: the same checkpoint would vote twice")

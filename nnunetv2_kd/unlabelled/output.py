@@ -67,10 +67,12 @@ class Output:
         if (self.folder / "dataset.json").is_file() or not (self.folder / PROGRESS).is_file():
             return f"-o: the dataset {self.folder} exists already and was kept as it is; take another number"
         before = read_json(self.folder / PROGRESS)
+        if not isinstance(before, dict) or not all(isinstance(before.get(key), dict) for key in ("settings", "scans")):
+            return f"-o: {self.folder / PROGRESS} is damaged: remove {self.folder}, or take another number"
         if before["settings"] != self.settings:
             return (
-                f"-o: {self.folder} was begun with other scans, teachers or settings, by: {before['command']}. Go on "
-                "with that line, or take another number"
+                f"-o: {self.folder} was begun with other scans, teachers or settings, by: {before.get('command')}. Go "
+                "on with that line, or take another number"
             )
         self.scans = before["scans"]
         return ""

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.inference.images import check_whole
+from nnunetv2_kd.nnunet.images import check_whole
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 

@@ -39,7 +39,7 @@ def test_plan_writes_plans_and_shows_both_sides(folders, capsys):
         "GFLOPs per patch",
         "activation memory",
         "nnUNetPlansStudent",
-        "nnUNetv2_train 999 2d 0 -p nnUNetPlansStudent -tr nnUNetTrainerRegionKD",
+        "nnUNetv2_train 999 3d_fullres 0 -p nnUNetPlansStudent -tr nnUNetTrainerRegionKD",
     ):
         assert words in out
     student = student_of(folders)
@@ -47,10 +47,18 @@ def test_plan_writes_plans_and_shows_both_sides(folders, capsys):
     assert student["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
 
 
-def test_plan_prints_a_line_per_configuration(folders, capsys):
-    assert main(["plan", "-d", "999"]) == 0
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ([], ["3d_fullres", "3d_fullres_bs4"]),  # nobody trains 2d on 3D images without having asked for it
+        (["-c", "2d", "3d_fullres"], ["2d", "3d_fullres"]),
+        (["-c", "2d"], ["2d"]),
+    ],
+)
+def test_plan_prints_a_line_per_configuration(folders, capsys, asked, told):
+    assert main(["plan", "-d", "999", *asked]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "nnUNetv2_train 999" in line]
-    assert [line.split()[2] for line in lines] == ["2d", "3d_fullres", "3d_fullres_bs4"]
+    assert [line.split()[2] for line in lines] == told
 
 
 @pytest.mark.parametrize("asked", [["--params", "1"], ["--params", "100M"], ["--params", "0.97"], ["--flops", "100G"]])
@@ -178,7 +186,7 @@ def test_doctor_names_what_is_wrong_and_what_mends_it(folders, capsys, monkeypat
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "preprocessing needs it, training does not" in out
-    assert f"nnUNet_results: mkdir -p '{folders / 'not_there'}'" in out
+    assert f"nnUNet_results: mkdir -p {folders / 'not_there'}" in out
     assert f"options: mend {options}, or: unset nnUNet_kd_config" in out
     assert "2 would stop a training" in out
 

@@ -9,6 +9,8 @@ from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunetv2_kd.cli.main import main
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.inference.predict import check_model, image_problems
 from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from tests.untrained_models import DATASET, add_images, add_model, make_folders
 
@@ -108,7 +110,7 @@ def test_another_number_of_channels(here, capsys):
     files = sorted((here / "my images").iterdir())
     (here / "my images" / "box0_0001.nii.gz").write_bytes(files[0].read_bytes())
     assert main(["predict", "-i", "my images", "-o", "out", *MODEL, *ALONE, "--runtime", "torch"]) == 1
-    assert "box0: has 2 channels, the model expects 1: MRI" in capsys.readouterr().err
+    assert "box0: has the channels 0000, 0001, expected 0000" in capsys.readouterr().err
 
 
 def test_threads_and_no_threads_write_the_same(here, monkeypatch):
@@ -150,7 +152,7 @@ def test_weights_of_another_model(here, capsys, swapped, runtime):
     assert main([*command, "--runtime", runtime]) == 1
     error = capsys.readouterr().err
     assert "nnU-Net cannot load checkpoint_final.pth of " in error
-    assert "size mismatch" in error
+    assert "do not fit the network of its plans.json" in error
     assert "Weights, plans.json and dataset.json must be of one and the same training" in error
     assert not list((here / "out").glob("*.nii.gz"))
 
@@ -212,3 +214,32 @@ def test_unknown_arguments_are_refused_by_nnunet_here_and_by_us_elsewhere(here, 
     with pytest.raises(SystemExit):
         main(["predict", "--help"])
     assert "--cpu_speed WAY" in capsys.readouterr().out
+
+
+def test_folds_that_are_named_are_those_of_the_cross_validation(tmp_path):
+    """``all`` beside others is no part of the ensemble."""
+    for fold in ("0", "1", "all"):
+        (tmp_path / f"fold_{fold}").mkdir()
+        (tmp_path / f"fold_{fold}" / "checkpoint_final.pth").touch()
+    for name in ("plans.json", "dataset.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(KDError, match=r"Folds with checkpoint_final\.pth: 0, 1, all\. Name them: -f 0 1$"):
+        check_model(tmp_path, [7], "checkpoint_final.pth")
+    for fold in ("0", "1"):
+        (tmp_path / f"fold_{fold}" / "checkpoint_final.pth").unlink()
+    with pytest.raises(KDError, match="Name them: -f all$"):
+        check_model(tmp_path, [7], "checkpoint_final.pth")
+
+
+def test_images_that_cannot_be_predicted_are_told_first(here):
+    model = here / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    images = here / "some"
+    add_images(images, 3)
+    assert image_problems(images, model) == []
+    (images / "box1_0000.nii.gz").write_bytes((images / "box1_0000.nii.gz").read_bytes()[:-9])
+    (told,) = image_problems(images, model)
+    assert told.startswith("box1: ")
+    for case in ("box0", "box2"):
+        (images / f"{case}_0000.nii.gz").write_text("")
+    with pytest.raises(KDError, match="No image in -i .* can be predicted:(.|\n)*box0(.|\n)*box1(.|\n)*box2"):
+        image_problems(images, model)

@@ -183,9 +183,7 @@ def test_plans_that_are_not_nnunets_are_told(family):
     (folder / "dataset.json").write_text("{}")
     board = board_of(family)
     assert len(board.entries) == 3
-    assert (
-        "nnUNetTrainer__nnUNetPlans__3d_fullres: plans.json or dataset.json is not nnU-Net's: Key" in board.problems[0]
-    )
+    assert "nnUNetTrainer__nnUNetPlans__3d_fullres: dataset.json is not as nnU-Net writes it:" in board.problems[0]
     for other in family.models.iterdir():
         (other / "dataset.json").write_text("{}")
     with pytest.raises(KDError, match="No model of Dataset007_Boxes can be compared:"):

@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -159,3 +160,23 @@ def test_real_models_predict_and_are_timed(world):
     before = [file.stat().st_mtime_ns for file in files]
     world.run(*command, "-i", images, "-gt", labels)
     assert [file.stat().st_mtime_ns for file in files] == before
+
+
+def test_files_are_written_before_anything_is_shown(family, tmp_path, monkeypatch):
+    """A terminal that fails after hours of work loses nothing."""
+    monkeypatch.setattr(
+        "nnunetv2_kd.cli.leaderboard.print_board", mock.Mock(side_effect=UnicodeEncodeError("a", "–", 0, 1, ""))
+    )
+    with pytest.raises(UnicodeEncodeError):
+        main(["leaderboard", "-d", "7", "-np", "1", "-o", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "index.html").is_file()
+
+
+def test_a_disk_that_is_full_leaves_the_files_of_before_whole(family, tmp_path, capsys):
+    command = ["leaderboard", "-d", "7", "-np", "1", "-o", str(tmp_path / "out")]
+    assert main(command) == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")):
+        assert main(command) == 1
+    assert "No space left on device. What was there before is kept." in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before

@@ -6,11 +6,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from nnunetv2_kd.formatting import csv_cell
 from nnunetv2_kd.leaderboard.board import make_boards
 from nnunetv2_kd.leaderboard.request import LeaderboardRequest
 from nnunetv2_kd.leaderboard.tables import print_board, to_csv, to_json, to_latex, to_markdown
 from nnunetv2_kd.leaderboard.write import write_all
 from tests.scored_models import eroded, record, shifted
+from tests.small_networks import DATASET_JSON
 
 STRANGE = "my plans & 50% <b>_x_|y $z$ [red]"
 
@@ -100,3 +102,27 @@ def test_write_all(boards, tmp_path, results):
         "leaderboard.tex",
     ]
     assert all(file.stat().st_size > 0 for file in files)
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A1", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "  =1", "|calc", "%0A"])
+def test_names_are_no_formulas_to_a_spreadsheet(name):
+    assert csv_cell(name) == f"'{name}"
+
+
+@pytest.mark.parametrize("value", ["hippocampus", "a=b", -0.5, 1, float("nan"), ""])
+def test_other_cells_are_as_they_are(value):
+    assert csv_cell(value) is value
+
+
+def test_no_formula_reaches_the_csv(results):
+    names = {"background": 0, "=cmd|' /C calc'!A1": 1, "+b": 2}
+    results.add("nnUNetTrainer", shifted(0), dataset_json=DATASET_JSON | {"labels": names})
+    cells = {
+        cell
+        for row in csv.reader(
+            io.StringIO(to_csv(make_boards(LeaderboardRequest(["7"], torch.device("cpu")), lambda line: None)))
+        )
+        for cell in row
+    }
+    assert {"'=cmd|' /C calc'!A1", "'+b"} <= cells
+    assert not any(cell.startswith(("=", "+", "@")) for cell in cells)

@@ -1,5 +1,6 @@
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_what_nnunet_logs_can_be_read(tmp_path):
 def test_code_is_refused_and_does_not_run(tmp_path):
     file, sign = tmp_path / "c.pth", tmp_path / "ran"
     torch.save(checkpoint(extra=RunsACommand(sign)), file)
-    with pytest.raises(KDError, match=r"carries more than plain data \((posix|os|nt)\.system\).*trust_pickle"):
+    with pytest.raises(KDError, match=r"carries more than plain data \((posix|os|nt)\.system\).*--trust for a command"):
         read_checkpoint(file)
     assert not sign.exists()
 
@@ -47,7 +48,7 @@ def test_code_is_refused_and_does_not_run(tmp_path):
 def test_code_runs_only_when_asked_for(tmp_path):
     file, sign = tmp_path / "c.pth", tmp_path / "ran"
     torch.save(checkpoint(extra=RunsACommand(sign)), file)
-    read_checkpoint(file, trust_pickle=True)
+    read_checkpoint(file, trust=True)
     assert sign.exists()
 
 
@@ -88,3 +89,51 @@ def test_sha256(tmp_path):
     file = tmp_path / "f"
     file.write_bytes(b"abc")
     assert sha256(file) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_flipped_bytes_of_a_tensor_are_told_by_the_checksum_that_torch_does_not_look_at(tmp_path):
+    file = tmp_path / "c.pth"
+    torch.save(checkpoint(network_weights={"w": torch.full((5000,), 0.5)}), file)
+    content = bytearray(file.read_bytes())
+    at = content.find(torch.full((100,), 0.5).numpy().tobytes())
+    for place in range(at + 40, at + 140):
+        content[place] ^= 1
+    file.write_bytes(bytes(content))
+    assert not (torch.load(file, weights_only=False)["network_weights"]["w"] == 0.5).all()  # without a word
+    for trust in (False, True):
+        with pytest.raises(KDError, match=r"damaged: the checksum of \S+ in it differs\).*Copy it again"):
+            read_checkpoint(file, trust)
+
+
+def test_a_compressed_archive_is_none_of_torchs(tmp_path):
+    file = tmp_path / "c.pth"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("c/data.pkl", b"\x80\x02" + bytes(10**6))
+    with pytest.raises(KDError, match="compressed, which torch's files are not"):
+        read_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"network_weights": None}, "network_weights: expected tensors by name, found NoneType"),
+        ({"network_weights": {}}, "network_weights: expected tensors"),
+        ({"network_weights": {"w": 3}}, "network_weights: holds something else than tensors"),
+        ({"init_args": {}}, "init_args: expected the trainer's arguments"),
+        ({"init_args": None}, "init_args: expected"),
+        ({"init_args": {"configuration": "2d", "plans": [1]}}, "init_args: plans: expected keys"),
+        ({"trainer_name": None}, "trainer_name: expected a name"),
+        ({"current_epoch": "many"}, "current_epoch: expected a whole number, found many"),
+        ({"optimizer_state": [1]}, "optimizer_state: expected keys with values, found list"),
+        ({"kd": "mine"}, "kd: expected a record"),
+        ({"inference_allowed_mirroring_axes": (7,)}, r"inference_allowed_mirroring_axes: expected axes, found \(7,\)"),
+    ],
+)
+def test_contents_of_a_wrong_type(tmp_path, change, told):
+    file = tmp_path / "c.pth"
+    torch.save(checkpoint(**change), file)
+    with pytest.raises(
+        KDError, match=f"c.pth is not as nnU-Net writes a checkpoint:\n  - {told}(.|\n)*mend it so"
+    ) as refusal:
+        read_checkpoint(file, mend="mend it so")
+    assert refusal.value.__cause__ is None

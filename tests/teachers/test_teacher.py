@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,3 +173,26 @@ def test_whoever_changes_the_teacher_is_stopped():
         next(teacher.network.parameters()).add_(1)
     with pytest.raises(KDError, match="teacher's weights were changed during epoch 1"):
         teacher.end_epoch(1)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.complex64, torch.bool])
+def test_weights_of_another_kind_are_not_cast(kind):
+    weights = dict(network().state_dict())
+    name = next(iter(weights))
+    weights[name] = weights[name].to(kind)
+    with pytest.raises(KDError, match=rf"{name}: numbers of another kind in the checkpoint \({kind}\)"):
+        load_strictly(network(), weights, CheckpointPath(Path("m"), 0, "c.pth"))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_weights_of_another_precision_are_read(kind):
+    weights = {name: value.to(kind) for name, value in network().state_dict().items()}
+    load_strictly(network(), weights, CheckpointPath(Path("m"), 0, "c.pth"))
+
+
+def test_weights_that_are_no_numbers_teach_nothing():
+    weights = dict(network().state_dict())
+    name = next(iter(weights))
+    weights[name] = weights[name] * float("nan")
+    with pytest.raises(KDError, match=rf"m/fold_0/c\.pth are not finite numbers, such as {name}"):
+        load_strictly(network(), weights, CheckpointPath(Path("m"), 0, "c.pth"))

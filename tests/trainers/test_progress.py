@@ -150,3 +150,30 @@ def test_a_term_without_any_gradient_is_told(tmp_path):
     history = TermHistory(str(tmp_path), {"kl": 1.0})
     add(history, 1.0, {"segmentation": torch.tensor(1.0), "kl": torch.tensor(0.0)}, kl=1)
     assert "kl has no gradient on the student at all" in history.advice(history.close_epoch(0, history.means()))[1]
+
+
+CSV = "epoch,segmentation,kl,kl_weighted\n0.0,1.0,2.0,2.0\n1.0,0.9,1.9,1.9\n"
+
+
+@pytest.mark.parametrize(
+    "content", [CSV[:-20], CSV[:60], "", "epoch\n", "a,b\n1,2\n", "epoch,kl\n0.0,many\n", "\0\0\0", "\xff"]
+)
+def test_progress_that_cannot_be_read_is_set_aside_and_said(tmp_path, content):
+    file = tmp_path / "kd_progress.csv"
+    file.write_bytes(content.encode("latin-1"))
+    history = TermHistory(str(tmp_path), {"kl": 1.0})
+    (told,) = history.resume(2)
+    assert told.startswith(f"WARNING: {file} cannot be read and was set aside as kd_progress.csv.unreadable1")
+    assert (tmp_path / "kd_progress.csv.unreadable1").read_bytes() == content.encode("latin-1")
+    assert history.rows == []
+    add(history, 1.0, kl=1)
+    history.close_epoch(2, history.means())  # goes on
+    assert [row["epoch"] for row in csv.DictReader(file.open())] == ["2.0"]
+
+
+def test_progress_that_is_whole_is_read(tmp_path):
+    (tmp_path / "kd_progress.csv").write_text(CSV)
+    history = TermHistory(str(tmp_path), {"kl": 1.0})
+    assert history.resume(1) == []
+    assert [row["epoch"] for row in history.rows] == [0]
+    assert TermHistory(str(tmp_path / "new"), {"kl": 1.0}).resume(1) == []

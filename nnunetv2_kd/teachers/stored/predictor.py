@@ -17,7 +17,8 @@ from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.networks.stages import Stride, stage_modules
 from nnunetv2_kd.networks.taps import Taps
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
-from nnunetv2_kd.nnunet.files import fingerprint, read_json
+from nnunetv2_kd.nnunet.files import fingerprint
+from nnunetv2_kd.nnunet.model_files import read_model_files
 from nnunetv2_kd.nnunet.model_folder import ModelName, parse_model_name
 from nnunetv2_kd.teachers.check import voxel_problems
 from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
@@ -75,9 +76,9 @@ class CasePredictor:
             options, student, plans, dataset_json, [], deep_supervision=False, in_patches=False
         )
         self.weight = weight
-        checkpoint = read_checkpoint(self.path.checkpoint, options.trust_pickle)
+        checkpoint = read_checkpoint(self.path.checkpoint, options.trust)
         configuration = checkpoint["init_args"]["configuration"]
-        own_plans, self.dataset_json = (read_json(self.path.folder / f"{name}.json") for name in ("plans", "dataset"))
+        own_plans, self.dataset_json = read_model_files(self.path.folder)
         own = PlansManager(own_plans)
         self.labels = options.labels or {}
         self.map: LabelMap = map_labels(structures_of(dataset_json), structures_of(self.dataset_json), self.labels)
@@ -147,7 +148,7 @@ class CasePredictor:
                 folder=folder,
                 fold=int(self.path.fold) if str(self.path.fold).isdigit() else "all",
                 checkpoint=options.checkpoint,
-                trust_pickle=options.trust_pickle,
+                trust=options.trust,
             )
         )
         assert model.space is not None

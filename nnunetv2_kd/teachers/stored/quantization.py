@@ -13,6 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunetv2_kd.errors import KDError
+
+NOT_FINITE = (
+    "the teacher's probabilities are not finite numbers: its weights or the image hold some that are none. Look at the "
+    "raw image; where it is well, take another checkpoint"
+)
 MAX_ERROR = math.pi / 4 / 255  # half a step, where the steps are widest: at p = 0.5
 TABLE = (np.sin(np.arange(256) * (math.pi / 510)) ** 2).astype(np.float32)
 # what stands for "less than the smallest byte tells": a 0 would be infinitely sure under a temperature above 1
@@ -20,7 +26,13 @@ FLOOR = math.sin(math.pi / 510 / 4) ** 2
 
 
 def encode(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities in [0, 1] as bytes, of the same shape."""
+    """Probabilities in [0, 1] as bytes, of the same shape.
+
+    Raises:
+        KDError: where one is no number: as a byte it would be "surely background".
+    """
+    if not np.isfinite(probabilities).all():
+        raise KDError(NOT_FINITE)
     root = np.sqrt(np.clip(probabilities, 0, 1, dtype=np.float32))
     return np.rint(np.arcsin(root) * np.float32(510 / math.pi)).astype(np.uint8)
 

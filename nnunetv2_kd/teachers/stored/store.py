@@ -10,6 +10,8 @@
 """
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +20,14 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.nnunet.files import is_same
+from nnunetv2_kd.nnunet.files import is_same, read_json
+from nnunetv2_kd.nnunet.model_files import shown
+from nnunetv2_kd.teachers.stored.header import header_problems, is_case_record
 
 SCHEMA = 1
 HEADER = "store.json"
 SHOWN = 5
+AGAIN = "Delete the folder and store again: nnUNetv2_kd store"
 
 
 def store_folder(dataset: Path, data_identifier: str, name: str) -> Path:
@@ -53,17 +58,18 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            self.header: dict[str, Any] = json.loads((folder / HEADER).read_text())
-        except FileNotFoundError:
-            raise KDError(_no_store(folder)) from None
-        except (OSError, ValueError) as error:
-            raise KDError(f"{folder / HEADER} cannot be read: {error}. Delete the folder and store again.") from error
-        if self.header.get("schema") != SCHEMA:
+        if not (folder / HEADER).is_file():
+            raise KDError(_no_store(folder))
+        header = read_json(folder / HEADER, mend=AGAIN)
+        if isinstance(header, dict) and "schema" in header and header["schema"] != SCHEMA:
             raise KDError(
-                f"{folder} was written by another version of nnunetv2_kd (schema {self.header.get('schema')}, expected "
-                f"{SCHEMA}). Delete the folder and store again: {self.header.get('command', 'nnUNetv2_kd store')}"
+                f"{folder} was written by another version of nnunetv2_kd (schema {shown(header['schema'])}, expected "
+                f"{SCHEMA}). Delete the folder and store again: {shown(header.get('command', 'nnUNetv2_kd store'))}"
             )
+        problems = list(header_problems(header))
+        if problems:
+            raise KDError(f"{listing(f'{folder / HEADER} is not as nnUNetv2_kd store writes it:', problems)}\n{AGAIN}")
+        self.header: dict[str, Any] = header
 
     @property
     def label_definition(self) -> dict[str, Any]:
@@ -83,15 +89,20 @@ class Store:
     def record(self, case: str) -> dict[str, Any] | None:
         """What is written of a case; None where it is not finished."""
         try:
-            record: dict[str, Any] = json.loads((self.folder / f"{case}.json").read_text())
-        except (OSError, ValueError):
+            record: dict[str, Any] = json.loads((self.folder / f"{case}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return None
-        return record
+        return record if is_case_record(record, case) else None
 
     def vectors(self, case: str) -> dict[str, np.ndarray]:
         """Region vectors ``(K, C)`` by ``<number of the teacher>/<its stage>``."""
-        with np.load(self.folder / f"{case}.npz") as arrays:
-            return dict(arrays)
+        file = self.folder / f"{case}.npz"
+        try:
+            with np.load(file) as arrays:  # never objects, which could run code
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            told = f"{file} cannot be read ({type(error).__name__}). Delete it, and store again"
+            raise KDError(f"{told}: {self.command}") from error
 
     def problem(self, case: str, data: Path) -> str:
         """What keeps a case from being used; "" for nothing.

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.nnunet.files import LOCK, UNFINISHED, fingerprint, locked, write_whole
+from nnunetv2_kd.nnunet.files import LOCK, UNFINISHED, Fingerprint, fingerprint, locked, write_whole
+from nnunetv2_kd.nnunet.fold_data import preprocess_line
 from nnunetv2_kd.regions import Labels, known_heads
 from nnunetv2_kd.teachers.combine import as_logits
 from nnunetv2_kd.teachers.label_map import LabelMap
@@ -73,6 +75,7 @@ def make(task: Task, models: Sequence[CasePredictor], overwrite: bool, say: Call
     """
     dataset = infer_dataset_class(str(task.data))(str(task.data))
     _check_folder(task.folder)
+    line = f"{task.command} --overwrite" if overwrite else task.command  # until the header is another one
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
         with locked(task.folder) as news:
@@ -80,6 +83,7 @@ def make(task: Task, models: Sequence[CasePredictor], overwrite: bool, say: Call
                 say(news)
             header = _header(task, models, sorted(dataset.identifiers))
             _prepare(task, header, overwrite)
+            line = task.command
             store = Store(task.folder)
             todo = [case for case in header["cases"] if store.problem(case, task.data)]
             if len(todo) < len(header["cases"]):
@@ -94,7 +98,7 @@ def make(task: Task, models: Sequence[CasePredictor], overwrite: bool, say: Call
                 title = f"{len(failed)} of {len(todo)} cases cannot be stored; the others are:"
                 raise KDError(listing(title, failed) + f"\nOnce that is mended, go on with: {task.command}")
     except OSError as error:
-        raise KDError(_cannot_write(task, error)) from error
+        raise KDError(_cannot_write(task, error, line)) from error
     return Store(task.folder)
 
 
@@ -157,10 +161,12 @@ def _prepare(task: Task, header: dict[str, Any], overwrite: bool) -> None:
                 f"The store {task.folder} was made with other teachers or settings, by: {before['command']}. It was "
                 "kept as it is. Choose another name with -o, or add --overwrite to replace it."
             )
-    elif overwrite:
+    new = task.folder / f"{HEADER}.new"  # on the disk before a case of the old store is given up
+    write_whole(new, (json.dumps(header, indent=1) + "\n").encode())
+    if overwrite:
         for case in header["cases"]:
             (task.folder / f"{case}.json").unlink(missing_ok=True)
-    write_whole(task.folder / HEADER, (json.dumps(header, indent=1) + "\n").encode())
+    os.replace(new, task.folder / HEADER)
 
 
 def _kept(header: dict[str, Any], key: str) -> Any:
@@ -173,12 +179,55 @@ def _kept(header: dict[str, Any], key: str) -> Any:
 
 
 def _store_case(task: Task, models: Sequence[CasePredictor], dataset: Any, case: str) -> None:
-    """The record is written last: a case that has one is whole."""
+    _write_case(task, case, _answers(task, models, dataset, case))
+
+
+@dataclass
+class _Answers:
+    """What the teachers say about a case: all that is written of it. ``before``: of the preprocessed files."""
+
+    before: dict[str, Fingerprint]
+    stored: np.ndarray
+    vectors: dict[str, np.ndarray]
+    error: float
+    dice: list[float | None]
+
+
+def _load(task: Task, dataset: Any, case: str) -> tuple[Tensor, np.ndarray, dict[str, Any]]:
+    """Image, segmentation and nnU-Net's properties of a preprocessed case.
+
+    Raises:
+        KDError: where its files are damaged, or hold what no training can use.
+    """
+    line = preprocess_line(task.manager.dataset_name, task.manager.plans_name, task.configuration)
+    again = f"Preprocess it again: {line}"
+    try:
+        data, segmentation, _, properties = dataset.load_case(case)
+        image, labels = np.array(data[:], dtype=np.float32), np.asarray(segmentation[:])
+    except Exception as error:  # of any kind: pickle, blosc2 and numpy meet whatever bytes there are
+        told = f"its preprocessed files in {task.data} cannot be read ({type(error).__name__})"
+        raise KDError(f"{told}. {again}") from error
+    if image.shape[1:] != labels.shape[1:]:
+        raise KDError(f"its preprocessed image and segmentation have other sizes. {again}")
+    if not np.isfinite(image).all():
+        raise KDError(f"its preprocessed image holds values that are not finite. Mend the raw image. {again}")
+    manager = task.label_manager
+    strange = sorted({int(v) for v in np.unique(labels)} - {-1, 0, *manager.all_labels, manager.ignore_label})
+    if strange:
+        raise KDError(f"its preprocessed segmentation holds labels that dataset.json does not have: {strange}. {again}")
+    return torch.from_numpy(image), labels, properties
+
+
+def _answers(task: Task, models: Sequence[CasePredictor], dataset: Any, case: str) -> _Answers:
+    """Run the teachers over a case.
+
+    Raises:
+        KDError: where its files are damaged, or a teacher says something that is no number.
+    """
     before = {file.name: fingerprint(file) for file in data_files(task.data, case)}
-    data, segmentation, _, properties = dataset.load_case(case)
-    image = torch.from_numpy(np.array(data[:], dtype=np.float32))
+    image, segmentation, properties = _load(task, dataset, case)
     known = known_structures(models)
-    target, labels = merged(task, known, target_of(np.asarray(segmentation[:]), task.label_manager))
+    target, labels = merged(task, known, target_of(segmentation, task.label_manager))
     probabilities = np.zeros((len(known), *image.shape[1:]), np.float32)
     vectors: dict[str, np.ndarray] = {}
     for number, (model, share) in enumerate(zip(models, shares(models, known), strict=True)):
@@ -194,17 +243,22 @@ def _store_case(task: Task, models: Sequence[CasePredictor], dataset: Any, case:
         # teachers that know different structures may claim a voxel more than once
         probabilities /= np.maximum(probabilities.sum(axis=0), 1)
     stored, error = _as_bytes(probabilities)
+    return _Answers(before, stored, vectors, error, _dice(stored, target, labels))
+
+
+def _write_case(task: Task, case: str, answers: _Answers) -> None:
+    """The record is written last: a case that has one is whole."""
     (task.folder / f"{case}.json").unlink(missing_ok=True)
     patch = task.manager.get_configuration(task.configuration).patch_size
-    write_whole(task.folder / f"{case}.b2nd", compressed(stored, patch))
+    write_whole(task.folder / f"{case}.b2nd", compressed(answers.stored, patch))
     with BytesIO() as buffer:
-        np.savez(buffer, **vectors)  # type: ignore[arg-type]
+        np.savez(buffer, **answers.vectors)  # type: ignore[arg-type]
         write_whole(task.folder / f"{case}.npz", buffer.getvalue())
     record = {
-        "data": before,
+        "data": answers.before,
         "files": {name: fingerprint(task.folder / name) for name in (f"{case}.b2nd", f"{case}.npz")},
-        "error": error,
-        "dice": _dice(stored, target, labels),
+        "error": answers.error,
+        "dice": answers.dice,
     }
     write_whole(task.folder / f"{case}.json", json.dumps(record).encode())
 
@@ -260,11 +314,11 @@ def _dice(stored: np.ndarray, target: Tensor, labels: Labels) -> list[float | No
     return [None if np.isnan(dice) else dice for dice in pseudo_dice(slabs(), labels)]
 
 
-def _cannot_write(task: Task, error: OSError) -> str:
+def _cannot_write(task: Task, error: OSError, line: str) -> str:
     kept = sum(file.name != HEADER for file in task.folder.glob("*.json"))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"The disk is full: {task.folder} holds {kept} finished cases, which are kept. Make room and go on with: "
-            f"{task.command}"
+            f"{line}"
         )
-    return f"The store {task.folder} cannot be completed: {error}. Once that is mended, go on with: {task.command}"
+    return f"The store {task.folder} cannot be completed: {error}. Once that is mended, go on with: {line}"

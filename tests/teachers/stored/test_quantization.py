@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.teachers.combine import as_logits
 from nnunetv2_kd.teachers.stored import quantization
 
@@ -50,3 +51,11 @@ def test_nothing_is_infinitely_sure():
     for sigmoid in (False, True):
         sure = quantization.all_probabilities(torch.tensor([[0.0, 1.0]]).view(1, 2, 1), sigmoid)
         assert float(as_logits(sure, sigmoid).abs().max()) < 14
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_not_surely_background(value):
+    p = np.full((2, 3), 0.5, np.float32)
+    p[1, 1] = value
+    with pytest.raises(KDError, match="the teacher's probabilities are not finite numbers"):
+        quantization.encode(p)

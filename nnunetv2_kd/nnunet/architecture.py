@@ -1,0 +1,123 @@
+"""The networks and operators that plans name, which nnU-Net imports and calls: only those of torch and of nnU-Net."""
+
+import keyword
+import pydoc
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import dynamic_network_architectures
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from torch import nn
+
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.nnunet.model_files import shown
+from nnunetv2_kd.nnunet.trust import HOW, is_trusted
+
+PACKAGES = ("torch.nn", "dynamic_network_architectures", "nnunetv2")
+LARGEST = 100_000  # of any number in the arguments of a network; a loop over more of anything is no network
+MOST_STAGES = 30
+
+
+def check_architecture(architecture: Any, where: str, trust: bool = False) -> None:
+    """What the ``architecture`` of a configuration names can be imported, and runs no code of a stranger. Nothing
+    outside of `PACKAGES` is imported to find out.
+
+    Args:
+        architecture: of a plans file, with ``network_class_name``, ``arch_kwargs`` and ``_kw_requires_import``.
+        where: which plans, for the message.
+        trust: allow any class; see `trust`.
+
+    Raises:
+        KDError: lists what is refused, and what is not as nnU-Net writes it.
+    """
+    problems = list(_shape_problems(architecture))
+    if problems:
+        raise KDError(listing(f"The architecture in {where} is not as nnU-Net writes it:", problems))
+    if is_trusted(trust):
+        return
+    problems = list(_name_problems(architecture))
+    if problems:
+        allowed = ", ".join(PACKAGES)
+        title = (
+            f"The architecture in {where} names code that was not run, because only classes of {allowed} may be named:"
+        )
+        raise KDError(f"{listing(title, problems)}\n{HOW}")
+
+
+def _shape_problems(architecture: Any) -> Iterator[str]:
+    if not isinstance(architecture, dict):
+        yield f"expected keys with values, found {type(architecture).__name__}"
+        return
+    kinds: dict[str, Any] = {"network_class_name": str, "arch_kwargs": dict, "_kw_requires_import": (list, tuple)}
+    for key, kind in kinds.items():
+        if not isinstance(architecture.get(key), kind):
+            yield f"{key}: {'found ' + shown(architecture[key]) if key in architecture else 'is missing'}"
+            return
+    kwargs = architecture["arch_kwargs"]
+    for key in architecture["_kw_requires_import"]:
+        if not isinstance(key, str) or key not in kwargs:
+            yield f"_kw_requires_import: {shown(key)} is none of arch_kwargs"
+        elif not isinstance(kwargs[key], (str, type(None))):
+            yield f"{key}: expected the name of a class, found {shown(kwargs[key])}"
+    for key, value in kwargs.items():
+        if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
+            yield f"arch_kwargs: {shown(key)} is no name of an argument"
+        if _too_large(value, LARGEST):
+            yield f"{key}: {shown(value)} is too large"
+    stages = kwargs.get("n_stages", 1)
+    if isinstance(stages, bool) or not isinstance(stages, int) or not 1 <= stages <= MOST_STAGES:
+        yield f"n_stages: expected 1 to {MOST_STAGES}, found {shown(stages)}"
+
+
+def _too_large(value: Any, limit: float) -> bool:
+    if isinstance(value, dict):
+        return any(_too_large(entry, limit) for entry in value.values())
+    if isinstance(value, (list, tuple)):
+        return len(value) > 1000 or any(_too_large(entry, limit) for entry in value)
+    return isinstance(value, (int, float)) and not abs(value) <= limit
+
+
+def _name_problems(architecture: dict[str, Any]) -> Iterator[str]:
+    name = architecture["network_class_name"]
+    if not is_allowed(name) and _moved(name) is None:
+        yield f"network_class_name: {_told(name)}"
+    for key in architecture["_kw_requires_import"]:
+        value = architecture["arch_kwargs"][key]
+        if value is not None and not is_allowed(value):
+            yield f"{key}: {_told(value)}"
+
+
+@lru_cache(maxsize=256)
+def is_allowed(name: str) -> bool:
+    """Whether a dotted name is that of a kind of module (`torch.nn.Module`) of one of the allowed packages. What is
+    found there under a name of its own, such as ``torch.serialization.os.system``, is none."""
+    if not _is_inside(name):
+        return False
+    try:
+        found = pydoc.locate(name)
+    except Exception:  # of any kind: pydoc wraps whatever an import raises
+        return False
+    return isinstance(found, type) and issubclass(found, nn.Module) and _is_inside(found.__module__ + ".")
+
+
+def _is_inside(name: str) -> bool:
+    parts = name.removesuffix(".").split(".")
+    return all(part.isidentifier() for part in parts) and name.startswith(tuple(f"{one}." for one in PACKAGES))
+
+
+def _moved(name: str) -> type | None:
+    """nnU-Net looks for a network that has moved within its package by the last part of its name."""
+    if not name.startswith("dynamic_network_architectures.") or not _is_inside(name):
+        return None
+    folder = Path(dynamic_network_architectures.__path__[0]) / "architectures"
+    last = name.split(".")[-1]
+    found = recursive_find_python_class(str(folder), last, "dynamic_network_architectures.architectures")
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+
+
+def _told(name: str) -> str:
+    if _is_inside(name):
+        return f"{shown(name)}: no such network or operator is installed"
+    return shown(name)

@@ -1,0 +1,73 @@
+"""Whether the preprocessed data have what a fold names: told before a training, and not in the middle of one."""
+
+from pathlib import Path
+
+from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.nnunet.datasets import dataset_id
+from nnunetv2_kd.nnunet.files import why_not_writable
+from nnunetv2_kd.nnunet.model_files import shown
+from nnunetv2_kd.nnunet.model_folder import ALL, Fold
+from nnunetv2_kd.nnunet.splits import MEND, SPLITS, read_splits, too_few_cases
+
+SHOWN = 5
+
+
+def preprocess_line(dataset_name: str, plans_name: str, configuration: str) -> str:
+    """What makes the preprocessed cases of a configuration."""
+    plans = "" if plans_name == "nnUNetPlans" else f" -plans_name {plans_name}"
+    return f"nnUNetv2_preprocess -d {dataset_id(dataset_name)}{plans} -c {configuration}"
+
+
+def preprocessed_cases(data: Path) -> list[str]:
+    """Names of the cases in a folder of preprocessed data, sorted; none where it is not there."""
+    names = {file.name.removesuffix(end) for end in (".b2nd", ".npz") for file in data.glob(f"*{end}")}
+    return sorted(name for name in names if not name.endswith("_seg") and (data / f"{name}.pkl").is_file())
+
+
+def check_fold_data(data: Path, fold: Fold, ending: str, line: str) -> None:
+    """There are preprocessed cases, and those that the fold trains and validates on are among them.
+
+    Args:
+        data: ``<nnUNet_preprocessed>/<dataset>/<data_identifier>``.
+        fold: that is trained.
+        ending: of the dataset's raw files, which people leave at the names of cases.
+        line: that preprocesses, see `preprocess_line`.
+
+    Raises:
+        KDError: says what is missing, and what to type.
+    """
+    there = preprocessed_cases(data)
+    if not there:
+        raise KDError(f"{data} holds no preprocessed cases. Make them: {line}")
+    if fold == ALL:
+        return
+    file = data.parent / SPLITS
+    if not file.is_file():
+        if len(there) < 5:
+            raise KDError(too_few_cases(data.parent, len(there)))
+        problem = why_not_writable(data.parent)
+        if problem:
+            raise KDError(
+                f"{file} does not exist, and nnU-Net cannot write it: {problem}. Make the folder writable: chmod u+w "
+                f"'{data.parent}'"
+            )
+        return
+    splits = read_splits(data.parent)
+    if int(fold) >= len(splits):  # nnU-Net then draws cases at random
+        return
+    split = splits[int(fold)]
+    for key, what in (("train", "training"), ("val", "validation")):
+        if not split[key]:
+            raise KDError(f"Fold {fold} of {file} has no {what} cases. Name some there, or train another fold. {MEND}")
+    missing = [case for case in dict.fromkeys([*split["train"], *split["val"]]) if case not in set(there)]
+    if missing:
+        raise KDError(_missing(file, fold, data, missing, ending, line))
+
+
+def _missing(file: Path, fold: Fold, data: Path, missing: list[str], ending: str, line: str) -> str:
+    lines = [shown(case) for case in missing[:SHOWN]]
+    lines += [f"and {len(missing) - SHOWN} more"] if len(missing) > SHOWN else []
+    told = listing(f"Fold {fold} of {file} names {len(missing)} cases that are not in {data}:", lines)
+    if all(case.endswith(ending) for case in missing):
+        return f"{told}\nNames of cases are without {ending}: take it away there. {MEND}"
+    return f"{told}\nPreprocess them: {line}\nOr, where they are no cases any more, take them out of that file. {MEND}"

@@ -1,0 +1,194 @@
+"""Images in a folder, in nnU-Net's naming, and whether all of their files are there, are whole, and can be read."""
+
+import gzip
+import math
+import re
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
+
+from nnunetv2_kd.errors import KDError, listing
+
+SHOWN = 10
+NIFTI_HEADER = 348  # bytes, of NIfTI-1
+
+
+def cases_in(folder: Path, ending: str) -> list[str]:
+    """The cases of a folder with ``CASE_0000.nii.gz`` and so on, sorted.
+
+    Raises:
+        KDError: where it is no folder, holds no image, or files that are named otherwise.
+    """
+    if not folder.is_dir():
+        raise KDError(f"-i {folder} is no folder.")
+    check_names(folder, ending)
+    cases = [str(case) for case in get_identifiers_from_splitted_dataset_folder(str(folder), ending) if case]
+    if not cases:
+        raise KDError(f"-i {folder} holds no image named CASE_0000{ending}, as the models of this dataset expect.")
+    return cases
+
+
+def reader_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> type:
+    """nnU-Net's reader of a model's images: the one that its plans name, by which it was trained; told by the ending of
+    the files only where they name none."""
+    if "image_reader_writer" in plans:
+        found: type = PlansManager(dict(plans)).image_reader_writer_class
+        return found
+    guessed: type = determine_reader_writer_from_dataset_json(dict(dataset_json), verbose=False)
+    return guessed
+
+
+def channel_files(folder: Path, case: str, ending: str) -> list[str]:
+    """The files of a case's channels, in their order."""
+    named = re.compile(rf"{re.escape(case)}_\d{{4}}{re.escape(ending)}")
+    return sorted(str(file) for file in folder.glob(f"*{ending}") if named.fullmatch(file.name))
+
+
+def check_names(folder: Path, ending: str) -> None:
+    """Every file with that ending is named as nnU-Net names images; it cuts the ends of others off, whatever they are.
+
+    Raises:
+        KDError: lists the files that are not.
+    """
+    named = re.compile(rf".+_\d{{4}}{re.escape(ending)}")
+    others = sorted(file.name for file in folder.glob(f"*{ending}") if named.fullmatch(file.name) is None)
+    if others:
+        shown = others[:SHOWN] + ([f"and {len(others) - SHOWN} more"] if len(others) > SHOWN else [])
+        title = f"-i {folder} holds files that are not named CASE_0000{ending} and so on, one file per channel:"
+        raise KDError(f"{listing(title, shown)}\nRename them, or move them elsewhere.")
+
+
+def channel_problems(folder: Path, ending: str, channels: int | None) -> list[str]:
+    """Cases that lack a channel or have one too many, one line each.
+
+    Args:
+        channels: of the model, where every channel is a file of its own; None: not told by the number of files.
+    """
+    named = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
+    problems, found = [], dict[str, list[int]]()
+    for file in sorted(folder.glob(f"*{ending}")):
+        if (match := named.fullmatch(file.name)) is not None:
+            found.setdefault(match[1], []).append(int(match[2]))
+    for case, numbers in found.items():
+        expected = list(range(channels if channels is not None else len(numbers)))
+        if numbers != expected:
+            there = ", ".join(f"{number:04d}" for number in numbers)
+            problems.append(f"{case}: has the channels {there}, expected {', '.join(f'{n:04d}' for n in expected)}")
+    return problems
+
+
+def file_per_channel(reader: type, dataset_json: Mapping[str, Any]) -> int | None:
+    """How many files a case has, where that is the number of the model's channels; None for colour images of one file,
+    and for readers that are not known here."""
+    known = reader.__module__.startswith("nnunetv2.imageio.") and reader.__name__ != "NaturalImage2DIO"
+    names = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    return len(names) if known and names else None
+
+
+def reading_problems(cases: Mapping[str, Sequence[str]], reader: type, channels: int, whole: bool = True) -> list[str]:
+    """What keeps images from being predicted, one line per case; all of them are looked at.
+
+    Args:
+        cases: the files of the channels of each.
+        reader: nnU-Net's, see `reader_of`.
+        channels: that the model expects; 0: not known.
+        whole: read every voxel, and look for values that are no numbers. Else only what the files' headers say, where
+            the reader has headers; seconds for thousands of files.
+    """
+    problems = []
+    for case, files in cases.items():
+        problem = _reading_problem(files, reader, channels, whole)
+        if problem:
+            problems.append(f"{case}: {problem}")
+    return problems
+
+
+def _reading_problem(files: Sequence[str], reader: type, channels: int, whole: bool) -> str:
+    try:
+        for file in files:
+            check_whole(Path(file))
+        if not whole and issubclass(reader, SimpleITKIO):
+            return _header_problem(files, channels)
+        image, _ = reader().read_images(list(files))
+    except KDError as error:
+        return str(error)
+    except Exception as error:  # the reader's, of any kind
+        return f"cannot be read: {last_line(error)}"
+    if channels and image.shape[0] != channels:
+        return f"has {image.shape[0]} channels, the model expects {channels}"
+    if not np.isfinite(image).all():
+        return f"{' or '.join(Path(file).name for file in files)} holds values that are not finite numbers"
+    return ""
+
+
+def _header_problem(files: Sequence[str], channels: int) -> str:
+    import SimpleITK as sitk  # noqa: N813
+
+    sizes = []
+    for file in files:
+        header = sitk.ImageFileReader()
+        header.SetFileName(file)
+        header.ReadImageInformation()
+        sizes.append(header.GetSize())
+    if len(set(sizes)) > 1:
+        return f"its channels have different sizes: {', '.join('×'.join(map(str, size)) for size in sizes)}"
+    return f"has {len(files)} channels, the model expects {channels}" if channels and len(files) != channels else ""
+
+
+def last_line(error: Exception) -> str:
+    """Of a library's message of many lines the last that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def check_whole(file: Path) -> None:
+    """A NIfTI file (``.nii``, ``.nii.gz``) holds all the voxels that its header tells of. ITK reads one that was cut
+    short without a word and takes what is missing for 0. Other files are their readers' matter.
+
+    Raises:
+        KDError: where it does not.
+    """
+    is_zipped = file.name.endswith(".nii.gz")
+    if not file.is_file() or not (is_zipped or file.suffix == ".nii"):
+        return
+    try:
+        with gzip.open(file) if is_zipped else file.open("rb") as stream:
+            header = stream.read(NIFTI_HEADER)
+            expected = _bytes_told_by(header)
+            if is_zipped and header and expected is not None and _bytes_zipped(file) == expected % 2**32:
+                return  # without unzipping it
+            found = len(header) + sum(map(len, iter(lambda: stream.read(1 << 20), b"")))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise KDError(f"{file.name} cannot be read: it is cut short or damaged ({error})") from error
+    if expected is not None and found < expected:
+        raise KDError(f"{file.name} cannot be read: it is cut short, {found} bytes of {expected}")
+
+
+def _bytes_told_by(header: bytes) -> int | None:
+    """The size of a NIfTI-1 file by its header; None where that is not told."""
+    if len(header) < NIFTI_HEADER:
+        return NIFTI_HEADER + 1  # every file is longer
+    order = next((order for order in "<>" if struct.unpack_from(f"{order}i", header)[0] == NIFTI_HEADER), None)
+    if order is None:
+        return None
+    count, *sizes = struct.unpack_from(f"{order}8h", header, 40)
+    (bits,) = struct.unpack_from(f"{order}h", header, 72)
+    (start,) = struct.unpack_from(f"{order}f", header, 108)
+    if not 1 <= count <= 7 or bits <= 0 or not start >= NIFTI_HEADER:
+        return None
+    return int(start) + math.prod(max(1, size) for size in sizes[:count]) * bits // 8
+
+
+def _bytes_zipped(file: Path) -> int:
+    """The size modulo 2^32 that a gzip file of one part says at its end to have unzipped."""
+    with file.open("rb") as stream:
+        stream.seek(-4, 2)
+        return int(struct.unpack("<I", stream.read(4))[0])

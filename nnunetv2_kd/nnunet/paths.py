@@ -1,0 +1,43 @@
+"""nnU-Net's path variables with something in them that a shell would have taken away: quotes, ``~``; or relative."""
+
+import os
+import shlex
+from pathlib import Path
+
+QUOTES = "\"'“”‘’"
+
+
+def mistake_in(value: str) -> str:
+    """What is wrong with the value of a path variable, in words; empty for nothing."""
+    if value != value.strip(QUOTES + " \t\r\n"):
+        return "has quotes or spaces around its path, which a shell takes away, and a .env file and Windows' set do not"
+    if value.startswith("~"):
+        return "begins with ~, which a shell replaces and a program does not"
+    if not value:
+        return "is empty"
+    return "" if os.path.isabs(value) else f"is relative, here to {Path.cwd()}, and is another folder elsewhere"
+
+
+def corrected(value: str) -> Path:
+    """What was meant, as a whole path."""
+    bare = value.strip(QUOTES + " \t\r\n")
+    return Path(os.path.abspath(os.path.expanduser(bare)))
+
+
+def export_line(name: str, value: str) -> str:
+    """The line that sets the variable to what was meant, and makes the folder where it is missing."""
+    if not value.strip(QUOTES + " \t\r\n"):
+        return f"export {name}=/path/to/{name}"
+    folder = corrected(value)
+    made = "" if folder.is_dir() else f" && mkdir -p {shlex.quote(str(folder))}"
+    return f"export {name}={shlex.quote(str(folder))}{made}"
+
+
+def problem_of(name: str) -> str:
+    """A sentence for an error where the variable of that name cannot be meant so, with the line that mends it; empty
+    where it can. A relative path that is there is taken as it is."""
+    value = os.environ.get(name, "")
+    mistake = mistake_in(value)
+    if not mistake or (os.path.isdir(value) and value.strip(QUOTES) == value):
+        return ""
+    return f"The environment variable {name} {mistake}: {value}. Set it so: {export_line(name, value)}"

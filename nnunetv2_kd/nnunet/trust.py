@@ -1,0 +1,33 @@
+"""Whose files may name or carry code. A checkpoint can hold any Python object, and a plans file names classes that are
+imported and called. Both are refused unless the user trusts where they come from, by one and the same switch."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+VARIABLE = "nnUNet_kd_trust"
+HOW = (
+    "If you trust where it comes from: --trust for a command of nnUNetv2_kd, 'teacher: {trust: true}' in the options "
+    f"file of a training, or {VARIABLE}=1 in front of any line."
+)
+
+
+def is_trusted(trust: bool = False) -> bool:
+    """Whether code is allowed: by an option or a flag, or by the environment, which the processes that a command starts
+    have too."""
+    return trust or os.environ.get(VARIABLE, "").strip().lower() in ("1", "true", "t", "yes")
+
+
+@contextmanager
+def trusting(trust: bool) -> Iterator[None]:
+    """Inside, everything is trusted where that is asked for."""
+    before = os.environ.get(VARIABLE)
+    if trust:
+        os.environ[VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        if trust and before is None:
+            os.environ.pop(VARIABLE, None)
+        elif trust and before is not None:
+            os.environ[VARIABLE] = before
