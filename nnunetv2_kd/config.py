@@ -285,9 +285,9 @@ def problems_of(
         keys: that there are at the top, to be named where one is not known.
     """
     lines = []
-    for problem in error.errors():
+    found_at = [(line_of(problem["loc"]) if line_of is not None else None, problem) for problem in error.errors()]
+    for line, problem in sorted(found_at, key=lambda pair: pair[0] or 0):
         path = problem["loc"]
-        line = line_of(path) if line_of is not None else None
         where = ("" if line is None else f"line {line}, ") + (".".join(map(str, path)) or "options")
         meant = _meant(str(path[0]), keys) if problem["type"] == "extra_forbidden" and len(path) == 1 else ""
         found = "" if isinstance(problem["input"], dict) else f" (found {short(problem['input'])})"

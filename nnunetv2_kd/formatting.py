@@ -14,6 +14,12 @@ def format_count(count: float) -> str:
     return f"{count:.0f}"
 
 
+def format_gflops(flops: float) -> str:
+    """``2.4e9`` to ``2.40``; below a tenth two digits that count: ``2.55e6`` to ``0.0026``."""
+    gflops = flops / 1e9
+    return f"{gflops:.2f}" if gflops >= 0.1 or gflops == 0 else f"{gflops:.2g}"
+
+
 def csv_cell(value: Any) -> Any:
     """A value for a CSV file. A name that a spreadsheet would take for a formula and run gets an apostrophe in front of
     it, as OWASP's page on CSV injection advises; numbers stay numbers."""

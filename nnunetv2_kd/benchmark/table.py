@@ -1,9 +1,11 @@
 """A benchmark for the terminal, for a README, and for programs."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +14,7 @@ from nnunetv2_kd import __version__
 from nnunetv2_kd.benchmark.run import Benchmark, BenchmarkRow
 from nnunetv2_kd.formatting import NOTHING, format_count, markdown_escaped, markdown_line
 from nnunetv2_kd.networks import cpu_mode
+from nnunetv2_kd.nnunet.model_folder import parse_model_name
 
 HEADINGS = (
     "model",
@@ -24,6 +27,31 @@ HEADINGS = (
     "ms without mirroring",
     "times faster",
 )
+
+
+# where there is little room: faster* and ms* are without mirroring
+SHORT_HEADINGS = ("model", "in", "params", "GFLOPs", "MiB", "ms", "faster", "ms*", "faster*")
+LEFT_OUT_WHERE_NARROW, ROOM_FOR_ALL = ("GFLOPs", "MiB"), 100  # columns; characters
+SHORT_NOTE = "MiB: peak. ms: per case. faster: how many times. *: without mirroring."
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """What tells models apart: of ``TRAINER__PLANS__CONFIGURATION`` the parts in which they differ, the trainer first.
+
+    >>> short_names(["nnUNetTrainer__nnUNetPlans__2d", "nnUNetTrainerKD__nnUNetPlans__2d"])
+    {'nnUNetTrainer__nnUNetPlans__2d': 'nnUNetTrainer', 'nnUNetTrainerKD__nnUNetPlans__2d': 'KD'}
+    """
+    parsed = {name: parse_model_name(name) for name in names}
+    parts = [tuple(one) for one in parsed.values() if one is not None]
+    differing = [number for number in range(3) if number == 0 or len({one[number] for one in parts}) > 1]
+    shortened = {}
+    for name, one in parsed.items():
+        if one is None:  # a folder, as two models have one name
+            shortened[name] = name
+            continue
+        words = (one.trainer.removeprefix("nnUNetTrainer") or one.trainer, one.plans, one.configuration)
+        shortened[name] = " · ".join(words[number] for number in differing)
+    return shortened
 
 
 def table_rows(benchmark: Benchmark) -> list[list[str]]:
@@ -64,13 +92,19 @@ def footnotes(benchmark: Benchmark) -> list[str]:
 
 def print_benchmark(benchmark: Benchmark, console: Console) -> None:
     headings, *lines = table_rows(benchmark)
-    table = Table(title=Text(f"On {benchmark.device}"))
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in HEADINGS[:2] else "right", overflow="fold")
-    for line in lines:
-        table.add_row(*map(Text, line))
+    names = short_names([line[0] for line in lines])
+    table = Table(title=Text(f"On {benchmark.device}"), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    short = SHORT_HEADINGS if len(headings) == len(HEADINGS) else (SHORT_HEADINGS[0], *SHORT_HEADINGS[2:])
+    left_out = LEFT_OUT_WHERE_NARROW if console.width < ROOM_FOR_ALL else ()
+    kept = [number for number, heading in enumerate(short) if heading not in left_out]
+    for number in kept:
+        is_text = short[number] in SHORT_HEADINGS[:2]
+        table.add_column(short[number], justify="left" if is_text else "right", no_wrap=number > 0, overflow="fold")
+    for name, *cells in lines:
+        row = [names[name], *cells]
+        table.add_row(*(Text(row[number]) for number in kept))
     console.print(table)
-    for note in footnotes(benchmark):
+    for note in (SHORT_NOTE, *footnotes(benchmark)):
         console.print(Text(note, style="dim"))
     for problem in benchmark.problems:
         console.print(Text(f"Missing: {problem}", style="yellow"))

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from nnunetv2_kd.choices import Precision, RuntimeChoice
 from nnunetv2_kd.inference.choose import ChosenRuntime, use_runtime
@@ -92,12 +93,14 @@ def time_in_turns(models: Sequence[TimedModel], cases: list[list[str]], device: 
             failed(number, error)
     turns: list[tuple[int | None, list[str]]] = [(None, cases[0])]  # for warming up
     turns += [(index, files) for index, files in enumerate(cases) for _ in range(repeats)]
-    for index, files in turns:
-        for number, predictor in list(predictors.items()):
-            try:
-                _one_turn(models[number], predictor, files, index, device)
-            except Exception as error:
-                failed(number, error)
+    with tqdm(total=len(turns) * len(predictors), desc="timing", unit="prediction", leave=False, disable=None) as bar:
+        for index, files in turns:
+            for number, predictor in list(predictors.items()):
+                try:
+                    _one_turn(models[number], predictor, files, index, device)
+                except Exception as error:
+                    failed(number, error)
+                bar.update()
 
 
 def _one_turn(timed: TimedModel, predictor: Any, files: list[str], index: int | None, device: torch.device) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nnunetv2_kd.config import StudentOptions, parse_features, parse_latency, problems_of
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.formatting import format_count
+from nnunetv2_kd.formatting import format_count, format_gflops
 from nnunetv2_kd.inference.device import device_name
 from nnunetv2_kd.inference.latency import TimedShape, fastest_within
 from nnunetv2_kd.inference.runtimes import check_runtime, runtimes_for
@@ -220,7 +220,7 @@ def latency_table(timed: list[TimedShape], picked: TimedShape, budget: float, ti
             "→" if entry is picked else "teacher" if number == 0 else "",
             str(entry.shape),
             format_count(cost.params),
-            f"{cost.flops / 1e9:.2f}",
+            format_gflops(cost.flops),
             f"{cost.activation_bytes / 2**20:.0f} MiB",
             f"{entry.ms_patch:.1f}",
             f"{'' if entry.is_measured else '~'}{entry.ms_case:.0f}",
@@ -296,7 +296,7 @@ def cost_table(
                 format_count(s.params),
                 s.params / t.params,
             ),
-            (f"width {width:g}", "GFLOPs per patch", f"{t.flops / 1e9:.2f}", f"{s.flops / 1e9:.2f}", s.flops / t.flops),
+            (f"width {width:g}", "GFLOPs per patch", format_gflops(t.flops), format_gflops(s.flops), s.flops / t.flops),
             (
                 "",
                 "activation memory per patch",

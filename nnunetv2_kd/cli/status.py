@@ -25,7 +25,7 @@ def lines_of(found: Overview) -> Iterator[str]:
     """Every model with its folds, every store, and what can be thrown away."""
     yield f"{found.dataset}" if found.folds else f"{found.dataset}: no model is trained. {how_to_train(found.dataset)}"
     for model, folds in groupby(found.folds, key=lambda fold: (fold.model, fold.kind, fold.method)):
-        yield f"  {model[0]}: {model[1]}, {model[2]}"
+        yield f"  {model[0]}: {', '.join(part for part in model[1:] if part)}"
         yield from (f"    {_of_fold(fold)}" for fold in folds)
     for store in found.stores:
         yield (

@@ -123,7 +123,7 @@ def load_models(
     if problems:
         flags = "-tr, -p, -f, -chk, --teacher_folder and --trust"
         told = dict.fromkeys(problems)  # what is wrong with a folder is wrong with each of its folds
-        raise KDError("\n".join([*told, f"(What is said of an options file is said here by {flags}.)"]))
+        raise KDError("\n".join([*told, f"(Where this speaks of the options file: here it is {flags}.)"]))
     check_different([model.teacher for model in models])
     check_labels(models, dataset_json)
     for note in sorted({note for model in models for note in model.teacher.notes}):

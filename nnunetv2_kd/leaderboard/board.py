@@ -1,5 +1,6 @@
 """A dataset's models, ranked and compared: everything that the tables and the page show."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -163,7 +164,7 @@ def make_board(
             *(_unequal_training(model, origin.alone) if has_gap else ()),
             *(origin.unequal if origin.alone is None else ()),
             *(_seen_cases(model) if evaluation.is_validation else ()),
-            *_missing_folds(model, folds),
+            *(_missing_folds(model, folds, models) if not model.part else ()),
             *_failed(scores[model.name]),
         ]
         entries.append(
@@ -220,7 +221,8 @@ def _reference(
     if reference is not None:
         return pick(models, reference, "--reference").name
     alone = [name for name in ranked if origins[name].kind == ALONE]
-    return next(iter([*alone, *ranked]), "")
+    compared = [name for name in alone if name in {origin.alone_name for origin in origins.values()}]
+    return next(iter([*compared, *alone, *ranked]), "")
 
 
 def _notes(
@@ -244,10 +246,21 @@ def _notes(
         "gaps stand on these, folds pooled."
     )
     if len(shared.cases) < 2:
-        notes.append("Fewer than two shared cases: no interval, test or rank share can be given.")
+        notes.append(
+            "Fewer than two shared cases: no interval, test or rank share can be given." + _on_one_fold(entries)
+        )
     elif len(shared.cases) < 6:
         notes.append(f"With {len(shared.cases)} cases no signed-rank test can reach p < 0.05, whatever the difference.")
     return notes
+
+
+def _on_one_fold(entries: Sequence[Entry]) -> str:
+    """The fold that most models have been validated on, where not all have the same."""
+    counts = Counter(fold.name for entry in entries for fold in entry.folds if fold.name != ALL)
+    if len(counts) < 2:
+        return ""
+    [(fold, _)] = counts.most_common(1)
+    return f" The models were validated on different folds: compare them on one with -f {fold}."
 
 
 def _repeated_cases(scores: ModelScores) -> Iterator[str]:
@@ -266,9 +279,13 @@ def _seen_cases(model: TrainedModel) -> Iterator[str]:
         yield f"{SAW_VALIDATION_CASES} ({seen})"
 
 
-def _missing_folds(model: TrainedModel, folds: Mapping[str, tuple[TrainedFold, ...]]) -> Iterator[str]:
-    """Of those that any model was scored with, and those that this one has begun."""
-    expected = {fold.name for of_model in (*folds.values(), model.folds) for fold in of_model} - {ALL}
+def _missing_folds(
+    model: TrainedModel, folds: Mapping[str, tuple[TrainedFold, ...]], models: Sequence[TrainedModel]
+) -> Iterator[str]:
+    """Of those that any model was scored with, and those that this one has begun. A share of the training cases is no
+    fold that others lack."""
+    whole = [folds[other.name] for other in models if not other.part]
+    expected = {fold.name for of_model in (*whole, model.folds) for fold in of_model} - {ALL}
     missing = sorted(expected - {fold.name for fold in folds[model.name]})
     if missing:
         yield f"missing folds: {', '.join(missing)}"
@@ -282,7 +299,7 @@ def _failed(scores: ModelScores) -> Iterator[str]:
 def _model_problems(entries: Sequence[Entry]) -> Iterator[str]:
     for entry in entries:
         unused = [fold for fold in entry.model.folds if fold.problem and fold not in entry.folds]
-        yield from (f"{entry.name}, fold {fold.name}: {fold.problem}" for fold in unused)
+        yield from (f"{entry.model.folder.name}, fold {fold.name}: {fold.problem}" for fold in unused)
         if entry.cost.problem:
             yield f"{entry.name}: {entry.cost.problem}"
 

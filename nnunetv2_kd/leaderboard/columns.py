@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nnunetv2_kd.formatting import NOTHING, format_count
 from nnunetv2_kd.leaderboard.board import SAW_VALIDATION_CASES, Board, Entry
+from nnunetv2_kd.leaderboard.statistics import NOT_BETTER
 
 DAGGER = "†"  # its teacher saw validation cases
 
@@ -157,7 +158,7 @@ def empties(counts: dict[str, int]) -> str:
 
 def gap_closed(entry: Entry) -> str:
     gap = entry.comparison.gap
-    if gap is None:
+    if gap is None or (gap.share is None and gap.reason != NOT_BETTER):
         return NOTHING
     if gap.share is None:
         return "not defined"

@@ -97,7 +97,8 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
     for name, flag, among in ((request.reference, "--reference", models), (request.teacher, "--teacher", alike)):
         if name is not None:  # a name that fits none is told before hours of scoring
             pick(among, name, flag)
-    say(f"{dataset}: {len(alike)} models" + (f", {len(models)} rows" if len(models) > len(alike) else ""))
+    counted = f"{len(alike)} model{'s' * (len(alike) != 1)}"
+    say(f"{dataset}: {counted}" + (f", {len(models)} rows" if len(models) > len(alike) else ""))
     image_set, agreement = None, ""
     if request.images is not None and request.truths is not None and request.output is not None:
         image_set = check_images(request.images, request.truths, models[0].dataset_json, models[0].plans)

@@ -20,6 +20,7 @@ from nnunetv2_kd.teachers.stored.store import HEADER, Store
 from nnunetv2_kd.trainers.closing_words import validation_dice
 from nnunetv2_kd.trainers.start import CHECKPOINTS, REPLACED
 
+JUST_NOW = 60  # seconds within which a validation leaves a file behind
 MAY_RUN = 3600  # seconds without a change after which nobody is taken to be at work
 
 
@@ -128,16 +129,18 @@ def _short(parts: ModelName) -> str:
 def _method(record: Record | None, share: str) -> str:
     of_share = f"share of fold {share}" if share else ""
     if record is None:
-        return of_share or "nnU-Net"
+        return of_share
     terms = [name for name, term in (record.options.get("terms") or {}).items() if term]
     width = ", ".join(f"width {width:g}" for width in record.student.width.values())
-    told = [" + ".join(terms) or "alone", width, of_share]
+    told = [" + ".join(terms), width, of_share]
     return "; ".join(part for part in told if part)
 
 
 def _state(folder: Path) -> str:
     if (folder / FINAL).is_file():
-        return "finished" if (folder / "validation" / "summary.json").is_file() else "not validated (--val)"
+        if (folder / "validation" / "summary.json").is_file():
+            return "finished"
+        return "trained, being validated" if _idle(folder) < JUST_NOW else "not validated (--val)"
     minutes = _idle(folder) / 60
     return f"unfinished, changed {minutes:.0f} min ago" if minutes < 600 else "unfinished (--c)"
 

@@ -45,7 +45,8 @@ def pool_seeds(evaluation: Evaluation) -> tuple[Evaluation, dict[str, Seeds]]:
     """
     found: dict[str, Seeds] = {}
     renamed: dict[str, str] = {}
-    for group in _groups(evaluation.models):
+    scored = set(evaluation.scores.model)  # one that was not validated stays a row of its own, with the reason
+    for group in _groups([model for model in evaluation.models if model.name in scored]):
         dice = [model_scores(evaluation.scores, m.name, evaluation.structures).mean_dice for m in group]
         first = group[0].name
         found[first] = Seeds(

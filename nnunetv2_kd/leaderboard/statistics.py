@@ -12,6 +12,7 @@ from scipy.stats import bootstrap, rankdata, wilcoxon
 
 LEVEL = 0.95
 RESAMPLES = 2000
+NOT_BETTER = "the teacher is not better than the student alone"
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def gap_closed(teacher: int, alone: int, distilled: int, found: Intervals) -> Ga
     """
     whole = found.mean[teacher] - found.mean[alone]
     if not whole > 0:
-        return Gap(None, None, None, "the teacher is not better than the student alone")
+        return Gap(None, None, None, NOT_BETTER)
     share = float((found.mean[distilled] - found.mean[alone]) / whole)
     wholes = found.resampled[teacher] - found.resampled[alone]
     if wholes.size == 0:

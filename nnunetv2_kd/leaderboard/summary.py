@@ -51,7 +51,7 @@ def _with_dice(entry: Entry) -> str:
 
 def _how_often_first(entry: Entry) -> str:
     shares = entry.comparison.rank_shares
-    return f" It is first in {100 * shares[0]:.0f} % of the resamples." if shares else ""
+    return f" It is first in {100 * shares[0]:.0f} % of the resamples." if len(shares) > 1 else ""
 
 
 def _size_against(entry: Entry, other: Entry) -> str:

@@ -39,7 +39,7 @@ DROPPED_FIRST = (
     "parameters",
     "gap closed",
 )
-NAME_WIDTH = 34  # characters of a model's name in a narrow terminal
+NAME_WIDTH = 26  # characters of a model's name in a narrow terminal
 LEFT_OUT_OF_PAPERS = ("#", "kind", "folds", "cases", "empty", "MiB file", "MiB peak", "difference")
 
 

@@ -139,10 +139,16 @@ def dataset_problems(dataset_json: Any) -> Iterator[str]:
     if not isinstance(dataset_json, dict):
         yield f"expected keys with values, found {type(dataset_json).__name__}"
         return
+    labels = dataset_json.get("labels")
+    if isinstance(labels, dict) and labels and all(str(name).isdecimal() for name in labels):
+        yield (
+            'labels: by number, as in nnU-Net v1\'s files. Turn them round ({"1": "liver"} is {"liver": 1} now) and '
+            "call modality channel_names; nnUNetv2_convert_old_nnUNet_dataset converts a whole dataset"
+        )
+        return
     ending = dataset_json.get("file_ending")
     if not isinstance(ending, str) or not ending.startswith(".") or not is_plain_name(f"case{ending}"):
         yield _wrong(dataset_json, "file_ending", 'the end of a file\'s name, such as ".nii.gz"')
-    labels = dataset_json.get("labels")
     if not isinstance(labels, dict) or not labels:
         yield _wrong(dataset_json, "labels", "names with values")
     else:

@@ -188,8 +188,8 @@ def _read_fold(folder: Path) -> TrainedFold:
     name = fold_name(folder)
     if not (folder / FINAL).is_file():
         begun = sorted(file.name for file in folder.glob("checkpoint_*.pth"))
-        problem = f"training not finished: no {FINAL}, {', '.join(begun)} (go on: add --c)"
-        return TrainedFold(name, folder, False, None, None, problem)
+        problem = f"training not finished: there is {', '.join(begun)}, and no {FINAL} (repeat its command with --c)"
+        return TrainedFold(name, folder, False, _record_beside(folder), None, problem)
     try:
         checkpoint = read_checkpoint(folder / FINAL)
     except CarriesObjectsError:  # of another trainer, which are not loaded here: its validation is as good as any
@@ -208,6 +208,15 @@ def _read_fold(folder: Path) -> TrainedFold:
         problem = "trained, but not validated: no validation/summary.json (repeat the training command with --val)"
     plans = (checkpoint.get("init_args") or {}).get("plans") or None
     return TrainedFold(name, folder, True, record, epoch, problem, plans)
+
+
+def _record_beside(folder: Path) -> Record | None:
+    """Of a training that has not ended."""
+    found = _json_or_nothing(folder / RECORD_FILE)
+    try:
+        return read_record(found, str(folder / RECORD_FILE)) if found else None
+    except KDError:  # told where it is needed
+        return None
 
 
 def _json_or_nothing(file: Path) -> dict[str, Any]:

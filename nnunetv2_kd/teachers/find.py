@@ -7,6 +7,7 @@ from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.networks.build import find_trainer
 from nnunetv2_kd.nnunet.datasets import dataset_id, device_flag
 from nnunetv2_kd.nnunet.model_folder import (
     FINAL,
@@ -71,7 +72,10 @@ def _no_teacher(path: CheckpointPath, missing: list[Path], options: TeacherOptio
         command += "" if trainer == "nnUNetTrainer" else f" -tr {trainer}"
         begun = [f for f in found if f.startswith(f"{path.folder.name}, fold {path.fold}, ")]
         go_on = " --c" if begun and path.checkpoint_name == FINAL else ""
-        lines.append(f"{'Finish its training' if go_on else 'Train it'} with: {command}{device_flag()}{go_on}")
+        if find_trainer(trainer) is None and not begun:
+            lines.append(f"There is no trainer {trainer} either: is its name spelt right?")
+        else:
+            lines.append(f"{'Finish its training' if go_on else 'Train it'} with: {command}{device_flag()}{go_on}")
     lines.append("or name another under 'teacher:' in the options file that nnUNet_kd_config points to.")
     title = f"Models of {student.dataset_name} that exist under {nnUNet_results}:"
     lines.append(listing(title, found) if found else f"No model of {student.dataset_name} exists yet.")

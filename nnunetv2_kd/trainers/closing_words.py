@@ -56,10 +56,19 @@ def _of_alone(record: Record, fold: Path, name: ModelName) -> float | None:
 
 
 def _of_teachers(record: Record | None, fold: Path) -> list[float]:
-    """Of those that were validated on the same cases."""
+    """Of those that were validated on the same cases, after they were trained."""
     teachers = record.teachers if record is not None else ()
-    same = [Path(t.folder) / f"fold_{t.fold}" for t in teachers if t.seen_validation_cases == 0]
-    return [dice for place in same if (dice := validation_dice(place)) is not None]
+    same = [(Path(t.folder) / f"fold_{t.fold}", t.checkpoint) for t in teachers if t.seen_validation_cases == 0]
+    return [
+        dice
+        for place, checkpoint in same
+        if (dice := validation_dice(place)) is not None and not _is_older(place / "validation", place / checkpoint)
+    ]
+
+
+def _is_older(validation: Path, checkpoint: Path) -> bool:
+    """Whether a validation is of another checkpoint than the one that is there now."""
+    return checkpoint.is_file() and (validation / "summary.json").stat().st_mtime < checkpoint.stat().st_mtime
 
 
 def _record(fold: Path) -> Record | None:

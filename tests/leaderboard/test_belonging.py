@@ -1,6 +1,7 @@
 """Rows of folds that belong together, and of trainings that differ in their seed alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ def test_shares_of_split_teachers_are_rows_of_their_own(results):
         "nnUNetTrainer · nnUNetPlans · fold 2": ["2"],
         "nnUNetTrainer · nnUNetPlans · fold 3": ["3"],
     }
-    assert not any("several folds" in warning for entry in board.entries for warning in entry.warnings)
+    warnings = [warning for entry in board.entries for warning in entry.warnings]
+    assert not any("several folds" in warning or "missing folds" in warning for warning in warnings)
     assert share_of("2", [*splits, *shares]) == "0"
     assert share_of("1", [*splits, *shares]) == share_of("all", splits) == share_of("9", splits) == ""
 
@@ -105,6 +107,26 @@ def test_seeds_are_one_row_with_their_spread(results):
     assert [entry["seed"] for model in told if model["seeds"] for entry in model["seeds"]["trainings"]] == [0, 1, 2]
     assert {line.split(",")[1] for line in to_csv([board]).splitlines()[1:]} == {e.name for e in single.entries}
     assert any("--every-seed" in note for note in board.notes)
+
+
+def test_a_seed_that_was_not_validated_is_in_no_mean(results):
+    add_seeds(results)
+    unvalidated = results.models / "nnUNetTrainerKDBaseline__nnUNetPlans_alone_s2__3d_fullres" / "fold_0"
+    shutil.rmtree(unvalidated / "validation")
+    board = board_of(results)
+    row = next(entry for entry in board.entries if entry.seeds)
+    assert row.seeds.seeds == (0, 1)
+    assert row.short_name == "KDBaseline · alone · 2 seeds"
+    assert any("not validated" in problem for problem in board.problems)
+    assert len(board.entries) == 2
+
+
+def test_models_of_different_folds_are_told_how_to_be_compared(results):
+    results.add("nnUNetTrainer", shifted(0), folds=(0,))
+    results.add("nnUNetTrainerKDBaseline", eroded(2), kd=record("nnUNetTrainerKDBaseline"), folds=(0,))
+    results.add("nnUNetTrainerKD", eroded(2), kd=record("nnUNetTrainerKD"), folds=(1,))
+    notes = board_of(results).notes
+    assert any("different folds: compare them on one with -f 0." in note for note in notes)
 
 
 def test_a_chosen_model_may_be_one_of_the_seeds(results):

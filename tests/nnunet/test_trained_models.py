@@ -32,10 +32,22 @@ def test_half_finished_trainings_are_told(family):
     (folder / "fold_4").mkdir()
     told = {fold.name: fold.problem for fold in find_models(DATASET)[0][-1].folds}
     assert told["0"] == ""
-    assert told["1"] == ("training not finished: no checkpoint_final.pth, checkpoint_latest.pth (go on: add --c)")
+    assert told["1"] == (
+        "training not finished: there is checkpoint_latest.pth, and no checkpoint_final.pth (repeat its command "
+        "with --c)"
+    )
     assert told["2"].startswith("trained, but not validated: no validation/summary.json")
     assert "cut short" in told["3"]
     assert "4" not in told  # an empty folder is no training
+
+
+def test_an_unfinished_student_is_known_for_one(results):
+    fold = results.add("nnUNetTrainerKD", shifted(0)) / "fold_0"
+    (fold / "checkpoint_final.pth").rename(fold / "checkpoint_latest.pth")
+    (fold / "kd_record.json").write_text(json.dumps(record("nnUNetTrainerKD")))
+    assert find_models(DATASET)[0][0].record.trainer == "nnUNetTrainerKD"
+    (fold / "kd_record.json").write_text('{"options": 3}')
+    assert find_models(DATASET)[0][0].record is None
 
 
 def test_a_checkpoint_with_more_than_plain_data_is_compared_but_not_loaded(results):

@@ -136,3 +136,9 @@ def test_moved_plans_and_no_model(folders):
 def test_plans_of_this_dataset_keep_the_line_that_trains_a_teacher(folders):
     with pytest.raises(KDError, match="Train it with: nnUNetv2_train 40 3d_fullres 0( -device cpu)?\n"):
         load(plans_of(folders, MINE))
+
+
+def test_no_line_trains_with_a_trainer_that_is_not_there(folders):
+    with pytest.raises(KDError, match="There is no trainer nnUNetTrainerTinny either: is its name spelt right") as told:
+        load(plans_of(folders, MINE), trainer="nnUNetTrainerTinny")
+    assert "Train it with" not in str(told.value)
