@@ -41,7 +41,7 @@ def test_models_fold_by_fold(full, capsys):
     out = capsys.readouterr().out
     assert {file: file.read_bytes() for file in full.root.rglob("*") if file.is_file()} == before
     for line in (
-        "  nnUNetTrainer · nnUNetPlans · 3d_fullres: teacher, nnU-Net",
+        "  nnUNetTrainer · nnUNetPlans · 3d_fullres: teacher",
         "KD · nnUNetPlans · 3d_fullres: student distilled, voxel_kl; width 0.5",
     ):
         assert line in out

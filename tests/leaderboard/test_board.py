@@ -207,7 +207,7 @@ def test_half_finished_trainings_are_shown(family):
         0,
         ["missing folds: 0"],
     )
-    assert any("training not finished: no checkpoint_final.pth" in line for line in board.problems)
+    assert any("training not finished: there is checkpoint_latest.pth" in line for line in board.problems)
 
 
 def test_without_ground_truth_there_is_dice_only(family):
