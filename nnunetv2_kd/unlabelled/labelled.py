@@ -9,7 +9,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunetv2_kd.nnunet.model_files import read_dataset_json
+from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.splits import SPLITS, Split, read_splits
 
 FOLDS = 5
@@ -40,7 +40,7 @@ def read_labelled(folder: Path) -> tuple[Labelled, list[str]]:
     Returns:
         The cases, and what is wrong with them, one line each.
     """
-    dataset_json = read_dataset_json(folder / "dataset.json")
+    dataset_json = read_json(folder / "dataset.json")
     images, labels = _files(folder, dataset_json)
     missing = [
         f"labelled case {case}: {file} does not exist" for case, file in labels.items() if not Path(file).is_file()

@@ -202,9 +202,7 @@ def test_a_coarser_student(here, capsys, monkeypatch):
     here.run("nnUNetv2_preprocess", "-d", "4", "-plans_name", "nnUNetPlansCoarser", "-c", "3d_fullres", "-np", "1")
 
     running = make_trainer(nnUNetTrainerKD, here, plans="nnUNetPlansCoarser")
-    with pytest.raises(
-        KDError, match="nnUNetv2_kd store -d 4 -c 3d_fullres -p nnUNetPlansCoarser --teacher_folder .* -f 0"
-    ):
+    with pytest.raises(KDError, match="nnUNetv2_kd store -d 4 -c 3d_fullres -p nnUNetPlansCoarser --teacher_folder"):
         running.on_train_start()
 
     plain = CasePredictor.logits
