@@ -17,7 +17,7 @@ from nnunetv2_kd.inference.runtimes import check_runtime, combinations
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.nnunet.datasets import trained_dataset, training_images
 from nnunetv2_kd.nnunet.images import cases_in, channel_files, reader_of, reading_problems
-from nnunetv2_kd.nnunet.model_folder import parse_model_name
+from nnunetv2_kd.nnunet.model_folder import FINAL, parse_model_name
 from nnunetv2_kd.nnunet.splits import read_splits
 from nnunetv2_kd.nnunet.trained_models import TrainedModel, find_models, read_model
 from nnunetv2_kd.teachers.check import channels
@@ -208,6 +208,9 @@ def _of_folder(folder: Path, folds: list[str] | None) -> TrainedModel:
         trained = [fold.name for fold in every.trained_folds]
         asked = f"fold {folds[0]}" if folds else "fold"
         hint = f"Trained are: -f {' or '.join(trained)}" if trained else "Train one, or finish its training with --c."
+        damaged = [fold.problem for fold in every.folds if (fold.folder / FINAL).is_file() and not fold.is_trained]
+        if damaged and not trained:
+            raise KDError(listing(f"-m {folder} has no trained {asked} that can be read:", damaged))
         raise KDError(f"-m {folder} has no trained {asked} (no checkpoint_final.pth). {hint}")
     return model
 

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from nnunetv2_kd.choices import Precision, RuntimeChoice
+from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.choose import ChosenRuntime, use_runtime
 from nnunetv2_kd.inference.device import process_memory
 from nnunetv2_kd.inference.predict import speed_up
@@ -76,7 +77,8 @@ def time_in_turns(models: Sequence[TimedModel], cases: list[list[str]], device: 
     predictors: dict[int, Any] = {}
 
     def failed(number: int, error: Exception) -> None:  # nnU-Net's, of any kind; the other models go on
-        models[number].problem = f"not timed: {type(error).__name__}: {error}"
+        told = str(error) if isinstance(error, KDError) else f"{type(error).__name__}: {error}"
+        models[number].problem = f"not timed: {told}"
         models[number].peak_mib = None
         predictors.pop(number, None)
 

@@ -171,6 +171,7 @@ def seen_by(models: list[CasePredictor]) -> list[str]:
         name = f"{model.path.folder.name}, fold {model.path.fold}"
         if model.space is not None:
             lines.append(f"{name} looks at the raw images with its own plans ({'; '.join(model.differs)})")
+            lines += [f"WARNING: {problem}. The other cases are stored." for problem in model.space.problems]
         if not model.map.plain:
             lines.append(f"{name} teaches {model.map.described}")
     return lines

@@ -135,7 +135,8 @@ def predict(
                 [str(output / case) for case in image_set.cases],
             )
     except Exception as error:  # nnU-Net's, of any kind; the other models go on
-        raise KDError(f"nnU-Net cannot predict with it: {type(error).__name__}: {error}") from error
+        told = str(error) if isinstance(error, KDError) else f"{type(error).__name__}: {error}"
+        raise KDError(f"nnU-Net cannot predict with it: {told}") from error
     write_text(output / STAMP, json.dumps(stamp, indent=2) + "\n")
     return chosen
 

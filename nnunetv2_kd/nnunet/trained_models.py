@@ -243,5 +243,6 @@ def _nothing(
     lines = [f"No trained model of {dataset}{asked} under {nnUNet_results}."]
     if found or others:
         lines.append(listing("Found:", found or others))
-    lines.append(how_to_train(dataset))
+    if not problems:  # what is there only has to be mended
+        lines.append(how_to_train(dataset))
     return "\n".join(lines)

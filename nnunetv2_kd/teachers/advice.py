@@ -26,9 +26,18 @@ def fits(teacher: tuple[Plans, DatasetJson], student: tuple[Plans, DatasetJson],
     """Whether a model of these plans could teach, in the student's configuration."""
     try:
         check_same_task(teacher, student, configuration, configuration)
-    except (KDError, KeyError, TypeError, ValueError):  # plans of any kind lie beside the ones that fit
+    except Exception:  # of any kind: plans of any kind lie beside the ones that fit
         return False
     return True
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Plans or dataset.json that are only looked at for a line to print; nothing where they cannot be read."""
+    try:
+        content = read_json(file)
+    except KDError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def moved_plans(student: StudentIdentity, plans: Plans, dataset_json: DatasetJson, teachers_plans: str) -> list[str]:
@@ -46,7 +55,7 @@ def moved_plans(student: StudentIdentity, plans: Plans, dataset_json: DatasetJso
     if is_coarser(plans):  # another spacing is what it is made for
         return []
     file = Path(nnUNet_preprocessed) / student.dataset_name / f"{teachers_plans}.json"
-    if file.is_file() and fits((read_json(file), dataset_json), (plans, dataset_json), student.configuration):
+    if file.is_file() and fits((_read(file), dataset_json), (plans, dataset_json), student.configuration):
         return []
     missing = "does not exist" if not file.is_file() else "has another spacing, normalisation or stride"
     lines = [
@@ -61,7 +70,7 @@ def moved_plans(student: StudentIdentity, plans: Plans, dataset_json: DatasetJso
     sources = [
         source
         for source in sorted(Path(nnUNet_preprocessed).glob(f"*/{teachers_plans}.json"))
-        if source != file and fits((read_json(source), dataset_json), (plans, dataset_json), student.configuration)
+        if source != file and fits((_read(source), dataset_json), (plans, dataset_json), student.configuration)
     ]
     if not sources:
         return [*lines, "No trained model and no plans under nnUNet_preprocessed fit it."]
@@ -198,7 +207,7 @@ def _fitting(plans: Plans, dataset_json: DatasetJson, student: StudentIdentity) 
         name = parse_model_name(file.parent.name)
         if name is None or name.configuration != student.configuration or not (file.parent / "dataset.json").is_file():
             continue
-        model = (read_json(file), read_json(file.with_name("dataset.json")))
+        model = (_read(file), _read(file.with_name("dataset.json")))
         if fits(model, (plans, dataset_json), student.configuration):
             done = [path for path in checkpoints_in(file.parent) if path.checkpoint_name == FINAL]
             found = [path for path in done if str(path.fold) == str(student.fold)] or done[:1]

@@ -147,17 +147,20 @@ def teacher_record(
         params: of its network.
         seen_validation_cases: how many of the student's it was trained on; None: not known, or asked by fold later.
     """
-    return TeacherRecord(
-        folder=path.where,
-        fold=str(path.fold),
-        checkpoint=path.checkpoint_name,
-        sha256=sha256(path.checkpoint),
-        trainer=str((checkpoint.get("kd") or {}).get("trainer", checkpoint["trainer_name"])),  # ours save stock names
-        epoch=int(checkpoint["current_epoch"]) if "current_epoch" in checkpoint else None,
-        params=params,
-        seen_validation_cases=seen_validation_cases,
-        mirrored_axes=mirrored_axes(checkpoint),
-    )
+    with as_nnunet_writes(f"what {path.checkpoint} says of its training"):
+        return TeacherRecord(
+            folder=path.where,
+            fold=str(path.fold),
+            checkpoint=path.checkpoint_name,
+            sha256=sha256(path.checkpoint),
+            trainer=str(
+                (checkpoint.get("kd") or {}).get("trainer", checkpoint["trainer_name"])
+            ),  # ours save stock names
+            epoch=int(checkpoint["current_epoch"]) if "current_epoch" in checkpoint else None,
+            params=params,
+            seen_validation_cases=seen_validation_cases,
+            mirrored_axes=mirrored_axes(checkpoint),
+        )
 
 
 def cases_of(
@@ -165,7 +168,8 @@ def cases_of(
 ) -> TrainingCases:
     """What is known of the cases that a model was trained on; all arguments are its own."""
     folder, ending = path.checkpoint.parent, dataset_json["file_ending"]
-    return training_cases(folder, plans["dataset_name"], path.fold, ending, checkpoint.get("kd"))
+    with as_nnunet_writes(f"what {path.checkpoint} says of its training"):
+        return training_cases(folder, plans["dataset_name"], path.fold, ending, checkpoint.get("kd"))
 
 
 def _not_here(trainer: str) -> str:

@@ -39,7 +39,7 @@ def validation_dice(fold: Path) -> float | None:
     """Mean Dice of nnU-Net's own validation of a fold; None where there is none."""
     try:
         return float(read_json(fold / "validation" / "summary.json")["foreground_mean"]["Dice"])
-    except (KDError, KeyError, TypeError):
+    except (KDError, KeyError, TypeError, ValueError):
         return None
 
 

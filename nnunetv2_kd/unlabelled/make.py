@@ -19,7 +19,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.nnunet.files import locked, read_json
+from nnunetv2_kd.nnunet.files import locked
+from nnunetv2_kd.nnunet.model_files import read_dataset_json
 from nnunetv2_kd.nnunet.plans import Plans
 from nnunetv2_kd.nnunet.splits import SPLITS
 from nnunetv2_kd.nnunet.teacher_labels import KEY, labelling_teachers, labels_without_ignore, teacher_labelled
@@ -154,7 +155,7 @@ def _labelled(request: Request, first: Labeller) -> tuple[Labelled, dict[str, An
         named = {"labels": {"background": 0} | {name: value for value, name in enumerate(names, 1)}} if names else {}
         return NOBODY, {key: first.dataset_json[key] for key in kept if key in first.dataset_json} | named, []
     labelled, problems = read_labelled(request.dataset)
-    return labelled, read_json(request.dataset / "dataset.json"), problems
+    return labelled, read_dataset_json(request.dataset / "dataset.json"), problems
 
 
 def _settings(request: Request, labellers: Sequence[Labeller], scans: Sequence[Scan]) -> dict[str, Any]:

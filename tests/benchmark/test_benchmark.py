@@ -110,16 +110,19 @@ def test_models_of_one_name_are_told_apart(here, in_no_time, capsys):
 
 def test_a_model_that_cannot_be_timed_does_not_stop_the_others(here, capsys):
     checkpoint = here / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0/checkpoint_final.pth"
-    torch.save(torch.load(checkpoint) | {"network_weights": {}}, checkpoint)
+    torch.save(torch.load(checkpoint) | {"network_weights": {"w": torch.ones(1)}}, checkpoint)
     command = ["benchmark", "-device", "cpu", "--repeats", "1", "-m"]
     with mock.patch.object(module, "peak_in_own_process", side_effect=MemoryError("killed")):
         assert main([*command, *models(here)]) == 0
     out = capsys.readouterr().out
-    assert "Missing: nnUNetTrainer__nnUNetPlans__3d_fullres: not timed: RuntimeError" in out
+    assert "Missing: nnUNetTrainer__nnUNetPlans__3d_fullres: not timed: The weights in" in out
     assert "peak memory not known: MemoryError: killed" in out
     assert "times faster: than nnUNetTrainerKD__nnUNetPlansSmall__3d_fullres, the first line with a time" in out
     assert main([*command, models(here)[0]]) == 1
     assert "No model could be timed" in capsys.readouterr().err
+    torch.save(torch.load(checkpoint) | {"network_weights": {}}, checkpoint)
+    assert main([*command, models(here)[0]]) == 1
+    assert "has no trained fold that can be read:\n  - " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable
 from copy import deepcopy
@@ -249,9 +248,14 @@ def zips(value: tuple[bytes, list[str]], folder: Path) -> None:
     with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(file, "a") as archive:
         for name in names:
             archive.writestr(name, "{}")
-    before = set(os.listdir(tempfile.gettempdir()))
-    unpack(file, "3d_fullres", 0, "checkpoint_final.pth")
-    assert all(name.startswith(("nnunetv2_kd_", "tmp")) for name in set(os.listdir(tempfile.gettempdir())) - before)
+    unpacked = folder / "unpacked"
+    unpacked.mkdir()
+    try:
+        with mock.patch("tempfile.tempdir", str(unpacked)):
+            unpack(file, "3d_fullres", 0, "checkpoint_final.pth")
+    finally:
+        assert {entry.name for entry in folder.iterdir()} == {"model.zip", "unpacked"}
+        assert all(entry.name.startswith("nnunetv2_kd_") for entry in unpacked.iterdir())
 
 
 def _zip() -> bytes:

@@ -221,7 +221,7 @@ def test_images_that_cannot_be_compared_on(here, capsys):
     shutil.copyfile(file, here / "images" / f"{cases[0]}_0001.nii.gz")
     assert main([*command(model, "out")[:-2], "--format", "nnunet"]) == 1
     (here / "images" / f"{cases[0]}_0001.nii.gz").unlink()
-    assert "box0_0000.nii.gz: has 2 channels, the model expects 1: MRI 0" in capsys.readouterr().err
+    assert "box0: has 2 channels, the model expects 1" in capsys.readouterr().err
     file.write_bytes(b"no image")
     assert main([*command(model, "out")[:-2], "--format", "nnunet"]) == 1
     assert "box0_0000.nii.gz cannot be read: " in capsys.readouterr().err

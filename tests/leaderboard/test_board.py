@@ -186,8 +186,9 @@ def test_plans_that_are_not_nnunets_are_told(family):
     assert "nnUNetTrainer__nnUNetPlans__3d_fullres: dataset.json is not as nnU-Net writes it:" in board.problems[0]
     for other in family.models.iterdir():
         (other / "dataset.json").write_text("{}")
-    with pytest.raises(KDError, match="No model of Dataset007_Boxes can be compared:"):
+    with pytest.raises(KDError, match="dataset.json is not as nnU-Net writes it") as refusal:
         board_of(family)
+    assert "Train one" not in str(refusal.value)  # they are trained, and damaged
 
 
 def test_broken_splits_are_told(family):

@@ -12,7 +12,7 @@ from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath
 from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.teachers.find import StudentIdentity, find_teacher
-from nnunetv2_kd.teachers.load import load_strictly, trained_heads
+from nnunetv2_kd.teachers.load import cases_of, load_strictly, trained_heads
 from nnunetv2_kd.teachers.running import RunningTeacher
 from tests.small_networks import network
 
@@ -196,3 +196,10 @@ def test_weights_that_are_no_numbers_teach_nothing():
     weights[name] = weights[name] * float("nan")
     with pytest.raises(KDError, match=rf"m/fold_0/c\.pth are not finite numbers, such as {name}"):
         load_strictly(network(), weights, CheckpointPath(Path("m"), 0, "c.pth"))
+
+
+@pytest.mark.parametrize("kd", [{"teachers": None}, {"teachers": 3}, {"teachers": [3]}])
+def test_a_record_of_something_else_is_refused(tmp_path, kd):
+    path, plans = CheckpointPath(tmp_path, 0, "c.pth"), {"dataset_name": "Dataset999_Test"}
+    with pytest.raises(KDError, match=r"fold_0/c\.pth says of its training, which is not as nnU-Net writes it"):
+        cases_of(path, plans, {"file_ending": ".nii.gz"}, {"kd": kd})

@@ -11,8 +11,8 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
-from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.nnunet.images import SHOWN, reading_problems
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.nnunet.images import reading_problems
 from nnunetv2_kd.teachers.check import channel_meanings, channels
 from nnunetv2_kd.teachers.stored.grids import Grid, Reading, compare_readers, resample
 
@@ -50,6 +50,9 @@ class Seen:
 
 class OwnSpace:
     """A teacher's plans applied to the images of a student's dataset.
+
+    Attributes:
+        problems: images that it will not be able to read, one line each, as far as their headers tell.
 
     Args:
         plans: the teacher's.
@@ -94,10 +97,7 @@ class OwnSpace:
                 f"The teacher reads images with {reader.__name__} ({', '.join(reader.supported_file_endings)}), "
                 f"and the student's end with {self.ending}. Convert them to files that it reads, and preprocess these."
             )
-        problems = reading_problems(images, reader, 0, whole=False)
-        if problems:
-            shown = problems[:SHOWN] + ([f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])
-            raise KDError(listing(f"{len(problems)} of the {len(images)} raw images cannot be read:", shown))
+        self.problems = reading_problems(images, reader, 0, whole=False)
         self._last: tuple[str, Seen] | None = None
 
     def see(self, case: str, properties: Mapping[str, Any], size: Sequence[int]) -> Seen:

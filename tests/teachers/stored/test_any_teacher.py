@@ -65,7 +65,7 @@ def test_partial_teachers(here, capsys):
     assert store("--teacher_folder", front, "-o", "front") == 1
     error = capsys.readouterr().err
     assert f"no teacher knows 'Posterior' ({front}: Anterior, nothing)" in error
-    assert "--labels 'Posterior'=THEIR_LABEL" in error
+    assert "--labels Posterior=THEIR_LABEL" in error
     assert store("--teacher_folder", front, "-o", "front", "--labels", "Posterior=") == 0
     both = ("--teacher_folder", front, "--teacher_folder", back, "--labels", "2:Posterior=tail")
     assert store(*both, "-o", "both") == 0
@@ -202,7 +202,7 @@ def test_a_coarser_student(here, capsys, monkeypatch):
     here.run("nnUNetv2_preprocess", "-d", "4", "-plans_name", "nnUNetPlansCoarser", "-c", "3d_fullres", "-np", "1")
 
     running = make_trainer(nnUNetTrainerKD, here, plans="nnUNetPlansCoarser")
-    with pytest.raises(KDError, match="nnUNetv2_kd store -d 4 -c 3d_fullres -p nnUNetPlansCoarser -f 0"):
+    with pytest.raises(KDError, match="nnUNetv2_kd store -d 4 -c 3d_fullres -p nnUNetPlansCoarser --teacher_folder"):
         running.on_train_start()
 
     plain = CasePredictor.logits
