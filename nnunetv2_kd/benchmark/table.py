@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     >>> short_names(["nnUNetTrainer__nnUNetPlans__2d", "nnUNetTrainerKD__nnUNetPlans__2d"])
     {'nnUNetTrainer__nnUNetPlans__2d': 'nnUNetTrainer', 'nnUNetTrainerKD__nnUNetPlans__2d': 'KD'}
     """
-    parsed = {name: parse_model_name(name) for name in names}
+    parsed = {name: parse_model_name(name) if Path(name).name == name else None for name in names}
     parts = [tuple(one) for one in parsed.values() if one is not None]
     differing = [number for number in range(3) if number == 0 or len({one[number] for one in parts}) > 1]
     shortened = {}

@@ -42,12 +42,13 @@ def test_half_finished_trainings_are_told(family):
 
 
 def test_an_unfinished_student_is_known_for_one(results):
+    results.add("nnUNetTrainer", shifted(0))
     fold = results.add("nnUNetTrainerKD", shifted(0)) / "fold_0"
     (fold / "checkpoint_final.pth").rename(fold / "checkpoint_latest.pth")
-    (fold / "kd_record.json").write_text(json.dumps(record("nnUNetTrainerKD")))
-    assert find_models(DATASET)[0][0].record.trainer == "nnUNetTrainerKD"
-    (fold / "kd_record.json").write_text('{"options": 3}')
-    assert find_models(DATASET)[0][0].record is None
+    for content, trainer in ((json.dumps(record("nnUNetTrainerKD")), "nnUNetTrainerKD"), ('{"options": 3}', None)):
+        (fold / "kd_record.json").write_text(content)
+        [unfinished] = [model for model in find_models(DATASET)[0] if model.trainer == "nnUNetTrainerKD"]
+        assert (unfinished.record and unfinished.record.trainer) == trainer
 
 
 def test_a_checkpoint_with_more_than_plain_data_is_compared_but_not_loaded(results):
