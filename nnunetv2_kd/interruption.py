@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 CTRL_C, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as a shell counts
+AGAIN = 0.2  # seconds
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 _installed: set[str] = set()
 
@@ -38,6 +39,7 @@ def terminated_like_ctrl_c() -> None:
         return
     _installed.add("sigterm")
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _NotLost(sys.unraisablehook)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
@@ -65,6 +67,25 @@ def without_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _NotLost:
+    """An interruption that falls where Python ignores exceptions, as right after a fork, comes again a moment later."""
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            self.before(unraisable)
+            return
+        sent = signal.SIGINT
+        if isinstance(unraisable.exc_value, Terminated):
+            sent = signal.SIGTERM
+            signal.signal(signal.SIGTERM, _terminate)
+        again = threading.Timer(AGAIN, os.kill, (os.getpid(), sent))
+        again.daemon = True
+        again.start()
 
 
 def _terminate(*_: Any) -> None:

@@ -84,3 +84,27 @@ def test_status():
     error = KeyboardInterrupt("told")
     error.__cause__ = Terminated()
     assert (status_of(error), status_of(KeyboardInterrupt())) == (143, 130)
+
+
+LOST = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from nnunetv2_kd.interruption import status_of, terminated_like_ctrl_c
+
+terminated_like_ctrl_c()
+os.register_at_fork(after_in_parent=lambda: signal.raise_signal({number}))  # where Python ignores exceptions
+try:
+    if os.fork() == 0:
+        os._exit(0)
+    time.sleep(60)
+except KeyboardInterrupt as error:
+    sys.exit(status_of(error))
+"""
+
+
+@linux
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, CTRL_C)])
+def test_an_interruption_right_after_a_fork_is_not_lost(sent, status):
+    code = LOST.format(root=str(Path(__file__).parents[1]), number=int(sent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (status, "")
