@@ -64,12 +64,14 @@ def test_without_locks_of_the_file_system_the_named_process_decides(tmp_path, mo
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_worker_that_lives_on_does_not_hold_it(tmp_path):
     file = tmp_path / "lock"
-    wait, go = os.pipe()
+    (wait, go), (begun, ready) = os.pipe(), os.pipe()
     with holding(file):
         child = os.fork()
         if child == 0:
+            os.write(ready, b"x")
             os.read(wait, 1)
             os._exit(0)
+        os.read(begun, 1)
     try:
         assert holders(file) == ""
     finally:
