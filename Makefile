@@ -40,9 +40,11 @@ results: $(STAMP)
 	$(BIN)/python benchmarks/accuracy/report.py
 
 # A hundred thousand mutated options files, plans, checkpoints, stores, exported models and results folders: whatever is
-# refused is refused in words. The tests of `make test` do a few of each kind
+# refused is refused in words. And SIGKILL at fifty random moments of trainings, and at a few of a store and a leaderboard,
+# then the same command again. The tests of `make test` and `make test-all` do a few of each kind
 soak: $(STAMP)
 	$(BIN)/python -W ignore -m tests.fuzz.soak 100000
+	$(BIN)/python -W ignore -m tests.soak.kills 50
 
 # Change one line at a time and see whether the tests notice; some twenty minutes
 mutants: $(STAMP)

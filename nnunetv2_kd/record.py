@@ -89,6 +89,19 @@ class TeacherLabelsRecord:
 
 
 @dataclass(frozen=True, config=_CONFIG)
+class PreviousStageRecord:
+    """The previous stage's segmentations that a cascade was trained on.
+
+    Attributes:
+        folder: where they were.
+        sha256: of those of the fold's cases.
+    """
+
+    folder: str
+    sha256: str
+
+
+@dataclass(frozen=True, config=_CONFIG)
 class ShrinkRecord:
     """How a student's plans were made; their key ``kd_student``.
 
@@ -172,6 +185,7 @@ class Record:
         stored: the store that it was trained from; None where its teachers ran.
         methods: name to where it comes from, of methods that are not this package's own.
         start: the model that the student began as a part of; None where it did not.
+        previous_stage: of a cascade; None in older records too.
         teacher_labels: of a dataset in which a teacher labelled cases; None where people labelled all.
         training, environment: None in records of before these were written.
     """
@@ -188,6 +202,7 @@ class Record:
     environment: EnvironmentRecord | None = None
     teacher_labels: TeacherLabelsRecord | None = None
     start: TeacherRecord | None = None
+    previous_stage: PreviousStageRecord | None = None
 
     @property
     def iterations_per_epoch(self) -> int | None:

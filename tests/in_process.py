@@ -67,7 +67,10 @@ def _exit_status(function) -> int:
             return end.code or 0
         print(end.code, file=sys.stderr)
     except (Exception, KeyboardInterrupt):
-        sys.excepthook(*sys.exc_info())
+        try:
+            sys.excepthook(*sys.exc_info())
+        except SystemExit as end:  # a hook may choose the status
+            return int(str(end.code))
     return 1
 
 

@@ -24,7 +24,7 @@ ORDER = (
     {"nnunet"},
     {"record"},
     {"config"},
-    {"formatting", "errors", "discovery", "choices", "terminal"},
+    {"formatting", "errors", "discovery", "choices", "terminal", "interruption"},
     {"version"},
 )
 LEVELS = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -30,6 +30,7 @@ from nnunetv2_kd.trainers.options import VARIABLE, options_file, resolve_options
 from nnunetv2_kd.trainers.variants import variant_names
 
 TRAINER = "nnUNetTrainerRegionKD"
+WORKERS = "nnUNet_n_proc_DA"
 FIND = (
     "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find; "
     f"print(find('{TRAINER}').__module__)"
@@ -112,6 +113,15 @@ def paths() -> list[Finding]:
     return findings
 
 
+def data_workers() -> list[Finding]:
+    """0 makes batches reproducible, and nnU-Net's planner fail; it stops no training."""
+    set_to = os.environ.get(WORKERS, "")
+    if set_to.strip() != "0":
+        return []
+    told = f"for trainings only: nnUNetv2_plan_experiment fails with it. Set it for each training, and: unset {WORKERS}"
+    return [Finding(WORKERS, told)]
+
+
 def device() -> list[Finding]:
     if torch.cuda.is_available():
         return [Finding("device", f"cuda: {torch.cuda.get_device_name(0)}")]
@@ -173,6 +183,7 @@ LOOKS: tuple[Callable[[], list[Finding]], ...] = (
     versions,
     found_trainer,
     paths,
+    data_workers,
     device,
     options,
     trainers,

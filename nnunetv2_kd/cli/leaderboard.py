@@ -42,3 +42,7 @@ def run(args: argparse.Namespace) -> int:
     for file in written:
         console.print(f"Written: {file}", soft_wrap=True, markup=False, highlight=False)
     return 0
+
+
+def about_interruption(_: argparse.Namespace) -> str:
+    return "No page and no table was written. What models have predicted for -i with -o is kept."

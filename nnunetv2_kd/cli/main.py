@@ -9,6 +9,7 @@ from types import ModuleType
 
 from nnunetv2_kd.cli.arguments import build_parser
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.interruption import status_of, terminated_like_ctrl_c
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,14 +44,21 @@ def import_command(name: str, whole_process: bool) -> ModuleType:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    command = import_command(args.command, whole_process=argv is None)
-    from nnunetv2_kd.nnunet.trust import trusting  # not for help, which imports nothing else
-    from nnunetv2_kd.terminal import let_print_everything
-
-    let_print_everything()
+    if argv is None:
+        terminated_like_ctrl_c()
+    about = "Nothing was begun yet."
     try:
+        command = import_command(args.command, whole_process=argv is None)
+        from nnunetv2_kd.nnunet.trust import trusting  # not for help, which imports nothing else
+        from nnunetv2_kd.terminal import let_print_everything
+
+        let_print_everything()
+        about = command.about_interruption(args) if hasattr(command, "about_interruption") else ""
         with trusting(getattr(args, "trust", False)):
             return int(command.run(args))
+    except KeyboardInterrupt as interruption:
+        print(f"\nInterrupted. {about}".rstrip(), file=sys.stderr)
+        return status_of(interruption)
     except KDError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

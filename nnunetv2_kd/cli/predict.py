@@ -8,3 +8,7 @@ from nnunetv2_kd.inference.predict import HowToCompute, predict
 def run(args: argparse.Namespace) -> int:
     predict(args.for_nnunet, HowToCompute(args.runtime, args.precision, args.cpu_speed))
     return 0
+
+
+def about_interruption(_: argparse.Namespace) -> str:
+    return "The same line predicts all images anew; a segmentation that was being written may be cut short."

@@ -77,6 +77,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def about_interruption(_: argparse.Namespace) -> str:
+    return f"The cases that were stored are kept. Go on with:\n  {command()}"
+
+
 def command() -> str:
     """The line that goes on with the store."""
     return shlex.join(["nnUNetv2_kd", *(part for part in sys.argv[1:] if part != "--overwrite")])

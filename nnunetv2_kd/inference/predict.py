@@ -105,7 +105,8 @@ def predict(arguments: Sequence[str], how: HowToCompute) -> None:
             else:
                 predict_from_raw_data.predict_entry_point()
         except AssertionError as error:  # how nnU-Net refuses arguments
-            raise KDError(f"nnU-Net refuses: {error or 'it gives no reason'}") from error
+            flag = "\nIn this command: -prev_stage_predictions FOLDER" if "prev_stage" in str(error) else ""
+            raise KDError(f"nnU-Net refuses: {error or 'it gives no reason'}{flag}") from error
 
 
 class CommandPredictor(FastPredictor):

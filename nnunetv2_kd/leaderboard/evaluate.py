@@ -13,6 +13,7 @@ from nnunetv2_kd.benchmark.cost import ModelCost, measured, size_of
 from nnunetv2_kd.benchmark.timing import TimedModel
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import device_name
+from nnunetv2_kd.interruption import without_interrupts
 from nnunetv2_kd.leaderboard.belonging import one_student_each
 from nnunetv2_kd.leaderboard.predict import ImageSet, check_images, image_jobs, predict
 from nnunetv2_kd.leaderboard.request import STOCK, LeaderboardRequest, RunsIn, Say
@@ -219,10 +220,12 @@ def _predicted(
             chosen = predict(model, image_set, folder, request.device, runs_in[model.name])
             if chosen:
                 say(f"it ran in {chosen}")
+            predicted = True
         except KDError as error:
             to_score.problems.append(f"{model.name}: {error}")
+            predicted = False  # what lies in the folder is of another checkpoint
         for job in image_jobs(model, image_set, folder, request.tolerance):
-            if job.prediction.is_file():
+            if predicted and job.prediction.is_file():
                 to_score.jobs.append(job)
             else:
                 to_score.failed += failed_rows(job.model, job.fold, job.case, job.structures, "not predicted")
@@ -235,7 +238,13 @@ def _score(jobs: Sequence[ScoringJob], processes: int, say: Say) -> list[ScoreRo
     if processes == 1:
         return [row for job in jobs for row in score(job)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return [row for rows in pool.map(score, jobs, chunksize=4) for row in rows]
+        with without_interrupts():
+            scored = pool.map(score, jobs, chunksize=4)
+        try:
+            return [row for rows in scored for row in rows]
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _timed(

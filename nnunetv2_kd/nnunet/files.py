@@ -144,11 +144,12 @@ def _lock(stream: Any, before: list[str]) -> bool:
     except (ImportError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        return not before or (before[1:] == [socket.gethostname()] and not _lives(int(before[0])))
+        return not before or (before[1:] == [socket.gethostname()] and not lives(int(before[0])))
     return True
 
 
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
+    """Whether a process of this machine is there that is not this one."""
     if process == os.getpid():
         return False
     if os.name == "nt":  # where a signal of 0 is not a question

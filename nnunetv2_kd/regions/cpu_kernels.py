@@ -6,7 +6,9 @@ may be negative is not vectorised. Every function is compiled for one set of typ
 for two at the same time could mix them up in the folder where they are kept.
 """
 
+import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,9 +24,31 @@ def compiled(function: Callable) -> Callable:
     # sums may be taken in any order, which is what lets them be vectorised; NaN and infinity keep their meaning
     options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
     try:
-        return njit(cache=True, **options)(function)
+        dispatcher = njit(cache=True, **options)(function)
     except RuntimeError:  # nowhere to write: a container without a home
         return njit(**options)(function)
+    dispatcher._cache = _CacheIfPossible(dispatcher._cache)
+    return dispatcher
+
+
+class _CacheIfPossible:
+    """numba's cache of a function, which is done without where it cannot be read or written: the disk is full, say."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def load_overload(self, *signature: Any) -> Any:
+        try:
+            return self._cache.load_overload(*signature)
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):  # numba compiles what it is not given
+            return None
+
+    def save_overload(self, *compiled_code: Any) -> None:
+        with suppress(OSError):  # the next process compiles again
+            self._cache.save_overload(*compiled_code)
 
 
 @compiled

@@ -81,11 +81,13 @@ class EnsembleTeacher(Teacher):
         return lines
 
     def assess(self, batches: Callable[[], Iterable[Batch]]) -> list[str]:
-        return [
+        lines = [
             line
             for number, teacher in enumerate(self.teachers, start=1)
             for line in teacher.assess(batches, f"teacher {number}")
         ]
+        self.dice = max((teacher.dice for teacher in self.teachers if teacher.dice is not None), default=None)
+        return lines
 
     def end_epoch(self, epoch: int) -> list[str]:
         return [line for teacher in self.teachers for line in teacher.end_epoch(epoch)]

@@ -40,11 +40,16 @@ def pseudo_dice(pairs: Iterable[tuple[Tensor, Tensor]], labels: Labels) -> list[
     return (2 * tp / (2 * tp + fp + fn)).tolist()
 
 
+def mean_of_present(dice: Sequence[float]) -> float:
+    """Over the classes or regions that are there; nan for none."""
+    present = [d for d in dice if not math.isnan(d)]
+    return sum(present) / len(present) if present else math.nan
+
+
 def describe_dice(heading: str, dice: Sequence[float]) -> list[str]:
     """A teacher's Dice per class or region as a line for the log, and a warning where it is poor."""
     lines = [f"{heading}: {[round(d, 4) for d in dice]}"]
-    present = [d for d in dice if not math.isnan(d)]
-    mean = sum(present) / len(present) if present else math.nan
+    mean = mean_of_present(dice)
     if mean < POOR_DICE:
         lines.append(
             f"WARNING: that is poor (mean {mean:.2f}). A student cannot learn much from it. Is it the right "

@@ -14,7 +14,7 @@ from nnunetv2_kd.networks.taps import Taps
 from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.regions import Labels, known_heads
 from nnunetv2_kd.teachers.label_map import LabelMap
-from nnunetv2_kd.teachers.pseudo_dice import describe_dice, pseudo_dice
+from nnunetv2_kd.teachers.pseudo_dice import describe_dice, mean_of_present, pseudo_dice
 from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput
 
 
@@ -166,6 +166,8 @@ class RunningTeacher(Teacher):
             if known is None
             else pseudo_dice(((z, known.target(y)) for z, y in pairs), known.merged)
         )
+        if known is None:
+            self.dice = mean_of_present(dice)
         return describe_dice(f"{name.capitalize()}'s pseudo Dice on {len(given)} validation batches", dice)
 
     def _finest(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,9 @@ class Teacher(ABC):
     def compile(self) -> None:
         """Let torch compile what runs at every step; after `attach`."""
 
+    # mean pseudo Dice on validation batches, in [0, 1], or what is nearest to it; None: not known
+    dice: float | None = None
+
     def assess(self, batches: Callable[[], Iterable[Batch]]) -> list[str]:
         """Lines for the log on how good the teacher is on a few validation batches."""
         return []

@@ -1,27 +1,69 @@
 """Cascades: where the previous stage's segmentations come from."""
 
+import glob
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.nnunet.files import sha256
 from nnunetv2_kd.nnunet.model_folder import parse_model_name
+from nnunetv2_kd.record import PreviousStageRecord
+from nnunetv2_kd.trainers.command_line import this_line_anew
 
 
-def previous_stage_folder(own: str, teacher_model: Path, previous_stage: str, configuration: str) -> str:
-    """The student's own previous stage where it was trained, else the teacher's.
+def previous_stage_folder(
+    own: str, teacher_model: Path, previous_stage: str, configuration: str, cases: Sequence[str]
+) -> str:
+    """The student's own previous stage where that is complete, else the teacher's where that is, else the own.
 
     Args:
         own: where nnU-Net looks by itself.
         teacher_model: the teacher's model folder, ``<trainer>__<plans>__<configuration>``.
         previous_stage: for example ``3d_lowres``.
         configuration: for example ``3d_cascade_fullres``.
+        cases: that are needed.
     """
     name = parse_model_name(teacher_model.name)
-    if Path(own).is_dir() or name is None:
+    if name is None or not missing_cases(own, cases):
         return own
     previous = name._replace(configuration=previous_stage)
     of_teacher = teacher_model.parent / str(previous) / "predicted_next_stage" / configuration
-    return str(of_teacher) if of_teacher.is_dir() else own
+    complete = not missing_cases(str(of_teacher), cases)
+    return str(of_teacher) if complete or (not Path(own).is_dir() and of_teacher.is_dir()) else own
+
+
+def missing_cases(folder: str, cases: Sequence[str]) -> list[str]:
+    """Those of which a folder has no segmentation."""
+    present = {file.stem for file in Path(folder).glob("*")} if Path(folder).is_dir() else set()
+    return [case for case in cases if case not in present]
+
+
+def content(folder: str, cases: Sequence[str]) -> str:
+    """SHA-256 of the segmentations of these cases."""
+    files = (file for case in sorted(cases) for file in sorted(Path(folder).glob(f"{glob.escape(case)}.*")))
+    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+def check_same_previous_stage(before: PreviousStageRecord | None, folder: str, cases: Sequence[str]) -> None:
+    """A training is resumed with the segmentations that it began with.
+
+    Args:
+        before: recorded in the checkpoint; None: nothing is.
+        folder, cases: those at hand.
+
+    Raises:
+        KDError: where they are others.
+    """
+    if before is None:
+        return
+    now = content(folder, cases)
+    if now != before.sha256:
+        raise KDError(
+            f"The training to resume began with other segmentations of the previous stage than those in {folder} now:"
+            f"\n  until now, SHA-256: {before.sha256}\n  now, SHA-256:       {now}"
+            f"\nPut them back, or train anew without --c:\n  {this_line_anew(nnUNet_kd_overwrite='1')}"
+        )
 
 
 def check_previous_stage(folder: str, cases: Sequence[str], train_command: str) -> None:
@@ -35,8 +77,7 @@ def check_previous_stage(folder: str, cases: Sequence[str], train_command: str) 
     Raises:
         KDError: says how many are missing and what to type.
     """
-    present = {file.stem for file in Path(folder).glob("*")} if Path(folder).is_dir() else set()
-    missing = [case for case in cases if case not in present]
+    missing = missing_cases(folder, cases)
     if missing:
         raise KDError(
             f"The cascade needs the previous stage's segmentation of every case in {folder}; {len(missing)} of "

@@ -1,11 +1,9 @@
 """A student's checkpoint is a plain nnU-Net checkpoint: it can be read, and predicts, where this package is not."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
 
-import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -17,6 +15,7 @@ from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE
 from nnunetv2_kd.record import Record, read_record
+from nnunetv2_kd.trainers.command_line import this_line_anew
 from nnunetv2_kd.trainers.trained_parts import split_optimizer_state
 
 
@@ -38,28 +37,25 @@ def base_trainers(trainer: type) -> list[str]:
 
 
 def make_stock(
-    written: str, filename: str, trainer_name: str, record: Record, added: int, state: dict[str, Any]
-) -> None:
-    """Turn a checkpoint that was just written into one of stock nnU-Net and move it to its place in one step, so that
-    a training killed in the middle leaves the previous checkpoint whole.
+    checkpoint: dict[str, Any], name: str, trainer_name: str, record: Record, added: int, state: dict[str, Any]
+) -> dict[str, Any]:
+    """Turn a checkpoint of nnU-Net's trainer into one of stock nnU-Net.
 
     Args:
-        written: the file just written.
-        filename: where it belongs.
+        checkpoint: is changed.
+        name: of its file.
         trainer_name: the stock trainer's name.
         record: where the student comes from; its plain values are kept under the key ``kd``.
         added: how many parameters of ours the optimizer has, in its last group.
         state: what only a resumed training needs, tensors and plain values. Kept under the key ``kd_training`` in
             checkpoint_latest.pth, which nnU-Net deletes at the end, and in no other.
     """
-    checkpoint = torch.load(written, map_location="cpu", weights_only=False)
     checkpoint["trainer_name"] = trainer_name
     checkpoint["kd"] = record.as_dict()
     checkpoint["optimizer_state"], of_added = split_optimizer_state(checkpoint["optimizer_state"], added)
-    if Path(filename).name == "checkpoint_latest.pth":
+    if name == "checkpoint_latest.pth":
         checkpoint["kd_training"] = {**state, "adapters_optimizer": of_added}
-    torch.save(checkpoint, written)
-    os.replace(written, filename)
+    return checkpoint
 
 
 def check_same_size(
@@ -150,6 +146,29 @@ def check_same_method(before: Record | None, options: dict[str, Any], folder: st
         raise KDError(
             listing("The training to resume was begun with other options:", differing)
             + f"\nRepeat them: export nnUNet_kd_config='{Path(folder).absolute() / OPTIONS_FILE}'"
+        )
+
+
+def check_same_teachers(before: Record | None, now: Record, folder: str) -> None:
+    """A training is resumed with the very checkpoints that taught it, and not with others that lie in their place.
+
+    Args:
+        before: the record in the checkpoint; None where nothing is resumed.
+        now: of the teachers that are loaded.
+        folder: the fold's output folder.
+
+    Raises:
+        KDError: shows the SHA-256 of both.
+    """
+    if before is None:
+        return
+    mine, others = (sorted(teacher.sha256 for teacher in record.teachers) for record in (before, now))
+    if mine != others:
+        where = ", ".join(sorted({f"{t.folder}, fold {t.fold}, {t.checkpoint}" for t in now.teachers}))
+        raise KDError(
+            f"The training to resume in {folder} was taught by another checkpoint than the one that is there now:"
+            f"\n  until now, SHA-256: {' '.join(mine)}\n  now, SHA-256:       {' '.join(others)}\n  ({where})"
+            f"\nPut the one from before back, or train anew without --c:\n  " + this_line_anew(nnUNet_kd_overwrite="1")
         )
 
 

@@ -20,6 +20,13 @@ def this_line(*added: str, **environment: str | Path | None) -> str:
     return line([Path(program).name, *arguments], added, **{**_own_environment(), **environment})
 
 
+def this_line_anew(**environment: str | Path | None) -> str:
+    """As `this_line`, of a training that does not go on from another."""
+    program, *arguments = sys.argv
+    kept = [argument for argument in arguments if argument != "--c"]
+    return line([Path(program).name, *kept], (), **{**_own_environment(), **environment})
+
+
 def line(command: Sequence[str], added: Sequence[str] = (), **environment: str | Path | None) -> str:
     """A command with a flag added, behind the variables that it needs; see `this_line`."""
     variables = [f"{name}={shlex.quote(str(value))}" for name, value in environment.items() if value is not None]

@@ -131,6 +131,7 @@ class LearningTeacher(Teacher):
         dice = mean_dice(self._validated, self._trainer.of_all_workers)
         self._validated = []
         self.ema = SMOOTHING * self.ema + (1 - SMOOTHING) * dice if epoch > 0 else dice
+        self.dice = self.ema
         better = self.ema > self.best
         if better:
             self.best = self.ema

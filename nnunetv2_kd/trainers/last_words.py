@@ -3,7 +3,6 @@
 import difflib
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import nnunetv2
 
 from nnunetv2_kd.discovery import VARIABLE
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.interruption import status_of, terminated_like_ctrl_c
 from nnunetv2_kd.terminal import let_print_everything
 from nnunetv2_kd.trainers.variants import split_name
 
@@ -25,7 +25,7 @@ CLASS = re.compile(r"^class (\w+)\(", re.MULTILINE)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with what is to be said of it."""
+    """Ctrl-C or SIGTERM, with what is to be said of it."""
 
 
 def install() -> None:
@@ -34,11 +34,12 @@ def install() -> None:
     let_print_everything()
     if Path(sys.argv[0]).name.startswith("nnUNetv2_") and not isinstance(sys.excepthook, _Hook):
         sys.excepthook = _Hook(sys.excepthook)
+        terminated_like_ctrl_c()
 
 
 @contextmanager
 def interruptible(about: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C ends what is inside with one line.
+    """Ctrl-C or SIGTERM ends what is inside with one line.
 
     Args:
         about: what to say; called when it happens.
@@ -90,20 +91,6 @@ def trainer_names() -> list[str]:
     return [*(trainer.__name__ for trainer in TRAINERS), *(name for name in named if "Trainer" in name)]
 
 
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Processes that are started inside leave Ctrl-C to the one that starts them, which ends them, and say nothing of
-    it themselves."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class _Hook:
     """Shows an uncaught exception."""
 
@@ -116,6 +103,8 @@ class _Hook:
             self.before(kind, error, trace)
         else:
             print(f"\n{words}", file=sys.stderr)
+            if isinstance(error, Interrupted):
+                sys.exit(status_of(error))  # from here the status of the process
 
 
 def _with_epochs(trainer: str, ending: str) -> str:

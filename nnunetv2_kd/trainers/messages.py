@@ -67,6 +67,22 @@ def about_labels(labels: TeacherLabelsRecord | None, validation: int) -> list[st
     return lines
 
 
+def about_no_better(student: float, teacher: float | None) -> list[str]:
+    """That a teacher can no longer be expected to show its student anything; nothing while it is better.
+
+    Args:
+        student: running mean of its pseudo Dice.
+        teacher: pseudo Dice; None: not known.
+    """
+    if teacher is None or not student >= teacher > 0:
+        return []
+    return [
+        f"NOTE: the student's pseudo Dice (running mean {student:.4f}) has reached its teacher's ({teacher:.4f}). From "
+        "a teacher that is no better a student may learn nothing more. The same student alone tells "
+        "(-tr nnUNetTrainerKDBaseline)."
+    ]
+
+
 def _warnings(record: TeacherRecord, student_params: int, student_fold: int | str) -> list[str]:
     lines = []
     if student_params >= record.params:

@@ -1,12 +1,15 @@
 """Distillation for any nnU-Net trainer: ``class Mine(DistillationMixin, nnUNetTrainerDA5)``."""
 
 import atexit
+import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from nnunetv2.paths import nnUNet_results
@@ -17,16 +20,19 @@ from nnunetv2_kd.config import TeacherOptions, WeightedTeacherOptions
 from nnunetv2_kd.distillation import Distillation
 from nnunetv2_kd.distillation.gradients import EVERY
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.interruption import children_end_with_us, without_interrupts
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.networks.build import plain_network
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.networks.threads import limit_threads
 from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.fold_data import check_fold_data, preprocess_line
+from nnunetv2_kd.nnunet.locks import holding, of_readers
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE, ModelName
+from nnunetv2_kd.nnunet.splits import read_splits
 from nnunetv2_kd.nnunet.teacher_labels import agreement_note
 from nnunetv2_kd.nnunet.validation import set_stale_aside
-from nnunetv2_kd.record import Record, TeacherRecord, is_coarser
+from nnunetv2_kd.record import PreviousStageRecord, Record, TeacherRecord, is_coarser
 from nnunetv2_kd.regions import Labels
 from nnunetv2_kd.students.part_of_teacher import begin_as_part
 from nnunetv2_kd.students.shrink import made_from
@@ -39,11 +45,17 @@ from nnunetv2_kd.teachers.running import RunningTeacher
 from nnunetv2_kd.teachers.stored.store import Store, store_folder
 from nnunetv2_kd.teachers.stored.teacher import StoredTeacher, first_stored, stored_records
 from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput
-from nnunetv2_kd.trainers import environment, last_words, trained_parts
-from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
+from nnunetv2_kd.trainers import environment, finite, last_words, trained_parts, unsaved
+from nnunetv2_kd.trainers.cascade import (
+    check_previous_stage,
+    check_same_previous_stage,
+    content,
+    previous_stage_folder,
+)
 from nnunetv2_kd.trainers.checkpoint import (
     check_same_method,
     check_same_size,
+    check_same_teachers,
     make_stock,
     recorded_options,
     stock_name,
@@ -52,8 +64,9 @@ from nnunetv2_kd.trainers.closing_words import closing_words
 from nnunetv2_kd.trainers.command_line import this_line
 from nnunetv2_kd.trainers.conditions import initial_weights, pretrained_file
 from nnunetv2_kd.trainers.ema import WeightAverage
-from nnunetv2_kd.trainers.messages import about_labels, about_start, about_student, about_teachers
+from nnunetv2_kd.trainers.messages import about_labels, about_no_better, about_start, about_student, about_teachers
 from nnunetv2_kd.trainers.mirroring import common_axes, student_axes
+from nnunetv2_kd.trainers.one_at_a_time import alone_in, refuse_second
 from nnunetv2_kd.trainers.optimizer import default_optimizer, make_optimizer
 from nnunetv2_kd.trainers.options import (
     NAME,
@@ -70,6 +83,7 @@ from nnunetv2_kd.trainers.provenance import make_record, teacher_labels, write_r
 from nnunetv2_kd.trainers.schedule import factor_at
 from nnunetv2_kd.trainers.start import Start, check_named_plans, named_plans, write_named_plans
 from nnunetv2_kd.trainers.step_clock import StepClock, time_to_end
+from nnunetv2_kd.trainers.without_room import told_where_nothing_can_be_written, told_without_memory
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Base
@@ -122,7 +136,9 @@ class DistillationMixin(Base):
             optimizer = default_optimizer(plans, configuration, dataset_json)
             self.options = self.options.model_copy(update={"optimizer": optimizer})
         plans = named_plans(plans, self.options.name)
-        self._start = Start(self._fold_folder(plans, configuration, fold))
+        folder = self._fold_folder(plans, configuration, fold)
+        refuse_second(folder)
+        self._start = Start(folder)
         atexit.register(self._start.take_back)  # nnU-Net may fail in between what is caught here
         with self._start.taken_back_at_failure():
             environment.check_fold_folder(self._start.folder)
@@ -142,8 +158,14 @@ class DistillationMixin(Base):
         self._resumed: Record | None = None
         self._resumed_state: dict[str, Any] = {}
         self.began_as_part_of: TeacherRecord | None = None
+        self.previous_stage: PreviousStageRecord | None = None
         self._split: tuple[Any, Any] | None = None
         self._average: WeightAverage | None = None
+        self._finite = finite.FiniteSteps(self._say)
+        self._unsaved = unsaved.UnsavedEpochs(self)
+        self._output: TeacherOutput | None = None  # the teacher's, of the step that is made
+        self._held = ExitStack()  # locks
+        self._has_reached_teacher = False
         self.precision: str = cpu_mode.STOCK
         self._find_previous_stage()
         plans = self.plans_manager.plans
@@ -172,13 +194,42 @@ class DistillationMixin(Base):
         return Path(nnUNet_results) / plans["dataset_name"] / str(model) / f"fold_{fold}"
 
     def run_training(self) -> None:
-        with last_words.interruptible(self._about_interruption), self._start.taken_back_at_failure():
+        folder = Path(self.output_folder)
+        with (
+            alone_in(folder, self.local_rank, self._start),
+            self._held,
+            last_words.interruptible(self._about_interruption),
+            told_where_nothing_can_be_written(folder, self.about_saved),
+            self._start.taken_back_at_failure(),
+            self._unsaved.written_at_failure(),
+            self._workers_ended(),
+        ):
             super().run_training()
+
+    @contextmanager
+    def _workers_ended(self) -> Iterator[None]:
+        """Whatever ends what is inside, nnU-Net's data workers end, and its threads do not miss them."""
+        try:
+            yield
+        finally:
+            for loader in (self.dataloader_train, self.dataloader_val):
+                if (abort := getattr(loader, "abort_event", None)) is not None:
+                    abort.set()
+
+    def about_saved(self) -> str:
+        """Of a training that cannot go on: which checkpoint is there, and the line that goes on from it."""
+        saved = self._saved()
+        if saved is None:
+            return "Nothing was saved yet: the same line begins anew."
+        return f"{saved} is whole. Go on from it:\n  {self._line_to_go_on()}"
+
+    def _saved(self) -> str | None:
+        names = (unsaved.LATEST, "checkpoint_best.pth")
+        return next((name for name in names if (Path(self.output_folder) / name).is_file()), None)
 
     def _about_interruption(self) -> str:
         """One line, and the one that goes on."""
-        names = ("checkpoint_latest.pth", "checkpoint_best.pth")
-        saved = next((name for name in names if (Path(self.output_folder) / name).is_file()), None)
+        saved = self._saved()
         if not self._start.is_over:
             return "Interrupted before the first iteration: nothing was kept."
         if saved is None:
@@ -215,9 +266,13 @@ class DistillationMixin(Base):
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         options = self.options.optimizer
-        if options is None or options.name == "nnunet":
-            return super().configure_optimizers()
-        return make_optimizer(self.network.parameters(), options, self.num_epochs, self.num_iterations_per_epoch)
+        made = (
+            super().configure_optimizers()
+            if options is None or options.name == "nnunet"
+            else make_optimizer(self.network.parameters(), options, self.num_epochs, self.num_iterations_per_epoch)
+        )
+        finite.guard(made[0])
+        return made
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
@@ -234,7 +289,9 @@ class DistillationMixin(Base):
         self._say(*about_labels(teacher_labels(self), len(self.do_split()[1])))
         if self.distils:
             self._start_distillation()
-            self._start.check_teacher(make_record(self))
+            record = make_record(self)
+            self._start.check_teacher(record)
+            check_same_teachers(self._resumed, record, self.output_folder)
         super().on_train_start()
         if self.local_rank == 0:
             write_record(self)
@@ -370,9 +427,16 @@ class DistillationMixin(Base):
         data = Path(self.preprocessed_dataset_folder)
         store = Store(store_folder(data.parent, data.name, str(self.options.stored_teacher)))
         cases, validation = self.do_split()
+        if writer := self._held.enter_context(holding(of_readers(store.folder), shared=True)):
+            raise KDError(
+                f"{store.folder} is being written: {writer} (process id on host). Train once that has ended, or from "
+                "another store."
+            )
         store.check(data, (labels.num_heads, labels.has_regions), self.dataset_json, cases)
         records = stored_records(store, data.parent.name, validation)
-        return StoredTeacher(store, records, cases, labels, self.num_input_channels, self.device)
+        teacher = StoredTeacher(store, records, cases, labels, self.num_input_channels, self.device)
+        teacher.dice = store.mean_dice(validation)
+        return teacher
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         *others, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -388,7 +452,8 @@ class DistillationMixin(Base):
         return (training if self.teacher is None else self.teacher.training_dataset(training)), validation
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        with last_words.without_interrupts():
+        children_end_with_us()
+        with without_interrupts():
             return self._get_dataloaders(self.teacher)
 
     def _get_dataloaders(self, teacher: Teacher | None) -> tuple[Any, Any]:
@@ -422,13 +487,32 @@ class DistillationMixin(Base):
         self._bar = tqdm(total=self.num_iterations_per_epoch, disable=not on_screen, leave=False, unit="it")
 
     def train_step(self, batch: Batch) -> dict:
+        batch = self._finite.batch(batch, self.dataloader_train)
         with self._clock.step(self._iteration):
-            result = self.plain_train_step(batch) if self.teacher is None else self._taught_step(self.teacher, batch)
+            result = self._finite_step(batch)
         self._iteration += 1
         if not self._start.is_over:
             self._end_of_start()
         if self._bar is not None:
             self._bar.update()
+        return result
+
+    def _finite_step(self, batch: Batch) -> dict:
+        """A step that is left out where its loss or gradient is not finite; its loss is then NaN."""
+        scale = 0.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
+        try:
+            result = self.plain_train_step(batch) if self.teacher is None else self._taught_step(self.teacher, batch)
+            left_out = not np.isfinite(result["loss"])
+        except finite.NotFiniteError:
+            result, left_out = {"loss": np.float32(np.nan)}, True
+        if left_out:
+            values = self.distillation.loss.values if self.distillation is not None else {}
+            self._finite.skipped(finite.to_blame(self._output, values))
+        elif self.grad_scaler is not None and self.grad_scaler.get_scale() < scale:
+            self._finite.scaled_down()
+        else:
+            self._finite.taken()
+        self._output = None
         return result
 
     def _end_of_start(self) -> None:
@@ -449,16 +533,22 @@ class DistillationMixin(Base):
         return super().validation_step(batch)
 
     def _taught_step(self, teacher: Teacher, batch: Batch) -> dict:
-        teacher.learn(batch)
-        factor = self._factor()
-        if factor == 0:
-            teacher.skip(batch)
-            return self.plain_train_step(batch)
-        with self._clock.teacher():
-            output = teacher(batch)
-        return self.plain_train_step(batch) if output is None else self._distillation_step(batch, output, factor)
+        if self.distillation is not None:
+            self.distillation.loss.values = {}  # of the last step
+        with told_without_memory("the teacher", self):
+            teacher.learn(batch)
+            factor = self._factor()
+            if factor == 0:
+                teacher.skip(batch)
+                output = None
+            else:
+                with self._clock.teacher():
+                    output = teacher(batch)
+        with told_without_memory("the student", self):
+            return self.plain_train_step(batch) if output is None else self._distillation_step(batch, output, factor)
 
     def _distillation_step(self, batch: Batch, output: TeacherOutput, factor: float) -> dict:
+        self._output = output
         measure = self._iteration % EVERY == 0
         with self.loss.distilling(output, factor, measure):
             result = self.plain_train_step(batch)
@@ -471,12 +561,14 @@ class DistillationMixin(Base):
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         if self._bar is not None:
             self._bar.close()
-        super().on_train_epoch_end(train_outputs)
+        self._say(*self._finite.close_epoch(self.current_epoch, len(train_outputs)))
+        super().on_train_epoch_end(finite.with_losses(train_outputs))
         if self.teacher is not None:
             self._close_epoch()
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
+        self._unsaved.remember()
         left = self.num_epochs - self.current_epoch
         if left <= 0:
             return
@@ -491,7 +583,12 @@ class DistillationMixin(Base):
         if self.local_rank == 0:
             ending = self.dataset_json["file_ending"]
             self._say(*set_stale_aside(Path(self.output_folder), self.do_split()[1], ending))
-        with last_words.interruptible(lambda: about):
+        folder = Path(self.output_folder)
+        with (
+            alone_in(folder, self.local_rank, self._start),
+            last_words.interruptible(lambda: about),
+            told_where_nothing_can_be_written(folder, lambda: about.replace("Interrupted in the validation. ", "")),
+        ):
             super().perform_actual_validation(save_probabilities)
         note = agreement_note(self.dataset_json, self.do_split()[1])
         self._say(*([f"This validation Dice is {note}."] if note else []))
@@ -514,6 +611,14 @@ class DistillationMixin(Base):
         super().on_validation_epoch_end(val_outputs)
         if self.teacher is not None:
             self._say(*self.teacher.end_epoch(self.current_epoch))
+            self._compare(self.teacher)
+
+    def _compare(self, teacher: Teacher) -> None:
+        """Say once when the student has become as good as its teacher."""
+        if not self._has_reached_teacher:
+            told = about_no_better(float(self.logger.get_value("ema_fg_dice", step=-1)), teacher.dice)
+            self._has_reached_teacher = bool(told)
+            self._say(*told)
 
     def _close_epoch(self) -> None:
         workers = self.of_all_workers(self._history.means())
@@ -550,10 +655,22 @@ class DistillationMixin(Base):
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
+        finite.check_weights(plain_network(self.network), filename)
         unfinished = f"{filename}.unfinished"
-        super().save_checkpoint(unfinished)
+        try:
+            super().save_checkpoint(unfinished)
+            checkpoint = torch.load(unfinished, map_location="cpu", weights_only=False)
+            torch.save(self.as_stock(checkpoint, Path(filename).name), unfinished)
+            # in one step, so that a training killed in the middle leaves the previous checkpoint whole
+            os.replace(unfinished, filename)
+        except BaseException:
+            Path(unfinished).unlink(missing_ok=True)
+            raise
+
+    def as_stock(self, checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
+        """What nnU-Net's trainer saves, as a checkpoint of stock nnU-Net for a file of that name."""
         added = 0 if self.distillation is None else len(list(self.distillation.trained_parts.parameters()))
-        make_stock(unfinished, filename, stock_name(type(self)), make_record(self), added, self._training_state())
+        return make_stock(checkpoint, name, stock_name(type(self)), make_record(self), added, self._training_state())
 
     def _training_state(self) -> dict[str, Any]:
         """What a resumed training needs beside nnU-Net's own checkpoint, and nothing else does."""
@@ -580,6 +697,9 @@ class DistillationMixin(Base):
                 self.dataset_json,
                 None if self._made_here else data / f"{plans['plans_name']}.json",
             )
+            self.previous_stage = self._resumed.previous_stage if self._resumed is not None else None
+            if self.previous_stage is not None and Path(self.previous_stage.folder).is_dir():
+                self.folder_with_segs_from_previous_stage = self.previous_stage.folder
         if not self.was_initialized:
             self.initialize()
         optimizer = self.optimizer
@@ -627,19 +747,27 @@ class DistillationMixin(Base):
 
     def _find_previous_stage(self) -> None:
         if self.is_cascaded:
+            train, val = self.do_split()
             self.folder_with_segs_from_previous_stage = previous_stage_folder(
                 self.folder_with_segs_from_previous_stage,
                 teacher_folder(self.options.all_teachers()[0], self._identity()),
                 self.configuration_manager.previous_stage_name,
                 self.configuration_name,
+                [*train, *val],
             )
 
     def _check_previous_stage(self) -> None:
         if self.is_cascaded:
             train, val = self.do_split()
+            folds = len(read_splits(Path(self.preprocessed_dataset_folder_base))) or 5
             command = (
                 f"nnUNetv2_train {dataset_id(self.plans_manager.dataset_name)} "
                 f"{self.configuration_manager.previous_stage_name} F -p {self.plans_manager.plans_name} "
-                f"-tr {type(self).__name__}   (F = 0 to 4)"
+                f"-tr {type(self).__name__}   (F = 0 to {folds - 1})"
             )
-            check_previous_stage(self.folder_with_segs_from_previous_stage, [*train, *val], command)
+            folder = str(self.folder_with_segs_from_previous_stage)
+            check_previous_stage(folder, [*train, *val], command)
+            before = self._resumed.previous_stage if self._resumed is not None else None
+            check_same_previous_stage(before, folder, [*train, *val])
+            self.previous_stage = before or PreviousStageRecord(folder, content(folder, [*train, *val]))
+            self._say(f"Segmentations of the previous stage: {folder}")

@@ -37,6 +37,7 @@ def make_record(trainer: Any) -> Record:
         environment=environment_on(_device_name(trainer.device)),
         teacher_labels=teacher_labels(trainer),
         start=trainer.began_as_part_of,
+        previous_stage=trainer.previous_stage,
     )
 
 

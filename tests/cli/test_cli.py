@@ -6,7 +6,9 @@ from unittest import mock
 
 import pytest
 
+from nnunetv2_kd.cli.doctor import data_workers
 from nnunetv2_kd.cli.main import import_command, main
+from nnunetv2_kd.interruption import Terminated
 from tests.conftest import DATASET
 from tests.small_networks import DATASET_JSON, plans
 
@@ -189,6 +191,25 @@ def test_doctor_names_what_is_wrong_and_what_mends_it(folders, capsys, monkeypat
     assert f"nnUNet_results: mkdir -p {folders / 'not_there'}" in out
     assert f"options: mend {options}, or: unset nnUNet_kd_config" in out
     assert "2 would stop a training" in out
+
+
+def test_doctor_tells_of_the_setting_with_which_nnunet_cannot_plan(monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    (finding,) = data_workers()
+    assert "nnUNetv2_plan_experiment fails" in finding.found
+    assert finding.mend == ""  # it stops no training
+    monkeypatch.setenv("nnUNet_n_proc_DA", "12")
+    assert data_workers() == []
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_an_interrupted_command_ends_with_one_line(folders, capsys, monkeypatch, error, status):
+    def interrupted(_):
+        raise error
+
+    monkeypatch.setattr("nnunetv2_kd.cli.leaderboard.run", interrupted)
+    assert main(["leaderboard", "-d", "4"]) == status
+    assert capsys.readouterr().err.startswith("\nInterrupted. No page and no table was written.")
 
 
 def test_doctor_without_discovery(folders, capsys, monkeypatch):

@@ -10,9 +10,10 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.runtimes import is_installed
+from nnunetv2_kd.leaderboard import evaluate
 from nnunetv2_kd.leaderboard import predict as module
 from nnunetv2_kd.leaderboard.predict import check_images, predict
-from nnunetv2_kd.leaderboard.request import RunsIn
+from nnunetv2_kd.leaderboard.request import LeaderboardRequest, RunsIn
 from nnunetv2_kd.nnunet.files import check_writable
 from nnunetv2_kd.nnunet.trained_models import find_models
 from tests.scored_models import DATASET, Results, shifted, truth_of, write
@@ -144,3 +145,21 @@ def test_in_another_runtime(tmp_path, monkeypatch):
     assert (segmentation != expected).sum() <= 3
     assert "runtime" not in stamps[0]
     assert stamps[1]["runtime"] == "openvino"
+
+
+def test_what_a_predecessor_predicted_is_not_scored(folders, results, monkeypatch, tmp_path):
+    """A checkpoint that cannot predict any more has no scores, whatever files lie in its folder."""
+    results.add("nnUNetTrainer", shifted(0))
+    images, model = check_images(*folders, DATASET_JSON), find_models(DATASET)[0][0]
+    folder = tmp_path / model.name
+    shutil.copytree(folders[1], folder)
+
+    def refuse(*_):
+        raise KDError("nnU-Net cannot predict with it")
+
+    monkeypatch.setattr(evaluate, "predict", refuse)
+    request = LeaderboardRequest([DATASET], torch.device("cpu"))
+    found = evaluate._predicted([model], {model.name: RunsIn()}, images, request, tmp_path, lambda line: None)
+    assert found.jobs == []
+    assert len({row["case"] for row in found.failed}) == 16
+    assert "cannot predict" in found.problems[0]

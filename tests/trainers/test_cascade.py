@@ -9,8 +9,14 @@ import SimpleITK as sitk
 import torch
 
 from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.record import PreviousStageRecord
 from nnunetv2_kd.teachers.stored import quantization
-from nnunetv2_kd.trainers.cascade import check_previous_stage, previous_stage_folder
+from nnunetv2_kd.trainers.cascade import (
+    check_previous_stage,
+    check_same_previous_stage,
+    content,
+    previous_stage_folder,
+)
 from tests.conftest import DATASET
 
 ALL = {"fold": "all"}
@@ -51,6 +57,11 @@ def test_cascade(cascaded):
     log = world.train("nnUNetTrainerRegionKD", configuration="3d_cascade_fullres", **ALL).stdout
     assert "distillation: region_kl" in log
     assert "Mean Validation Dice" in log
+    of_teacher = world.model("nnUNetTrainer", configuration="3d_lowres") / "predicted_next_stage"
+    assert f"Segmentations of the previous stage: {of_teacher}" in log
+    fold = world.model("nnUNetTrainerRegionKD", configuration="3d_cascade_fullres") / "fold_all"
+    recorded = json.loads((fold / "kd_record.json").read_text())["previous_stage"]
+    assert recorded["folder"] == str(of_teacher / "3d_cascade_fullres")
     own = world.model("nnUNetTrainerRegionKD", configuration="3d_lowres") / "predicted_next_stage"
     assert not own.exists()
     check_a_stored_cascade(world)
@@ -110,14 +121,37 @@ def test_some_cases_are_missing(tmp_path):
         check_previous_stage(str(tmp_path), ["a", "b"], "command")
 
 
-def test_own_previous_stage_comes_first(tmp_path):
+def test_the_first_complete_set_is_taken(tmp_path):
+    cases = ["a", "b"]
     own = tmp_path / "own"
     teacher = tmp_path / DATASET / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres"
     of_teacher = (
         teacher.parent / "nnUNetTrainer__nnUNetPlans__3d_lowres" / "predicted_next_stage" / "3d_cascade_fullres"
     )
-    assert previous_stage_folder(str(own), teacher, "3d_lowres", "3d_cascade_fullres") == str(own)
+
+    def found():
+        return previous_stage_folder(str(own), teacher, "3d_lowres", "3d_cascade_fullres", cases)
+
+    assert found() == str(own)
     of_teacher.mkdir(parents=True)
-    assert previous_stage_folder(str(own), teacher, "3d_lowres", "3d_cascade_fullres") == str(of_teacher)
+    (of_teacher / "a.b2nd").touch()
+    assert found() == str(of_teacher)
     own.mkdir()
-    assert previous_stage_folder(str(own), teacher, "3d_lowres", "3d_cascade_fullres") == str(own)
+    assert found() == str(own)
+    (of_teacher / "b.b2nd").touch()
+    (own / "a.b2nd").touch()
+    assert found() == str(of_teacher)  # one fold of one's own does not hide it
+    (own / "b.b2nd").touch()
+    assert found() == str(own)
+
+
+def test_a_training_goes_on_with_the_previous_stage_it_began_with(tmp_path):
+    (tmp_path / "a.b2nd").write_text("1")
+    before = PreviousStageRecord(str(tmp_path), content(str(tmp_path), ["a"]))
+    check_same_previous_stage(before, str(tmp_path), ["a"])
+    check_same_previous_stage(None, str(tmp_path), ["a"])
+    (tmp_path / "b.b2nd").write_text("of another fold")
+    check_same_previous_stage(before, str(tmp_path), ["a"])
+    (tmp_path / "a.b2nd").write_text("2")
+    with pytest.raises(KDError, match="began with other segmentations of the previous stage"):
+        check_same_previous_stage(before, str(tmp_path), ["a"])

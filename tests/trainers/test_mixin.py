@@ -176,7 +176,7 @@ def test_checkpoint_survives_a_kill_while_saving(here):
     file = here.model("nnUNetTrainerKDBaseline") / "fold_0" / "checkpoint_final.pth"
     before = file.read_bytes()
     with (
-        mock.patch("nnunetv2_kd.trainers.checkpoint.os.replace", side_effect=KeyboardInterrupt),
+        mock.patch("nnunetv2_kd.trainers.mixin.os.replace", side_effect=KeyboardInterrupt),
         pytest.raises(KeyboardInterrupt),
     ):
         trainer.save_checkpoint(str(file))

@@ -1,5 +1,6 @@
 """DDP, simulated with two gloo processes on the CPU."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -46,3 +47,51 @@ def test_two_processes_train_one_student(trained_together):
 def test_two_processes_train_from_one_store(trained_together):
     first, second = ranks(trained_together, "OnCPUStored")
     assert torch.equal(first["weights"], second["weights"])
+
+
+@pytest.fixture
+def patches(world):
+    """Four patches with targets of all heads, half of them for each of two processes."""
+    world.env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    generator = torch.Generator().manual_seed(0)
+    size = torch.tensor([16, 24, 16])
+    data = torch.randn(4, 1, *size, generator=generator)
+    plans = json.loads(world.plans_file().read_text())["configurations"]["3d_fullres"]
+    strides = torch.tensor(plans["architecture"]["arch_kwargs"]["strides"]).cumprod(0)[:-1]
+    finest = torch.randint(0, 3, (4, 1, *size), generator=generator).float()
+    target = [finest[..., :: int(a), :: int(b), :: int(c)].contiguous() for a, b, c in strides]
+    torch.save({"data": data, "target": target}, world.root / "patches.pt")
+    plans_file = world.plans_file()
+    content = json.loads(plans_file.read_text())
+    for configuration in content["configurations"].values():
+        if "batch_size" in configuration:
+            configuration["batch_size"] = 4
+            configuration["batch_dice"] = True
+    plans_file.write_text(json.dumps(content))
+    return world
+
+
+def in_two(world, check=True):
+    port = str(find_free_network_port())
+    command = (sys.executable, "-m", "tests.trainers.ddp_gradients", world.root, port)
+    return world.run(*command, check=check, installed=True)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_one_with_the_joint_batch(patches):
+    in_two(patches)
+    patches.run(sys.executable, "-m", "tests.trainers.ddp_gradients", patches.root, "alone", installed=True)
+    first, second, alone = (
+        torch.load(patches.root / f"gradients_{name}.pt") for name in ("0_of_2", "1_of_2", "0_of_1")
+    )
+    assert torch.equal(first, second)
+    assert alone.abs().max() > 0
+    assert torch.allclose(first, alone, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other(patches):
+    (patches.root / "kill").touch()
+    done = in_two(patches, check=False)
+    assert done.returncode != 0
+    assert "terminated with exit code 9" in done.stderr

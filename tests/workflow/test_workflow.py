@@ -268,3 +268,26 @@ def test_jobs_of_one_machine_get_different_gpus(tmp_path):
     assert alone.stdout.readline() == "3\n"
     for process in (second, third, alone):
         process.communicate("\n", timeout=10)
+
+
+# ---- SLURM, of which only the words are here
+
+
+def test_a_cancelled_job_is_told_in_words_that_the_executor_knows(tmp_path):
+    """As sacct says it: a job that the executor takes for one that runs is waited for for ever."""
+    real = tmp_path / "sacct"
+    real.write_text('#!/bin/sh\necho "7|COMPLETED"; echo "8|CANCELLED by 0"; echo "$*"; test "$1" != bad\n')
+    real.chmod(0o755)
+    shim = WORKFLOW / "slurm"
+    environment = {**os.environ, "PATH": os.pathsep.join([str(shim), str(tmp_path), os.environ["PATH"]])}
+
+    def sacct(*arguments):
+        return subprocess.run(["sacct", *arguments], env=environment, capture_output=True, text=True)
+
+    assert sacct("-X", "--name a").stdout == "7|COMPLETED\n8|CANCELLED\n-X --name a\n"
+    assert sacct("bad").returncode == 1
+
+
+def test_the_tiny_grid_asks_for_little():
+    jobs = check_config({**TINY, "output": "x"}).jobs
+    assert max(jobs.preprocess.mem_mb, jobs.train.mem_mb, jobs.leaderboard.mem_mb) <= 4000

@@ -94,6 +94,14 @@ class Store:
             return None
         return record if is_case_record(record, case) else None
 
+    def mean_dice(self, cases: Sequence[str]) -> float | None:
+        """Of what is stored of these cases against their labels, mean over classes and cases; None where that is not
+        known of all classes, as of teachers that do not know all."""
+        found = [
+            value for case in cases for value in (self.cases.get(case) or {"dice": []})["dice"] if value is not None
+        ]
+        return sum(found) / len(found) if found and "known" not in self.header else None
+
     def vectors(self, case: str) -> dict[str, np.ndarray]:
         """Region vectors ``(K, C)`` by ``<number of the teacher>/<its stage>``."""
         file = self.folder / f"{case}.npz"

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.nnunet.files import LOCK, UNFINISHED, Fingerprint, fingerprint, locked, write_whole
 from nnunetv2_kd.nnunet.fold_data import preprocess_line
+from nnunetv2_kd.nnunet.locks import holding, of_readers
 from nnunetv2_kd.regions import Labels, known_heads
 from nnunetv2_kd.teachers.combine import as_logits
 from nnunetv2_kd.teachers.label_map import LabelMap
@@ -78,7 +79,9 @@ def make(task: Task, models: Sequence[CasePredictor], overwrite: bool, say: Call
     line = f"{task.command} --overwrite" if overwrite else task.command  # until the header is another one
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
-        with locked(task.folder) as news:
+        with locked(task.folder) as news, holding(of_readers(task.folder)) as readers:
+            if readers:
+                raise KDError(_is_read(task, readers))
             if news:
                 say(news)
             header = _header(task, models, sorted(dataset.identifiers))
@@ -110,7 +113,8 @@ def _check_folder(folder: Path) -> None:
     """
     if not folder.is_dir() or (folder / HEADER).is_file():
         return
-    others = sorted(file.name for file in folder.iterdir() if file.name != LOCK and file.suffix != UNFINISHED)
+    own = (LOCK, of_readers(folder).name)
+    others = sorted(file.name for file in folder.iterdir() if file.name not in own and file.suffix != UNFINISHED)
     if others:
         raise KDError(
             f"{folder} is no stored teacher: it has no {HEADER}, but holds {', '.join(others[:3])}"
@@ -312,6 +316,14 @@ def _dice(stored: np.ndarray, target: Tensor, labels: Labels) -> list[float | No
             yield as_logits(probabilities, labels.has_regions), target[None, :, slab]
 
     return [None if np.isnan(dice) else dice for dice in pseudo_dice(slabs(), labels)]
+
+
+def _is_read(task: Task, readers: str) -> str:
+    return (
+        f"Trainings are reading {task.folder}: {readers} (process id on host). It was left as it is, because they "
+        "would be taught by another teacher from the next batch on. Wait until they have ended, or store under another "
+        "name with -o."
+    )
 
 
 def _cannot_write(task: Task, error: OSError, line: str) -> str:

@@ -1,0 +1,93 @@
+"""Ctrl-C and SIGTERM: one kind of end for both, with a status of its own, and nothing left behind by the processes that
+a command has started."""
+
+import ctypes
+import multiprocessing.util
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+CTRL_C, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as a shell counts
+AGAIN = 0.2  # seconds
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+_installed: set[str] = set()
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a cluster sends before it kills a job."""
+
+
+def status_of(error: BaseException) -> int:
+    """The exit status of a process that such an interruption ends: 143 for SIGTERM, 130 for Ctrl-C."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Terminated):
+            return TERMINATED
+        cause = cause.__cause__
+    return CTRL_C
+
+
+def terminated_like_ctrl_c() -> None:
+    """From now on SIGTERM ends this process as Ctrl-C does, once: what is done about it is not interrupted by another
+    one. Processes that it forks go on to end at once. Does nothing where somebody else handles the signal."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if "sigterm" in _installed or not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+    _installed.add("sigterm")
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _NotLost(sys.unraisablehook)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def children_end_with_us() -> None:
+    """Processes that are forked from now on do not outlive this one, even where it is killed (Linux); and what they put
+    into the temporary folder is removed when this one ends, however they end."""
+    multiprocessing.util.get_temp_dir()  # made by a child, it would stay when that is terminated
+    if "children" in _installed or sys.platform != "linux":
+        return
+    _installed.add("children")
+    prctl = ctypes.CDLL(None).prctl
+    os.register_at_fork(after_in_child=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes that are started inside leave Ctrl-C to the one that starts them, which ends them, and say nothing of
+    it themselves."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _NotLost:
+    """An interruption that falls where Python ignores exceptions, as right after a fork, comes again a moment later."""
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            self.before(unraisable)
+            return
+        sent = signal.SIGINT
+        if isinstance(unraisable.exc_value, Terminated):
+            sent = signal.SIGTERM
+            signal.signal(signal.SIGTERM, _terminate)
+        again = threading.Timer(AGAIN, os.kill, (os.getpid(), sent))
+        again.daemon = True
+        again.start()
+
+
+def _terminate(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated

@@ -1,0 +1,79 @@
+"""Who works in a folder."""
+
+import errno
+import os
+import socket
+
+import pytest
+
+from nnunetv2_kd.nnunet.locks import holders, holding
+
+ME = f"{os.getpid()} on {socket.gethostname()}"
+
+
+def test_one_alone_and_who_it_is(tmp_path):
+    file = tmp_path / "lock"
+    assert holders(file) == ""
+    with holding(file) as others:
+        assert others == ""
+        with holding(file) as refused:
+            assert refused == ME
+        assert holders(file) == ME
+    assert holders(file) == ""
+    assert file.read_text() == ""
+
+
+def test_readers_together_and_a_writer_alone(tmp_path):
+    file = tmp_path / "lock"
+    with holding(file, shared=True) as first, holding(file, shared=True) as second, holding(file) as writer:
+        assert (first, second) == ("", "")
+        assert ME in writer
+    with holding(file) as writer, holding(file, shared=True) as reader:
+        assert (writer, reader) == ("", ME)
+
+
+def test_what_a_killed_process_left_holds_nothing(tmp_path):
+    file = tmp_path / "lock"
+    file.write_text(f"999999999 {socket.gethostname()} alone\n")
+    with holding(file) as others:
+        assert others == ""
+
+
+def no_locks(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize(
+    ("line", "alone", "shared"),
+    [
+        (f"999999999 {socket.gethostname()} alone\n", True, True),  # has ended
+        ("12 elsewhere alone\n", False, False),
+        ("12 elsewhere shared\n", False, True),
+    ],
+)
+def test_without_locks_of_the_file_system_the_named_process_decides(tmp_path, monkeypatch, line, alone, shared):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    file = tmp_path / "lock"
+    for is_shared, free in ((False, alone), (True, shared)):
+        file.write_text(line)
+        with holding(file, shared=is_shared) as others:
+            assert others == ("" if free else "12 on elsewhere")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_worker_that_lives_on_does_not_hold_it(tmp_path):
+    file = tmp_path / "lock"
+    (wait, go), (begun, ready) = os.pipe(), os.pipe()
+    with holding(file):
+        child = os.fork()
+        if child == 0:
+            os.write(ready, b"x")
+            os.read(wait, 1)
+            os._exit(0)
+        os.read(begun, 1)
+    try:
+        assert holders(file) == ""
+    finally:
+        os.write(go, b"x")
+        os.waitpid(child, 0)

@@ -1,0 +1,206 @@
+"""SIGKILL at random moments of a training, a store and a leaderboard, then the same command again.
+
+``python -m tests.soak.kills 50`` kills fifty times and prints what was lost. Each command is a process of its own,
+forked from one that has imported everything, so that most moments fall into work and not into imports.
+"""
+
+import csv
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from tests.conftest import DATASET, World, copy_of, make_trained_world
+
+TRAINER = "nnUNetTrainerRegionKD"
+EPOCHS, SAVE_EVERY = 5, 2
+OPTIONS = {"epochs": EPOCHS, "iterations_per_epoch": 3, "save_every": SAVE_EVERY}
+TOLERANCE = 1e-5
+PATIENCE = 1200.0  # seconds for one command
+
+
+class Command:
+    """A command in a process of its own.
+
+    Args:
+        world: whose folders it works in.
+        call: of its console script.
+        arguments: as they are typed, the program first.
+    """
+
+    def __init__(self, world: World, call: Callable[[], object], arguments: Sequence[str]) -> None:
+        self.began = time.monotonic()
+        self.process = os.fork()
+        if self.process == 0:
+            os.setsid()
+            _become(world, arguments)
+            status = 1
+            try:
+                status = int(call() or 0)
+            finally:
+                os._exit(status)
+
+    def kill_after(self, seconds: float) -> bool:
+        """Whether it was still at work then."""
+        time.sleep(seconds)
+        os.kill(self.process, signal.SIGKILL)
+        return os.WIFSIGNALED(os.waitpid(self.process, 0)[1])
+
+    def wait(self) -> float:
+        """Seconds that it took; it ended well."""
+        while time.monotonic() - self.began < PATIENCE:
+            ended, status = os.waitpid(self.process, os.WNOHANG)
+            if ended:
+                assert os.waitstatus_to_exitcode(status) == 0, f"ended with {os.waitstatus_to_exitcode(status)}"
+                return time.monotonic() - self.began
+            time.sleep(0.05)
+        os.kill(self.process, signal.SIGKILL)
+        raise AssertionError(f"hangs for more than {PATIENCE:.0f} s")
+
+
+def _become(world: World, arguments: Sequence[str]) -> None:
+    os.environ |= world.environment(nnUNet_kd_config=str(world.root / "options.yaml"))
+    os.chdir(world.root)
+    sys.argv = list(arguments)
+    out = os.open(world.root / "printed.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    torch.set_num_threads(1)
+    multiprocessing.cpu_count = lambda: 1
+
+
+def training(world: World, resumes: bool = False) -> Command:
+    from nnunetv2.run.run_training import run_training_entry
+
+    world.options(**OPTIONS)
+    flags = ["--c"] if resumes else []
+    line = ["nnUNetv2_train", "4", "3d_fullres", "0", "-tr", TRAINER, "-device", "cpu", *flags]
+    return Command(world, run_training_entry, line)
+
+
+def of_kd(world: World, *arguments: str) -> Command:
+    from nnunetv2_kd.cli.main import main
+
+    world.options(**OPTIONS)
+    return Command(world, lambda: main(arguments), ["nnUNetv2_kd", *arguments])
+
+
+def fold(world: World) -> Path:
+    return world.model(TRAINER) / "fold_0"
+
+
+def curve(world: World) -> list[dict[str, float]]:
+    with (fold(world) / "kd_progress.csv").open() as stream:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def done_epochs(world: World) -> int:
+    """That the last checkpoint holds; all of them can be read."""
+    files = sorted(fold(world).glob("checkpoint_*.pth")) if fold(world).is_dir() else []
+    held = {file.name: torch.load(file, weights_only=False)["current_epoch"] for file in files}
+    if "checkpoint_final.pth" in held:
+        return EPOCHS
+    return int(held.get("checkpoint_latest.pth", held.get("checkpoint_best.pth", 0)))
+
+
+def trained_epochs(world: World) -> int:
+    """That were begun, by the logs."""
+    logs = sorted(fold(world).glob("training_log_*.txt")) if fold(world).is_dir() else []
+    found = [int(number) for log in logs for number in re.findall(r": Epoch (\d+)", log.read_text())]
+    return max(found, default=0)
+
+
+def check_training(world: World, whole: list[dict[str, float]]) -> None:
+    rows = curve(world)
+    assert [row["epoch"] for row in rows] == list(range(EPOCHS))
+    for mine, other in zip(rows, whole, strict=True):
+        for name, value in other.items():
+            assert abs(mine[name] - value) <= TOLERANCE or value != value, f"{name}: {mine[name]}, not {value}"
+    assert (fold(world) / "validation" / "summary.json").is_file()
+    assert not list(fold(world).glob("*.unfinished"))
+
+
+def kill_trainings(base: World, kills: int, say: Callable[[str], None]) -> Counter[str]:
+    """Each killed once or more and resumed until it ends: as one that was never cut off.
+
+    Returns:
+        What happened, counted.
+    """
+    whole = copy_of(base, base.root.parent / "whole")
+    seconds = training(whole).wait()
+    expected = curve(whole)
+    counts: Counter[str] = Counter()
+    number = 0
+    while counts["kills"] < kills:
+        number += 1
+        world = copy_of(base, base.root.parent / f"killed_{number}")
+        command = training(world)
+        for _ in range(random.randint(1, 2)):
+            if not command.kill_after(random.uniform(0.02, 0.98) * seconds):
+                counts["ended before the kill"] += 1
+                break
+            counts["kills"] += 1
+            kept, begun = done_epochs(world), trained_epochs(world)
+            counts[f"epochs lost: {max(0, begun - kept)}"] += 1
+            assert begun - kept <= SAVE_EVERY
+            command = training(world, resumes=True)
+        else:
+            command.wait()
+        check_training(world, expected)
+        counts["trainings that ended as the one that was not killed"] += 1
+        say(f"{counts['kills']} kills of trainings: all resumed and equal to {TOLERANCE:g}")
+    return counts
+
+
+def kill_others(base: World, kills: int, say: Callable[[str], None]) -> Counter[str]:
+    """The same of a store, and of a leaderboard of what is there."""
+    counts: Counter[str] = Counter()
+    commands = {
+        "store": ("store", "-d", "4", "-device", "cpu", "-o", "x"),
+        "leaderboard": ("leaderboard", "-d", "4", "-o", "board"),
+    }
+    for name, arguments in commands.items():
+        world = copy_of(base, base.root.parent / name)
+        seconds = of_kd(world, *arguments).wait()
+        for number in range(kills):
+            world = copy_of(base, base.root.parent / f"{name}_{number}")
+            killed = of_kd(world, *arguments).kill_after(random.uniform(0.02, 0.98) * seconds)
+            for file in (world.root / "board").glob("*/*.json") if name == "leaderboard" else ():
+                json.loads(file.read_text())
+            of_kd(world, *arguments).wait()
+            counts[f"kills of {name}, then ended well" if killed else "ended before the kill"] += 1
+            say(f"{name}: {number + 1}")
+    store = base.root.parent / "store" / "preprocessed" / DATASET / "nnUNetPlans_3d_fullres_teacher_x"
+    for folder in base.root.parent.glob(f"store_*/preprocessed/{DATASET}/{store.name}"):
+        for file in store.glob("*.b2nd"):
+            assert (folder / file.name).read_bytes() == file.read_bytes(), folder / file.name
+    return counts
+
+
+def soak(kills: int, say: Callable[[str], None] = print) -> Counter[str]:
+    """Most kills of trainings, a few of the rest.
+
+    Raises:
+        AssertionError: where something was lost.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        base = World(Path(folder) / "base")
+        make_trained_world(base.root)
+        counts = kill_trainings(base, kills, say)
+        counts += kill_others(base, max(1, kills // 10), say)
+    return counts
+
+
+if __name__ == "__main__":
+    for what, count in soak(int(sys.argv[1])).items():
+        print(f"{count:4} {what}")

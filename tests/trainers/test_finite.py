@@ -1,0 +1,142 @@
+"""NaN and infinity: left out, counted, told, and never in a checkpoint."""
+
+import json
+
+import blosc2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.teachers.teacher import TeacherOutput
+from nnunetv2_kd.trainers import finite, nnUNetTrainerKD, nnUNetTrainerKDBaseline
+from tests.conftest import DATASET
+from tests.trainers.helpers import log_of, make_trainer, train
+
+NAN = float("nan")
+
+
+def batch(*values):
+    data = torch.zeros(len(values), 1, 4)
+    data[:, 0, 0] = torch.tensor(values)
+    return {"data": data, "keys": [f"case_{number}" for number in range(len(values))]}
+
+
+@pytest.fixture
+def steps():
+    said = []
+    made = finite.FiniteSteps(said.append)
+    made.said = said
+    return made
+
+
+def test_an_optimizer_makes_no_step_that_is_not_finite():
+    network = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), 1.0)
+    finite.guard(optimizer)
+    before = network.weight.detach().clone()
+    network(torch.tensor([[NAN, 1.0]])).sum().backward()
+    with pytest.raises(finite.NotFiniteError):
+        optimizer.step()
+    assert torch.equal(network.weight, before)
+    optimizer.zero_grad()
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(network.weight, before)
+
+
+def test_another_batch_takes_the_place_of_one_that_is_not_finite(steps):
+    good = batch(1.0, 2.0)
+    others = iter([batch(0.0, float("inf")), good])
+    assert steps.batch(batch(NAN, 1.0), others) is good
+    assert [line.split(" holds")[0] for line in steps.said] == [
+        "WARNING: the image of case_0",
+        "WARNING: the image of case_1",
+    ]
+    steps.taken()
+    (line,) = steps.close_epoch(3, 5)
+    assert "left out in epoch 3" in line
+    assert "1 for the image of case_0, 1 for the image of case_1" in line
+    assert steps.close_epoch(4, 5) == []
+
+
+def test_too_many_in_a_row_end_the_training_with_the_reason(steps):
+    for _ in range(finite.MOST_IN_A_ROW - 1):
+        steps.skipped("the term kl")
+    steps.taken()
+    for _ in range(finite.MOST_IN_A_ROW - 1):
+        steps.skipped("the term kl")
+    assert len(steps.said) == 1
+    with pytest.raises(KDError, match=r"The term kl was not finite, and 25 steps in a row"):
+        steps.skipped("the term kl")
+
+
+def test_an_epoch_without_a_step_ends_the_training(steps):
+    for _ in range(3):
+        steps.skipped(finite.TEACHER)
+    with pytest.raises(KDError, match=r"The teacher's output was not finite[\s\S]*name another one"):
+        steps.close_epoch(0, 3)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "values", "what"),
+    [
+        (NAN, {"segmentation": 1.0, "kl": NAN}, "the teacher's output"),
+        (1.0, {"segmentation": 1.0, "kl": NAN}, "the term kl"),
+        (1.0, {"segmentation": NAN, "kl": NAN}, "nnU-Net's loss"),
+        (1.0, {"segmentation": 1.0, "kl": 1.0}, "the gradient"),
+        (None, {}, "nnU-Net's loss or its gradient"),
+    ],
+)
+def test_what_is_to_blame(teacher, values, what):
+    output = None if teacher is None else TeacherOutput([torch.full((1, 2), teacher)])
+    assert finite.to_blame(output, {name: torch.tensor(value) for name, value in values.items()}) == what
+
+
+def test_a_left_out_step_counts_as_the_mean_of_the_others():
+    outputs = [{"loss": np.float32(value)} for value in (1.0, NAN, 3.0)]
+    assert [float(output["loss"]) for output in finite.with_losses(outputs)] == [1.0, 2.0, 3.0]
+
+
+def test_one_case_with_nan_voxels_is_left_out(here):
+    folder = here.preprocessed / DATASET
+    case = json.loads((folder / "splits_final.json").read_text())[0]["train"][0]
+    file = folder / "nnUNetPlans_3d_fullres" / f"{case}.b2nd"
+    image = np.full_like(blosc2.open(str(file))[:], np.nan)
+    file.unlink()
+    blosc2.asarray(image, urlpath=str(file))
+    trainer = make_trainer(nnUNetTrainerKD, here, iterations_per_epoch=6, epochs=1)
+    log = train(trainer)
+    assert f"WARNING: the image of {case} holds numbers that are not finite" in log
+    assert "steps left out in epoch 0" in log
+    weights = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)["network_weights"]
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    assert trainer._iteration == 6
+
+
+def test_a_teacher_that_is_not_finite_ends_the_training_and_nothing_is_saved(here, monkeypatch):
+    plain = nnUNetTrainerKD._start_distillation
+
+    def broken(trainer):
+        plain(trainer)
+        next(trainer.teacher.network.parameters()).data.fill_(NAN)
+        trainer.teacher._version = trainer.teacher._weights_version()
+
+    monkeypatch.setattr(nnUNetTrainerKD, "_start_distillation", broken)
+    trainer = make_trainer(nnUNetTrainerKD, here, epochs=1)
+    with pytest.raises(KDError, match="The teacher's output was not finite"):
+        trainer.run_training()
+    assert "the teacher's output was not finite: the step was left out" in log_of(trainer)
+
+
+def test_weights_that_are_not_finite_are_not_saved(here):
+    trainer = make_trainer(nnUNetTrainerKDBaseline, here)
+    trainer.initialize()
+    file = f"{trainer.output_folder}/checkpoint_latest.pth"
+    trainer.save_checkpoint(file)
+    next(trainer.network.parameters()).data.view(-1)[0] = NAN
+    with pytest.raises(KDError, match=r"1 of \d+ weights are not finite \(encoder"):
+        trainer.save_checkpoint(file)
+    saved = torch.load(file, weights_only=False)["network_weights"]
+    assert all(torch.isfinite(value).all() for value in saved.values())
