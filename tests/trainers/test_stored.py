@@ -157,7 +157,7 @@ def other_teacher(world):
         (other_data, r"(?s)_001.b2nd: not the file that the teacher saw"),
         (a_case_more, "added: not in the store"),
         (other_teacher, "is not the one any more that .*--overwrite"),
-        (lambda world: (store_of(world) / "store.json").write_text("{"), "cannot be read"),
+        (lambda world: (store_of(world) / "store.json").write_text("{"), "is not valid JSON"),
     ],
     ids=["none", "cut", "unfinished", "schema", "identifier", "heads", "data", "added", "teacher", "header"],
 )
