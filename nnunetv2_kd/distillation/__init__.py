@@ -1,4 +1,4 @@
-"""A student, its teacher and the methods put together into a loss, for any training loop.
+"""Combine a student, its teacher and the methods into one loss, for any training loop.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What connects a student, its teacher and the methods: checks, tapped stages, trained parts, and the loss."""
+"""Connect a student, its teacher and the methods: check them, tap their stages, build trained parts and the loss."""
 
 import torch
 from torch import nn
@@ -14,20 +14,20 @@ from nnunetv2_kd.teachers.teacher import Teacher
 
 
 class Distillation:
-    """A student that is taught by a teacher with some methods.
+    """A student, its teacher, and the methods by which it is taught.
 
     Args:
-        student: the network that is trained; it may be compiled or wrapped in DDP.
-        teacher: of any kind.
+        student: the network to train; it may be compiled or wrapped in DDP.
+        teacher: any kind of teacher.
         terms: the methods by name; those of weight 0 are left out.
         labels: how to read the targets.
-        segmentation: the loss without a teacher, called with the student's output and the target.
+        segmentation: the loss on the labels alone, called with the student's output and the target.
         balance: see `DistillationLoss`.
 
     Attributes:
         loss: takes the place of ``segmentation``.
-        trained_parts: what methods train beside the student; give its parameters to the optimizer.
-        terms: the methods, with stages spelt as the student's `stage_modules` spell them.
+        trained_parts: modules that the methods train with the student; give their parameters to the optimizer.
+        terms: the methods, their stages spelt as in the student's `stage_modules`.
 
     Raises:
         KDError: where a method does not fit the student or the teacher.
@@ -62,8 +62,8 @@ class Distillation:
         return [line for method in self.terms.values() for line in method.check_batch(batch_size)]
 
     def compile(self) -> None:
-        """Let torch compile the teacher and the methods, beside a student that is compiled."""
-        # a compiled student's backward pass frees buffers that measuring gradients goes through once more
+        """Compile the teacher and the methods, for use with a compiled student."""
+        # a compiled student's backward pass may free its buffers, which measuring gradients needs a second time
         if hasattr(torch._functorch.config, "donated_buffer"):  # since torch 2.6
             torch._functorch.config.donated_buffer = False
         self.teacher.compile()
@@ -71,10 +71,10 @@ class Distillation:
 
 
 def with_resolved_stages(methods: Methods, student: nn.Module) -> Methods:
-    """The methods with every stage's name spelt as the student's `stage_modules` spell it: ``encoder.-1`` and so on.
+    """The methods with names such as ``encoder.-1`` replaced by those in the student's `stage_modules`.
 
     Raises:
-        KDError: where the student lacks a stage, or a method names one twice, once from the top and once from below.
+        KDError: if the student lacks a stage, or a method names one twice: counted from the top and from the bottom.
     """
     resolved = dict(methods)
     for name, method in methods.items():
@@ -83,18 +83,18 @@ def with_resolved_stages(methods: Methods, student: nn.Module) -> Methods:
             available = stage_modules(student)
             stages = tuple(found for stage in named for found in resolve_stages(stage, available))
             if len(set(stages)) != len(stages):
-                raise KDError(f"terms.{name} names a stage twice: {', '.join(named)} are {', '.join(stages)}.")
+                raise KDError(f"terms.{name} names a stage twice: {', '.join(named)} mean {', '.join(stages)}.")
             resolved[name] = method.model_copy(update={"stages": stages})
     return resolved
 
 
 def build_trained_parts(methods: Methods, student: nn.Module, channels_t: dict[str, int]) -> nn.ModuleDict:
-    """What the methods train, freshly initialised, on the student's device.
+    """The modules that the methods train, freshly initialised, on the student's device.
 
     Args:
         methods: with resolved stages.
         student: the network.
-        channels_t: width of the teacher's stages, by the student's names of them.
+        channels_t: channels of the teacher's stages, by the student's stage names.
     """
     parts = {method.name: _trained_part(method, student, channels_t) for method in methods.values()}
     return nn.ModuleDict({name: part for name, part in parts.items() if part is not None}).to(
@@ -114,6 +114,6 @@ def _trained_part(method: Method, student: nn.Module, channels_t: dict[str, int]
 
 
 def spatial_dims(network: nn.Module) -> int:
-    """2 or 3, told by the network's first convolution."""
+    """2 or 3, read from the network's first convolution."""
     convolution = next(m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
     return 3 if isinstance(convolution, nn.Conv3d) else 2

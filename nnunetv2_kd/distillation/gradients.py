@@ -1,6 +1,6 @@
-"""How strongly each part of the loss pulls at the student: the length of its gradient.
+"""How strongly each part of the loss pulls on the student: the length (L2 norm) of its gradient.
 
-A part's value says little about that: a term can be most of the loss and move nothing.
+A part's value says little about this: a term can make up most of the loss and still change no weight.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 EVERY = 100  # steps between two measurements, each of which costs a backward pass per part
-FADING = 0.9  # of the running mean over measurements
-SCALE = 2.0**10  # under half precision the gradients of a small term would underflow; it cancels in shares and ratios
+FADING = 0.9  # weight of earlier measurements in the running mean
+SCALE = 2.0**10  # keeps a small term's half-precision gradients from underflowing; divided out of the lengths
 SEGMENTATION = "segmentation"
 
 
 def gradient_lengths(parts: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
-    """Length of the gradient of every part of a loss with respect to the student's weights.
+    """Length of each loss part's gradient with respect to the student's weights.
 
     Args:
-        parts: scalars whose graph is kept.
+        parts: scalars; their graphs are kept, so that ``backward`` can still be called.
         parameters: the student's.
 
     Returns:
@@ -37,19 +37,20 @@ def gradient_lengths(parts: Mapping[str, Tensor], parameters: Sequence[nn.Parame
 
 
 class GradientBalance:
-    """Factors on the terms' weights that make a weight the ratio of two gradients' lengths: the term's and nnU-Net's
-    loss's. Of weight 0.5, a term pulls half as hard as the labels, whatever its scale.
+    """Factors that turn a term's weight into a ratio: its gradient's length over that of the segmentation loss. With
+    weight 0.5, a term pulls half as hard as the labels, whatever its scale.
 
-    The ratio of gradient lengths as an adaptive weight is from Esser et al., arXiv 2012.09841 (there of the last layer
-    and without a mean); a running mean over measurements, and the whole student, are ours. It takes the place of a
-    paper's own weights: what a paper calls 0.1 is no longer what it meant.
+    Esser et al., arXiv 2012.09841, weight a loss by such a ratio, measured at the last layer and without a mean. The
+    running mean and measuring on the whole student are ours. Weights given in papers lose their meaning: they were
+    chosen as plain factors.
     """
 
     def __init__(self) -> None:
         self.lengths: dict[str, Tensor] = {}
 
     def update(self, lengths: Mapping[str, Tensor]) -> None:
-        """Take in a measurement, the mean over DDP workers; one that is not finite is left out."""
+        """Average a measurement over DDP workers and add it to the running means; values that are not finite are
+        ignored."""
         for name, length in lengths.items():
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(length)

@@ -1,4 +1,4 @@
-"""The loss without a teacher, plus the distillation terms: the one place where terms become a scalar."""
+"""The total loss: the segmentation loss plus the weighted distillation terms."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,23 +20,22 @@ def compute(terms: Methods, step: Step) -> dict[str, Tensor]:
 
 
 class DistillationLoss(nn.Module):
-    """The loss without a teacher, plus the terms inside of `distilling`. Outside (validation) it is that loss alone.
+    """The segmentation loss, plus the distillation terms inside `distilling`; outside (in validation) without them.
 
     Args:
-        segmentation: the loss without a teacher.
+        segmentation: the loss on the labels alone.
         terms: the methods by name, with resolved stages.
         labels: how to read the targets.
-        taps: of the student.
+        taps: on the student's stages.
         trained_parts: see `build_trained_parts`.
         parameters: the student's, for measuring gradients.
-        balance: whether a term's weight is the length of its gradient against that of the segmentation loss, see
-            `GradientBalance`, and not a plain factor.
+        balance: whether weights are ratios of gradient lengths, see `GradientBalance`, instead of plain factors.
 
     Attributes:
-        values: of the last call inside of `distilling`: ``segmentation`` and every term, unweighted, detached.
-        weighted: of that call every term as it is in the total, detached.
-        learnable: of that call whether each term had a gradient at all.
-        gradients: length of the gradient of every part as it is in the total, where that was measured; else empty.
+        values: from the last call inside `distilling`, ``segmentation`` and every term, unweighted, detached.
+        weighted: from the same call, every term as it enters the total, detached.
+        learnable: from the same call, whether each term had a gradient at all.
+        gradients: gradient length of every part as it enters the total, if it was measured; otherwise empty.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class DistillationLoss(nn.Module):
         self.weighted: dict[str, Tensor] = {}
         self.learnable: dict[str, bool] = {}
         self.gradients: dict[str, Tensor] = {}
-        # in a tuple, so that a student is no part of its own loss
+        # in a tuple, so that the loss does not register the student's parameters as its own
         self._student_parameters = (tuple(parameters),)
         self._output_t: TeacherOutput | None = None
         self._factor = 1.0
@@ -68,18 +67,17 @@ class DistillationLoss(nn.Module):
         self._compute: Callable[[Methods, Step], dict[str, Tensor]] = compute
 
     def compile_terms(self) -> None:
-        """Let torch compile the terms. They are hundreds of small operations, and a GPU finishes one before the next
-        is launched."""
+        """Compile the terms: hundreds of operations so small that a GPU finishes one before the next is launched."""
         self._compute = torch.compile(compute)
 
     @contextmanager
     def distilling(self, output: TeacherOutput, factor: float = 1.0, measure: bool = False) -> Iterator[None]:
-        """Inside, a call adds the terms.
+        """Within this context, calling the loss adds the terms.
 
         Args:
-            output: the teacher's, for the batch of that call.
-            factor: on all terms.
-            measure: whether to measure the gradient of every part, which costs a backward pass each.
+            output: the teacher's output for the same batch.
+            factor: multiplies every term.
+            measure: whether to measure every part's gradient length, at the cost of one backward pass per part.
         """
         self._output_t, self._factor, self._measures = output, factor, measure
         self.taps.recording = True
@@ -106,7 +104,7 @@ class DistillationLoss(nn.Module):
         return total + torch.stack(list(weighted.values())).sum()
 
     def _weight(self, name: str) -> Tensor | float:
-        # the schedule's factor changes at every step, and would be compiled anew as often
+        # kept out of the compiled terms: the schedule changes it at every step, so they would be recompiled each time
         weight = self._factor * self.terms[name].weight
         return weight if self.balance is None else weight * self.balance.factor(name)
 
@@ -121,7 +119,7 @@ class DistillationLoss(nn.Module):
         outputs = list(output) if isinstance(output, (list, tuple)) else [output]
         targets = list(target) if isinstance(target, (list, tuple)) else [target]
         weights = getattr(self.segmentation, "weight_factors", None)
-        if weights is None:  # without deep supervision, or with a loss that weighs nothing
+        if weights is None:  # no deep supervision, or a loss without weights per head
             weights = [1.0] * len(outputs)
         by_size = {tuple(z.shape[2:]): z for z in output_t.logits}
         heads = [
@@ -131,7 +129,7 @@ class DistillationLoss(nn.Module):
         ]
         if not heads or (not by_size and need_logits(self.terms)):
             raise KDError(
-                "No segmentation head of the teacher has the size of one of the student's: "
+                "No segmentation head of the teacher has the same size as one of the student's: "
                 f"teacher {sorted(by_size)}, student {[tuple(z.shape[2:]) for z in outputs]}."
             )
         known = known_heads(self.labels, output_t.known)
@@ -149,13 +147,13 @@ class DistillationLoss(nn.Module):
 
 
 def checked(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The terms are scalars.
+    """The values, each checked to be a scalar tensor.
 
     Raises:
-        KDError: names a method that gives something else.
+        KDError: names a method that returned something else.
     """
     for name, value in values.items():
         if not isinstance(value, Tensor) or value.ndim != 0:
             found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise KDError(f"The method {name} must give a scalar tensor, found {found}.")
+            raise KDError(f"The method {name} must return a scalar tensor, found {found}.")
     return values

@@ -73,7 +73,7 @@ def test_a_method_must_give_a_scalar(value, expected):
         def __call__(self, step):
             return value
 
-    with pytest.raises(KDError, match=f"The method odd must give a scalar tensor, found {expected}"):
+    with pytest.raises(KDError, match=f"The method odd must return a scalar tensor, found {expected}"):
         World(Odd(), FLAT).value()
 
 
