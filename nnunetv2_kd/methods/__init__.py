@@ -1,4 +1,4 @@
-"""Distillation methods, one file each: options, formula, what is needed of the teacher, trained parts. They know
+"""Distillation methods, one file each: options, formula, what they need from the teacher, trained parts. They know
 nothing of nnU-Net's files, plans, teachers or trainers."""
 
 from nnunetv2_kd.methods.channel_wise import ChannelWise
@@ -28,7 +28,7 @@ from nnunetv2_kd.methods.soft_dice import SoftDice
 from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.methods.voxel_kl import VoxelKL
 
-# the one list: options, doctor, the docs' table and the contract tests go by it
+# the only list: options, doctor, the docs' table and the contract tests use it
 OWN_METHODS: tuple[type[Method], ...] = (
     VoxelKL,
     RegionKL,

@@ -1,4 +1,4 @@
-"""1x1 convolutions that bring a student's features to a teacher's width."""
+"""1x1 convolutions that give a student's features as many channels as a teacher's."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def module_key(stage: str) -> str:
-    """A stage's name as `nn.ModuleDict` takes it: without dots."""
+    """A stage's name without dots, which `nn.ModuleDict` forbids in keys."""
     return stage.replace(".", "_")
 
 
@@ -18,7 +18,7 @@ def pointwise(channels_in: int, channels_out: int, dims: int) -> nn.Module:
 
 
 def require_same_stages(student_channels: Mapping[str, int], teacher_channels: Mapping[str, int]) -> None:
-    """Raises: ValueError naming both where the stages of the two networks differ."""
+    """Raise a ValueError that names the stages of both networks, if they differ."""
     if list(student_channels) != list(teacher_channels):
         raise ValueError(
             f"expected the same stages in the same order, got {list(student_channels)} and {list(teacher_channels)}"

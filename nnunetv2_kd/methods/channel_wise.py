@@ -8,10 +8,10 @@ from nnunetv2_kd.tensors.shapes import require_equal, valid_voxels
 
 
 def channel_wise(student: Tensor, teacher: Tensor, valid: Tensor | None = None, temperature: float = 4.0) -> Tensor:
-    """Where in the image each channel fires: KL between softmaxes over voxels, as the paper and its code define it.
+    """Compare where in the image each channel is active: KL of softmaxes over voxels, as in the paper and its code.
 
-    ``T^2 mean_{b,k} sum_v p_t (log p_t - log p_s)`` with ``p = softmax_v(z / T)`` per channel and sample. Over the
-    valid voxels only (ours); sigmoid heads need no other form, as no channel sees another.
+    ``T^2 mean_{b,k} sum_v p_t (log p_t - log p_s)`` with ``p = softmax_v(z / T)`` per channel and sample. Only valid
+    voxels count (ours). The same formula serves sigmoid heads, because no channel depends on another.
 
     Args:
         student, teacher: logits ``(B, K, *S)``.
@@ -23,7 +23,7 @@ def channel_wise(student: Tensor, teacher: Tensor, valid: Tensor | None = None, 
     """
     require_equal(student, teacher, "logits")
     ignored = ~valid_voxels(valid, student).flatten(2)
-    # finite, so that the logarithms of a sample without a valid voxel are no NaN
+    # finite, so that a sample without a valid voxel does not give NaN
     z_s = (student.float().flatten(2) / temperature).masked_fill(ignored, -1e30)
     z_t = (teacher.detach().float().flatten(2) / temperature).masked_fill(ignored, -1e30)
     log_s, log_t = z_s.log_softmax(dim=2), z_t.log_softmax(dim=2)

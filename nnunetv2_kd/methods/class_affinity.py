@@ -10,11 +10,11 @@ from nnunetv2_kd.tensors.shapes import require_equal, valid_voxels
 
 
 def class_affinity(student: Tensor, teacher: Tensor, valid: Tensor | None = None, sigmoid: bool = False) -> Tensor:
-    """Which classes a network takes for which: ``1 - mean_{b,k} cos(G_s[k], G_t[k])``, ``G = P P^T``.
+    """Compare which classes the networks confuse: ``1 - mean_{b,k} cos(G_s[k], G_t[k])``, ``G = P P^T``.
 
-    ``P`` are the class probabilities over voxels ``(K, V)``. The authors' code is ``-mean cos`` between columns of the
-    two symmetric matrices, which are their rows; the 1, with the same gradients, makes it 0 when both agree. Valid
-    voxels only, sigmoid heads, and leaving out a class of which the teacher has no trace, are ours.
+    ``P`` holds the class probabilities of all voxels ``(K, V)``. The authors' code is ``-mean cos`` between columns,
+    which equal the rows of these symmetric matrices. The 1 changes no gradient and makes the value 0 when both agree.
+    Using valid voxels only, sigmoid heads, and leaving out classes that the teacher does not predict at all are ours.
 
     Args:
         student, teacher: logits ``(B, K, *S)``.
@@ -33,11 +33,11 @@ def class_affinity(student: Tensor, teacher: Tensor, valid: Tensor | None = None
 
 
 def _rows(logits: Tensor, mask: Tensor, sigmoid: bool) -> tuple[Tensor, Tensor]:
-    """The rows of ``G`` at unit length ``(B, K, K)``, and for which classes there is one ``(B, K)``."""
+    """The rows of ``G`` at unit length ``(B, K, K)``, and which classes have one ``(B, K)`` bool."""
     z = logits.float()
     p = ((z.sigmoid() if sigmoid else z.softmax(dim=1)) * mask).flatten(2)
     mass = p.detach().sum(dim=2, keepdim=True)
-    # the row of a class that is nearly nowhere would underflow; the scale cancels in the cosine
+    # the row of a class with almost no probability would underflow; the scale cancels in the cosine
     rows = over_voxels(p / mass.clamp(min=1e-20), p)
     return F.normalize(rows, dim=2), mass[..., 0] > 1e-20
 

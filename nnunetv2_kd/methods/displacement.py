@@ -18,7 +18,8 @@ SIX_STAGES = (0.05, 0.10, 0.10, 0.15, 0.25, 0.35)
 
 
 def stage_weights(count: int) -> tuple[float, ...]:
-    """Weights of stages from full resolution down, of sum 1: for six the paper's, else a linear ramp (ours)."""
+    """Weights of the stages from full resolution down, with sum 1: the paper's for six stages, otherwise a linear ramp
+    (ours)."""
     if count == len(SIX_STAGES):
         return SIX_STAGES
     return tuple(2 * (k + 1) / (count * (count + 1)) for k in range(count))
@@ -40,18 +41,18 @@ def foreground_cells(features: Tensor, foreground: Tensor, size: tuple[int, ...]
 
 
 def displacement_difference(student: Tensor, teacher: Tensor, ratio: float = 1.0) -> Tensor:
-    """How two networks place the samples of a batch relative to one another (source).
+    """Compare how two networks place the samples of a batch relative to one another (source).
 
     ``d_ij = (e_i - e_j) / mean ||e_i - e_j||`` for every pair ``i < j``: Smooth-L1 between student's and teacher's
-    ``d``, summed over dimensions, plus ``ratio`` times Smooth-L1 between their lengths; means over the pairs.
+    ``d``, summed over dimensions, plus ``ratio`` times Smooth-L1 between their lengths, averaged over the pairs.
 
     Args:
         student, teacher: one embedding per sample ``(B, D)``.
         ratio: weight of the lengths, at least 0.
 
     Returns:
-        Scalar, at least 0. With a batch of one there is no pair, and it is 0. With two there is a single pair, both
-        lengths are 1, and their part is 0.
+        Scalar, at least 0. A batch of one has no pair and gives 0. A batch of two has a single pair, whose length is 1
+        in both networks, so that only the directions count.
     """
     if student.shape != teacher.shape:
         raise ValueError(f"expected embeddings of equal shape, got {tuple(student.shape)} and {tuple(teacher.shape)}")
@@ -64,12 +65,12 @@ def displacement_difference(student: Tensor, teacher: Tensor, ratio: float = 1.0
 class DisplacementLoss(nn.Module):
     """`displacement_difference` of the foreground's features, weighted over stages (source).
 
-    An embedding is `foreground_cells`, flattened. A 1x1 convolution adapts the student's width where it differs; it
-    runs on the cells, which for a bias-free convolution is the same as on the features. Adapters are parameters: they
-    must be optimised. A sample without foreground is embedded at 0.
+    A sample's embedding is its `foreground_cells`, flattened; it is 0 without foreground. A 1x1 convolution adapts the
+    student's channels where their number differs. It runs on the cells, which is the same as on the features because it
+    has no bias. The adapters have parameters, which must be optimised.
 
     Args:
-        student_channels, teacher_channels: width of every stage by its name, from full resolution down.
+        student_channels, teacher_channels: number of channels of every stage by its name, from full resolution down.
         dims: 2 or 3 spatial dimensions.
         grid: cells along each axis, fewer where a stage has fewer voxels.
         ratio: weight of the lengths (the paper's lambda), at least 0.
@@ -124,7 +125,7 @@ class DisplacementLoss(nn.Module):
 
 
 def _displacements(embeddings: Tensor) -> Tensor:
-    """Every pair's displacement over the mean length ``(B (B - 1) / 2, D)``; 0 where all samples coincide."""
+    """Every pair's displacement, divided by their mean length: ``(B (B - 1) / 2, D)``; 0 if all samples coincide."""
     first, second = torch.triu_indices(len(embeddings), len(embeddings), offset=1, device=embeddings.device)
     pairs = embeddings[first] - embeddings[second]
     mean = pairs.norm(dim=1).sum() / max(len(pairs), 1)

@@ -1,4 +1,4 @@
-"""DIST (arXiv 2205.10536): what must agree are correlations, between classes and within a class, and not values."""
+"""DIST (arXiv 2205.10536): match correlations, between classes and within a class, rather than values."""
 
 from pydantic import Field
 from torch import Tensor
@@ -9,12 +9,12 @@ from nnunetv2_kd.tensors.shapes import require_equal, valid_voxels
 
 
 def pearson_distance(student: Tensor, teacher: Tensor, counted: Tensor, dim: int) -> Tensor:
-    """``1 - r`` of Pearson's correlation along one dimension; 0 where the teacher is constant there.
+    """``1 - r``, with Pearson's correlation ``r`` along one dimension; 0 where the teacher is constant along it.
 
     Args:
         student, teacher: of equal shape.
-        counted: which entries count, 0 or 1, broadcastable to them.
-        dim: along which.
+        counted: 1 for entries that count, 0 for others; broadcastable to that shape.
+        dim: the dimension.
     """
     count = counted.expand_as(student).sum(dim=dim, keepdim=True).clamp(min=1)
 
@@ -35,11 +35,11 @@ def dist(
     intra: float = 1.0,
     sigmoid: bool = False,
 ) -> Tensor:
-    """``T^2 (inter + intra)`` of Pearson distances of the class probabilities, as the authors' code has it for dense
-    predictions: between classes at every voxel, and within a class over the voxels of the batch.
+    """``T^2 (inter + intra)``: Pearson distances of the class probabilities between classes at every voxel, and within
+    each class over the voxels of the batch, as in the authors' code for dense predictions.
 
-    Valid voxels only, and leaving the part between classes out of sigmoid heads, whose regions are no distribution, are
-    ours.
+    Ours: only valid voxels count, and sigmoid heads have no part between classes, because overlapping regions do not
+    form a distribution.
 
     Args:
         student, teacher: logits ``(B, K, *S)``.

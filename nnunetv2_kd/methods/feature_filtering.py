@@ -15,13 +15,13 @@ from nnunetv2_kd.tensors.shapes import require_same_batch
 
 
 def activation_map(features: Tensor, inside: Tensor | None = None) -> Tensor:
-    """Where a stage is active, channels weighed by how active they are, standardised per sample (ours).
+    """Where a stage is active: channels weighted by their mean activity and summed, standardised per sample (ours).
 
-    ``a(F) = sum_c w_c ReLU(F)_c`` with ``w = softmax_c(mean_v ReLU(F))``, less its mean, over its standard deviation.
+    ``a(F) = sum_c w_c ReLU(F)_c`` with ``w = softmax_c(mean_v ReLU(F))``, minus its mean, over its standard deviation.
 
     Args:
         features: ``(B, C, *S)``.
-        inside: ``(B, *S)`` in [0, 1], how much each voxel counts in the means; None where all do.
+        inside: ``(B, *S)`` in [0, 1], how much each voxel counts in the means; None if all count fully.
 
     Returns:
         ``(B, *S)`` float32 of mean 0 and variance 1 over the voxels that count; 0 where no voxel counts and where the
@@ -32,17 +32,17 @@ def activation_map(features: Tensor, inside: Tensor | None = None) -> Tensor:
 
 
 def feature_filtering(student: Tensor, teacher: Tensor, regions: Regions, gamma: float = 1.0) -> Tensor:
-    """Squared difference of activation maps, most where the teacher is decided (FFD; ours).
+    """Squared difference of activation maps, weighted most where the teacher's is far from its mean (FFD; ours).
 
     Per region the mean of ``(a_s - a_t)^2`` weighted by ``u = exp(gamma |2 sigmoid(a_t) - 1|)`` and the membership,
-    then the mean over the present regions of all samples, so that a small organ weighs as much as the background. The
-    filter's own mean over voxels, by which one may divide it, cancels in a weighted mean.
+    then the mean over the present regions of all samples, so that a small organ weighs as much as the background.
+    Normalising ``u`` to a mean of 1 would change nothing: its scale cancels in a weighted mean.
 
     Args:
         student, teacher: features ``(B, C, *S)`` of one stage; channels may differ. Where the grids differ, the
             student's map is resized (linear) to the teacher's.
         regions: of the same batch, at a grid that is a multiple of both.
-        gamma: how much more a decided voxel counts than an undecided one, at most ``exp(gamma)`` times; above 0.
+        gamma: above 0; a voxel far from the teacher's mean counts up to ``exp(gamma)`` times as much as one at it.
 
     Returns:
         Scalar, at least 0; 0 where no region is present.
@@ -68,7 +68,7 @@ def _standardised(maps: Tensor, inside: Tensor) -> Tensor:
     total = torch.where(total > 0, total, 1)
     centred = flat - (counted * flat).sum(dim=1, keepdim=True) / total
     variance = (counted * centred.square()).sum(dim=1, keepdim=True) / total
-    # as in normalisation layers: a constant map has no finite gradient otherwise
+    # 1e-5 as in normalisation layers: without it, a constant map has no finite gradient
     standardised = centred / (variance + 1e-5).sqrt()
     return (standardised * (counted > 0)).view_as(maps)
 
@@ -76,8 +76,8 @@ def _standardised(maps: Tensor, inside: Tensor) -> Tensor:
 class _ActiveChannels(torch.autograd.Function):
     """``sum_c w_c ReLU(F)_c``, ``w = softmax_c`` of the mean of ``ReLU(F)_c`` over the voxels that count.
 
-    ``ReLU(F)`` is computed anew in every pass over the features, a few channels at a time: kept whole, it is a copy of
-    the features, and writing it takes longer than computing it.
+    ``ReLU(F)`` is computed again in every pass over the features, a few channels at a time. Stored, it would be a full
+    copy of the features, which takes longer to write than to compute.
     """
 
     @staticmethod
@@ -106,7 +106,7 @@ class _ActiveChannels(torch.autograd.Function):
             part = features[samples, channels]
             of_active = weights[samples, channels].unsqueeze(2) * gradient[samples].unsqueeze(1)
             of_active.addcmul_(of_pooled[samples, channels].unsqueeze(2), shares[samples].unsqueeze(1))
-            # several times as fast as multiplying with a mask
+            # several times as fast as multiplying by a mask
             of_features[samples, channels] = torch.ops.aten.threshold_backward(
                 of_active.view(part.shape).to(part.dtype), part, 0
             )

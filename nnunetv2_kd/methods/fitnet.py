@@ -1,4 +1,4 @@
-"""FitNets, arXiv 1412.6550: the student's features, seen through an adapter, are to equal the teacher's."""
+"""FitNets, arXiv 1412.6550: the student's features, after an adapter, should equal the teacher's."""
 
 from collections.abc import Mapping
 
@@ -13,13 +13,13 @@ from nnunetv2_kd.tensors.shapes import require_equal
 
 
 class FitNetLoss(nn.Module):
-    """``sum_stages mean (adapter(F_s) - F_t)^2``, the adapter a bias-free 1x1 convolution (source: hint training with a
-    convolutional regressor, here over several stages at once).
+    """``sum_stages mean (adapter(F_s) - F_t)^2`` with bias-free 1x1 convolutions as adapters (source: hint training
+    with a convolutional regressor, here over several stages at once).
 
-    It needs no labels, so every voxel counts, ignored ones too. The adapters are parameters: they must be optimised.
+    No labels are used, so every voxel counts, even ignored ones. The adapters have parameters, which must be optimised.
 
     Args:
-        student_channels, teacher_channels: width of every stage by its name.
+        student_channels, teacher_channels: number of channels of every stage by its name.
         dims: 2 or 3 spatial dimensions.
     """
 

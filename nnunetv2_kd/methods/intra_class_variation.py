@@ -12,10 +12,10 @@ from nnunetv2_kd.tensors.shapes import require_same_batch
 
 
 def intra_class_variation(student: Tensor, teacher: Tensor, regions: Regions) -> Tensor:
-    """How much each voxel looks like its own region: ``mean_v (cos(F_v, r_y(v))_s - cos(F_v, r_y(v))_t)^2``.
+    """Compare how much each voxel looks like its region: ``mean_v (cos(F_v, r_y(v))_s - cos(F_v, r_y(v))_t)^2``.
 
-    The paper's form where every voxel belongs to one region. Where a coarse voxel holds several, its value is the
-    membership-weighted mean over them, and a voxel counts by how much of it belongs to any (ours).
+    This is the paper's form if every voxel belongs to one region. If a coarse voxel covers several, its value is the
+    membership-weighted mean over them, and it counts by the share of it that belongs to any region (ours).
 
     Args:
         student, teacher: features ``(B, C, *S)`` of one stage; channels may differ. Each network's region vectors are
@@ -23,13 +23,13 @@ def intra_class_variation(student: Tensor, teacher: Tensor, regions: Regions) ->
         regions: of the same batch, at a grid that is a multiple of both.
 
     Returns:
-        Scalar in [0, 4]; voxels are pooled over the batch. 0 where none belongs to a region.
+        Scalar in [0, 4]; voxels are pooled over the batch. 0 if no voxel belongs to a region.
     """
     require_same_batch(student, teacher, "features")
     values_s, inside_s = _likeness(student, regions)
     values_t, inside = _likeness(teacher.detach(), regions)
     if values_s.shape != values_t.shape:
-        # voxels of no region must not pull their neighbours to 0
+        # voxels outside all regions must not pull their neighbours towards 0
         share = map_at_grid(inside_s, values_t.shape[1:])
         values_s = map_at_grid(values_s * inside_s, values_t.shape[1:]) / torch.where(share > 0, share, 1)
     total = inside.sum()
@@ -37,7 +37,8 @@ def intra_class_variation(student: Tensor, teacher: Tensor, regions: Regions) ->
 
 
 def _likeness(features: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
-    """Each voxel's cosine to its region's vector ``(B, *S)``, 0 where it has none, and how much of it has one."""
+    """Each voxel's cosine to its region's vector, 0 if it has no region, and the share of it that lies in any region;
+    both ``(B, *S)``."""
     size = features.shape[2:]
     vectors, _ = region_vectors(features, regions)
     ones = vectors.new_ones((*vectors.shape[:2], 1))
@@ -45,7 +46,7 @@ def _likeness(features: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
     along = regions.project(unit_vectors(vectors, dim=2), features)
     squares = features.shape[1] * mean_power(features, 2)
     alive = (squares > 0) & (total > 0)
-    # the root of 0 has no finite gradient
+    # the square root has no finite gradient at 0
     length = torch.where(alive, squares, 1).sqrt()
     return along / torch.where(alive, length * total, 1), total.clamp(max=1)
 

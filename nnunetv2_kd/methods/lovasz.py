@@ -7,16 +7,16 @@ from nnunetv2_kd.methods.method import Method, Needs
 from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.tensors.shapes import require_equal, valid_voxels
 
-BITS_OF_ONE = 0x3F800000  # of 1.0 in float32
+BITS_OF_ONE = 0x3F800000  # 1.0 in float32
 
 
 def lovasz(student: Tensor, teacher: Tensor, valid: Tensor | None = None, sigmoid: bool = False) -> Tensor:
     """Lovász extension of the Jaccard loss of the student's probabilities against the teacher's hard decision.
 
-    Per class, errors ``e = |y - p|`` in descending order times the increments of the Jaccard loss, voxels pooled over
-    the batch, then the mean over the classes present in the decision (source). The decision is the argmax, and with
-    sigmoid heads ``p > 0.5``, each head as a class of its own with the same errors (ours; the paper's own binary form
-    is a hinge on logits). Taking a teacher's decision for the labels is ours too.
+    Per class, the errors ``e = |y - p|`` in descending order times the increments of the Jaccard loss, with voxels
+    pooled over the batch; then the mean over the classes present in the decision (source). The decision is the argmax.
+    With sigmoid heads it is ``p > 0.5``, and each head is a class of its own with the same errors (ours; the paper's
+    binary form is a hinge on logits). Using a teacher's decision as labels is ours too.
 
     Args:
         student, teacher: logits ``(B, K, *S)``.
@@ -24,8 +24,8 @@ def lovasz(student: Tensor, teacher: Tensor, valid: Tensor | None = None, sigmoi
         sigmoid: whether the heads are overlapping regions.
 
     Returns:
-        Scalar in [0, 1]. Not 0 where student and teacher are equal, but where the student is *certain* of the teacher's
-        decision. 0 where no class is present.
+        Scalar in [0, 1]. It is 0 if the student is *certain* of the teacher's decision, which equal predictions need
+        not be; and if no class is present.
     """
     require_equal(student, teacher, "logits")
     mask = None if valid is None else valid_voxels(valid, student).flatten()
@@ -44,8 +44,8 @@ def lovasz(student: Tensor, teacher: Tensor, valid: Tensor | None = None, sigmoi
 
 
 def _extension(p: Tensor, truth: Tensor) -> Tensor:
-    """``sum_i e_(i) (J_i - J_(i-1))`` over errors ``e = |y - p|`` in descending order, ``J_i`` the Jaccard loss with
-    ``i`` wrong; 0 without a true voxel.
+    """``sum_i e_(i) (J_i - J_(i-1))`` over errors ``e = |y - p|`` in descending order, with ``J_i`` the Jaccard loss if
+    the first ``i`` voxels are wrong; 0 if no voxel is true.
 
     Args:
         p: ``(V,)`` in [0, 1].
@@ -55,7 +55,7 @@ def _extension(p: Tensor, truth: Tensor) -> Tensor:
     order = _descending(errors.detach())
     # not truth[order], which takes ten times as long on the CPU
     truth = truth.index_select(0, order)
-    # counted in integers: a patch has more voxels than float32 can tell apart
+    # integers, because a patch may have more voxels than float32 can count
     hits = truth.cumsum(dim=0, dtype=torch.int32)
     intersection = (hits[-1] - hits).float()
     union = (hits[-1] + (~truth).cumsum(dim=0, dtype=torch.int32)).float()
@@ -65,10 +65,10 @@ def _extension(p: Tensor, truth: Tensor) -> Tensor:
 
 
 def _descending(errors: Tensor) -> Tensor:
-    """The order that sorts errors ``(V,)`` in [0, 1], largest first.
+    """Indices that sort errors ``(V,)`` in [0, 1], largest first.
 
-    On the CPU NumPy sorts 64-bit integers several times as fast as anything sorts by keys: the upper half is the error,
-    whose bits are in the order of its values, the lower half is where it stands.
+    On the CPU, NumPy sorts 64-bit integers several times as fast as any argsort. Each integer holds the error in its
+    upper half (the bits of a float that is not negative sort as its value does) and the index in its lower half.
     """
     if errors.device.type != "cpu":
         return errors.argsort(descending=True)

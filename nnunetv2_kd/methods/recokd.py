@@ -46,7 +46,7 @@ def region_masks(regions: Regions, size: Sequence[int]) -> tuple[Tensor, Tensor]
         size: the grid, of ``V`` cells.
 
     Returns:
-        Two ``(B, V)``, whose sums are the numbers of regions present.
+        Two masks ``(B, V)``, each with the number of its present regions as its sum.
     """
     mass = regions.mass(size)
     shares = 1 / torch.where(mass > 0, mass, 1)
@@ -56,18 +56,18 @@ def region_masks(regions: Regions, size: Sequence[int]) -> tuple[Tensor, Tensor]
 
 
 class GlobalContext(nn.Module):
-    """What the block of GCNet adds to features, ``W(sum_v softmax_v(w . F) F)``, arXiv 1904.11492 (source).
+    """What GCNet's block adds to features, ``W(sum_v softmax_v(w . F) F)``, arXiv 1904.11492 (source).
 
-    ``W`` is linear to half the width, layer norm, ReLU, linear (that width: ours). Its last layer starts at 0, as in
-    GCNet, so that a pair of blocks starts by comparing the features themselves.
+    ``W`` is a linear layer to half the channels (half: ours), a layer norm, a ReLU, and a linear layer. The last layer
+    starts at 0, as in GCNet, so that a pair of blocks starts by comparing the features themselves.
 
     Args:
-        channels: width of the features.
+        channels: of the features.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        hidden = max(channels // 2, 2)  # a layer norm over a single channel is 0 whatever comes in
+        hidden = max(channels // 2, 2)  # a layer norm over a single channel is always 0
         self.score = nn.Linear(channels, 1)
         last = nn.Linear(hidden, channels)
         self.transform = nn.Sequential(nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.ReLU(), last)
@@ -77,9 +77,9 @@ class GlobalContext(nn.Module):
     def forward(self, features: Tensor, inside: Tensor, weight: Tensor | None = None) -> Tensor:
         """
         Args:
-            features: ``(B, C, V)``, or ``(B, C', V)`` before a 1x1 convolution of this weight.
+            features: ``(B, C, V)``; or, with ``weight``, ``(B, C', V)`` from before the 1x1 convolution.
             inside: ``(B, V)`` float32, 1 at the voxels that make up the context, 0 at the others.
-            weight: ``(C, C')``; both sums are linear, so they need not wait for the convolution.
+            weight: of that convolution, ``(C, C')``. It is applied after the sum over voxels, which is linear.
 
         Returns:
             What the block adds to every voxel's features, ``(B, C)``.
@@ -92,12 +92,12 @@ class GlobalContext(nn.Module):
 class ReCoKDLoss(nn.Module):
     """``sum_k 2^(-1.2 k) (MS-SARD + MS-CA)`` over stages (source).
 
-    MS-CA is the mean squared error between the two networks' features after a global-context block each; both blocks
-    are trained, the teacher's features are not. The weight is 1 at the first stage given; the caller orders the stages
-    by depth and leaves the deepest out, as the authors do. Adapters and blocks are parameters: they must be optimised.
+    MS-CA is the mean squared error between the two networks' features, each after a global-context block of its own.
+    Both blocks are trained; the teacher is not. The weight is 1 at the first stage given; the caller orders the stages
+    by depth and leaves out the deepest, as the authors do. Adapters and blocks have parameters that must be optimised.
 
     Args:
-        student_channels, teacher_channels: width of every stage by its name, from full resolution down.
+        student_channels, teacher_channels: number of channels of every stage by its name, from full resolution down.
         dims: 2 or 3 spatial dimensions.
     """
 
@@ -133,7 +133,7 @@ class ReCoKDLoss(nn.Module):
         if (len(adapter), *student.shape[2:]) != teacher.shape[1:]:
             adapted = (len(student), len(adapter), *student.shape[2:])
             raise ValueError(
-                f"expected adapted and teacher's features of {stage} of equal shape, got {adapted} and "
+                f"expected the adapted and the teacher's features of {stage} to have equal shapes, got {adapted} and "
                 f"{tuple(teacher.shape)}"
             )
         inside = (regions.inside(size).flatten(1) > 0).float()
@@ -152,11 +152,11 @@ class ReCoKDLoss(nn.Module):
         """MS-SARD and MS-CA of one stage.
 
         MS-SARD: foreground and background each ``sum M S_t Ch_t (F_s - F_t)^2 / (C sum M)``, plus
-        ``mean |Ch_s - Ch_t| + mean |S_s - S_t|`` (source; that L1 is a mean, and that every part is taken per sample
-        and then over the batch, is ours). A sample without foreground (or background) contributes 0 to that part.
+        ``mean |Ch_s - Ch_t| + mean |S_s - S_t|`` (source; ours: L1 as a mean, and every part first per sample, then
+        averaged over the batch). A sample without foreground (or background) contributes 0 to that part.
 
-        MS-CA: with what the blocks add, ``e``, ``mean (F_s - F_t + e)^2``, of which ``(F_s - F_t)^2`` is summed along
-        with MS-SARD's.
+        MS-CA: ``mean (F_s - F_t + e)^2``, where ``e`` is what the student's block adds minus what the teacher's adds.
+        Its ``(F_s - F_t)^2`` is summed together with MS-SARD's.
 
         Args:
             student: ``(B, C', V)``.

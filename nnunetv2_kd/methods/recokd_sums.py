@@ -1,7 +1,7 @@
-"""Sums over a student's features behind a 1x1 convolution, and over their differences to a teacher's.
+"""Sums over a student's features after a 1x1 convolution, and over their differences from a teacher's.
 
-Adapted features are computed block by block, forward and backward: in a loss made of elementwise steps every one of
-them reads and writes a whole stage.
+The adapted features are computed block by block, forward and backward. Written as elementwise operations, the loss
+would read and write a whole stage in each of them.
 """
 
 from collections.abc import Iterator
@@ -36,8 +36,8 @@ def sums(student: Tensor, weight: Tensor, teacher: Tensor, channels: Tensor, vox
         student: ``(B, C', V)``, any floating dtype.
         weight: of the 1x1 convolution ``(C, C')`` float32.
         teacher: ``(B, C, V)``, any floating dtype.
-        channels: ``(B, C)`` float32, which channels count for ``squares`` and how much.
-        voxels: ``(B, V)`` float32, likewise, which voxels.
+        channels: ``(B, C)`` float32, how much each channel counts in ``squares``.
+        voxels: ``(B, V)`` float32, how much each voxel counts in ``squares``.
         inside: ``(B, V)`` float32, 0 or 1.
     """
     return Sums(*_Sums.apply(student, weight, teacher, channels, voxels, inside))
@@ -59,7 +59,7 @@ def attended(features: Tensor, score: Tensor, bias: Tensor, inside: Tensor) -> T
 
 
 def softmax_inside(scores: Tensor, inside: Tensor) -> Tensor:
-    """Softmax over the voxels that count ``(B, V)``; 0 at the others, and everywhere where none counts."""
+    """Softmax over the voxels that count ``(B, V)``; 0 at the others, and everywhere if none counts."""
     return scores.masked_fill(inside == 0, -1e30).softmax(dim=1) * inside
 
 
@@ -76,7 +76,7 @@ def sizes(features: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(features: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Samples and voxels, a few at a time: voxels of a single sample, or several samples with all of theirs."""
+    """Slices of samples and voxels, a block at a time: some voxels of one sample, or all voxels of several samples."""
     batch, channels, voxels = features.shape
     return a_few(batch, voxels, values_at_once(features) // 2 // channels)
 
@@ -165,6 +165,6 @@ class _Attended(torch.autograd.Function):
 
 
 def _outer(columns: Tensor, rows: Tensor, added: Tensor) -> Tensor:
-    """``columns_c rows_v + added_v`` of every sample, for which a matrix product with an inner size of 2 takes twice as
-    long; ``added`` is ``(B, 1, V)`` or ``(B, C, V)``."""
+    """``columns_c rows_v + added_v`` of every sample; ``added`` is ``(B, 1, V)`` or ``(B, C, V)``. As a matrix product
+    with an inner size of 2 it would take twice as long."""
     return torch.addcmul(added, columns.unsqueeze(2), rows.unsqueeze(1))

@@ -33,7 +33,7 @@ def affinity_difference(cosines_s: Tensor, cosines_t: Tensor, present: Tensor) -
 
 
 def own_blocks(edges: Tensor, samples: int, regions: int) -> Tensor:
-    """Of the cosines between all regions of a batch ``(B*K, B*K)`` those within each sample, ``(B, K, K)``."""
+    """The cosines within each sample ``(B, K, K)``, out of those between all regions of a batch ``(B*K, B*K)``."""
     return edges.view(samples, regions, samples, regions).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 

@@ -46,7 +46,7 @@ def _walk(edges: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
     """``P``, and every node's strength over the mean strength; both 0 at absent nodes."""
     loops = torch.eye(len(nodes), device=edges.device)
     adjacency = ((edges.float() + 1) / 2 * (1 - loops) + loops) * nodes.outer(nodes)
-    # at least 1 where a node is present, by its self-loop
+    # at least 1 at a present node, because of its self-loop
     degree = adjacency.sum(dim=1)
     root = torch.where(nodes > 0, degree, 1).rsqrt()
     mean = degree.sum() / nodes.sum().clamp(min=1)

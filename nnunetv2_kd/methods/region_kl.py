@@ -31,9 +31,9 @@ def region_kl(
         sigmoid: whether the heads are overlapping regions.
 
     Returns:
-        Scalar, at least 0; 0 where no region is present. Regions are pooled over the batch. A region whose mass is
-        below one voxel counts by its mass only: the teacher's soft prediction of an absent class is never exactly 0,
-        and must not weigh as much as a present one.
+        Scalar, at least 0; 0 where no region is present. Regions are pooled over the batch. A region of less than one
+        voxel is weighted by its mass: the teacher's soft prediction of an absent class is never exactly 0, and must not
+        weigh as much as a present class.
     """
     kl = divergence(student, teacher, temperature, sigmoid)
     if regions is None:
@@ -63,7 +63,7 @@ class RegionKL(Method):
     counts_ignored_voxels = True  # by default, the regions are the teacher's
 
     temperature: Temperature = 1.0
-    membership: Literal["teacher", "labels"] = Field("teacher", description="whose regions")
+    membership: Literal["teacher", "labels"] = Field("teacher", description="whose regions to average within")
 
     def __call__(self, step: Step) -> Tensor:
         def of_head(z_s: Tensor, z_t: Tensor, y: Tensor) -> Tensor:

@@ -55,8 +55,8 @@ def find_method(name: str) -> type[Method]:
     """The method of that name.
 
     Raises:
-        KDError: where there is none, or what registers it is broken; names the distribution, the entry point or the
-            file, and what is wrong with it.
+        KDError: if there is none, or its package or file is broken; names the package and entry point, or the file, and
+            what is wrong.
     """
     if name in own_methods():
         taken = registered().get(name)
@@ -88,18 +88,18 @@ def source_of(name: str) -> Source | None:
 
 
 def read_methods(terms: Any) -> dict[str, Method]:
-    """What stands under ``terms:`` as methods; a name without a value, or with ``null``, is left out.
+    """The methods given under ``terms:``; a name without a value, or with ``null``, is left out.
 
     Raises:
-        ValidationError: every problem of every method at once, each with where it is.
-        ValueError: where it is no mapping.
+        ValidationError: lists every problem of every method, and where it is.
+        ValueError: if ``terms`` is not a mapping.
     """
     if not isinstance(terms, Mapping):
         raise ValueError("expected names of methods with their options")
     methods: dict[str, Method] = {}
     problems: list[InitErrorDetails] = []
     ours = list(own_methods())
-    # in the order of our list, others after them: a file's order of names tells nothing
+    # ours in the order of our list, then the others: their order in the file has no meaning
     for name, options in sorted(terms.items(), key=lambda term: ours.index(term[0]) if term[0] in ours else len(ours)):
         if options is None:
             continue
@@ -112,7 +112,7 @@ def read_methods(terms: Any) -> dict[str, Method]:
     names: dict[str, str] = {}
     for name, method in methods.items():
         if method.name in names:
-            twice = f"calls itself {method.name!r}, and so does {names[method.name]}: name one of them"
+            twice = f"calls itself {method.name!r}, and so does {names[method.name]}: rename one of them"
             problems.append(_problem(twice, (str(name),), method.name))
         names[method.name] = str(name)
     if problems:
@@ -121,14 +121,14 @@ def read_methods(terms: Any) -> dict[str, Method]:
 
 
 def _told(problem: Any, name: str) -> str:
-    """In words, and for an unknown option which there are."""
+    """A problem in words; for an unknown option, with the options that there are."""
     if problem["type"] != "extra_forbidden":
         return in_words(problem)
     return f"unknown option; {name} has {', '.join(find_method(name).model_fields)}"
 
 
 def _problem(message: str, where: tuple[int | str, ...], found: Any) -> InitErrorDetails:
-    # braces are placeholders to pydantic
+    # pydantic reads braces as placeholders
     escaped = message.replace("{", "{{").replace("}", "}}")
     return InitErrorDetails(type=PydanticCustomError("method", escaped), loc=where, input=found)
 
@@ -141,7 +141,7 @@ def _loaded(entry: EntryPoint) -> type[Method]:
     where = f"{_distribution(entry)}, entry point {entry.name} = {entry.value}"
     try:
         found = entry.load()
-    except Exception as error:  # somebody else's code: whatever it raises is shown
+    except Exception as error:  # third-party code may raise anything
         raise KDError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
     return _checked(found, where)
 
@@ -152,12 +152,12 @@ def _of_file(name: str) -> type[Method]:
     module_name = f"nnunetv2_kd_method_{sha256(file)[:16]}"
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
-        raise KDError(f"The method {name!r} is to be in {file}, which is no Python file.")
+        raise KDError(f"The method {name!r} should be in {file}, which is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # somebody else's code: whatever it raises is shown
+    except Exception as error:  # third-party code may raise anything
         del sys.modules[module_name]
         raise KDError(f"The method {name!r} cannot be loaded from {file}: {type(error).__name__}: {error}") from error
     if not hasattr(module, class_name):
@@ -169,13 +169,13 @@ def _of_file(name: str) -> type[Method]:
 def _file_of(name: str) -> Path:
     file = Path(name.rpartition(":")[0]).expanduser().absolute()
     if not file.is_file():
-        raise KDError(f"The method {name!r} is to be in {file}, which does not exist.")
+        raise KDError(f"The method {name!r} should be in {file}, which does not exist.")
     return file
 
 
 def _checked(found: Any, where: str) -> type[Method]:
     if not (inspect.isclass(found) and issubclass(found, Method) and hasattr(found, "needs")):
-        raise KDError(f"{where} is no method: expected a class derived from nnunetv2_kd.methods.Method with 'needs'.")
+        raise KDError(f"{where} is not a method: expected a subclass of nnunetv2_kd.methods.Method with 'needs'.")
     if found.__call__ is Method.__call__:
         raise KDError(f"{where} computes nothing: it has no __call__.")
     method: type[Method] = found

@@ -20,14 +20,14 @@ def soft_dice(student: Tensor, teacher: Tensor, valid: Tensor | None = None, sig
         sigmoid: whether the heads are overlapping regions; then every head counts, and otherwise all but class 0.
 
     Returns:
-        Scalar in [0, 1]. A class whose mass in the teacher's prediction is below one voxel counts by its mass only, and
-        so does the whole term where all classes together have less than one voxel.
+        Scalar in [0, 1]. A class to which the teacher gives less than one voxel is weighted by its mass; so is the
+        whole term if all classes together have less than one voxel.
     """
     require_equal(student, teacher, "logits")
     mask = valid_voxels(valid, student)
     p_s, p_t = _foreground(student, sigmoid) * mask, _foreground(teacher.detach(), sigmoid) * mask
     dims = (0, *range(2, p_s.ndim))
-    # 0 over 0 where neither network has a trace of a class
+    # avoids 0 / 0 where neither network predicts a class at all
     squares = (p_s.square() + p_t.square()).sum(dim=dims).clamp(min=1e-20)
     dice = 2 * (p_s * p_t).sum(dim=dims) / squares
     weights = p_t.sum(dim=dims).clamp(max=1)

@@ -11,22 +11,21 @@ from nnunetv2_kd.regions import Labels, Regions, region_graph
 
 @dataclass
 class Step:
-    """One training step. Logits and targets are lists over the heads that both networks have and nnU-Net's loss
-    weights, finest first.
+    """One training step. Logits and targets are lists, finest head first. They cover the segmentation heads that both
+    networks have and to which nnU-Net's loss gives a weight.
 
     Attributes:
-        labels: how the targets are to be read.
+        labels: how to read the targets.
         logits_s: the student's logits, ``(B, K, *S)`` per head.
-        logits_t: the teacher's; empty where no method asks for them. Then the other lists are over all of the student's
-            heads that nnU-Net's loss weights.
-        targets: nnU-Net's, ``(B, 1, *S)``, or with overlapping regions a channel per region; per head.
+        logits_t: the teacher's; empty if no method needs them. The other lists then cover all of the student's heads to
+            which nnU-Net's loss gives a weight.
+        targets: nnU-Net's, per head: ``(B, 1, *S)``, or one channel per region if regions overlap.
         head_weights: nnU-Net's weight of every head.
         features_s: the student's features ``(B, C, *S)`` by stage.
-        features_t: the teacher's by the student's names of the stages; empty where there are several teachers, or where
-            the teacher is stored.
-        edges_t: cosines between all regions of the batch ``(B*K, B*K)`` by stage, of several teachers or a stored one;
-            empty where one teacher runs.
-        trained_parts: what methods train beside the student, by the method's name.
+        features_t: the teacher's, by the student's stage names; empty with several teachers or a stored one.
+        edges_t: with several teachers or a stored one, the cosines between all regions of the batch ``(B*K, B*K)`` by
+            stage; empty with a single running teacher.
+        trained_parts: modules that methods train with the student, by the method's name.
     """
 
     labels: Labels
@@ -48,18 +47,19 @@ class Step:
     def valid(self, target: Tensor) -> Tensor | None:
         """``(B, 1, *S)`` bool, False at voxels with the ignore label; None where the dataset has none.
 
-        For methods that average over voxels, whatever these are labelled as.
+        For methods that average over voxels, whatever their labels.
         """
         return self.labels.valid(target)
 
     def regions(self, target: Tensor | None = None) -> Regions:
-        """Which region every voxel of a target (default: the finest) belongs to, at any grid; ignored voxels to none.
+        """Which region every voxel of a target (default: the finest) belongs to, at any grid. Ignored voxels belong to
+        none.
 
-        For methods that compare regions, or weigh a small one as much as a large one.
+        For methods that compare regions, or that give a small region as much weight as a large one.
         """
         if target is not None:
             return self.labels.regions(target)
-        if self._regions is None:  # not a cached_property: before Python 3.12 it has a lock, which is not compiled
+        if self._regions is None:  # not a cached_property: before Python 3.12 it locks, which torch cannot compile
             self._regions = self.labels.regions(self.targets[0])
         return self._regions
 
@@ -81,12 +81,12 @@ class Step:
         edges_s, present = region_graph(self.features_s[stage], self.regions())
         if stage in self.edges_t:
             edges_t = self.edges_t[stage]
-            # what no teacher knows is left as the student has it
+            # where no teacher knows a region, the student's own value makes the difference 0
             return edges_s, torch.where(edges_t.isnan(), edges_s.detach(), edges_t), present
         return edges_s, region_graph(self.features_t[stage].detach(), self.regions())[0], present
 
     def trained_part(self, name: str) -> nn.Module:
-        """What the method of that name trains beside the student, see `Method.trained_part`."""
+        """The module that the method of that name trains with the student, see `Method.trained_part`."""
         return self.trained_parts[name]
 
     def stage_features(self, stages: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Terms on the logits of one segmentation head."""
+"""KL divergence of the logits at every voxel."""
 
 import torch.nn.functional as F
 from torch import Tensor

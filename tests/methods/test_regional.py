@@ -112,7 +112,7 @@ def test_gradient_of_the_channels_weights(rng):
 
 @pytest.mark.parametrize("size", [(3, 3), (16, 16)])
 def test_a_student_at_a_grid_that_does_not_divide_is_refused(size, rng):
-    with pytest.raises(ValueError, match=r"divides that of the regions, \(8, 8\)"):
+    with pytest.raises(ValueError, match=r"divides the regions' grid \(8, 8\)"):
         feature_filtering(features(3, size, rng), features(3, (8, 8), rng), all_labelled((8, 8), rng))
 
 

@@ -56,7 +56,7 @@ def test_a_method_in_a_file_is_checked_like_ours(in_folder):
 
 def test_a_method_that_is_named_twice(in_folder):
     (in_folder / "again.py").write_text(EXAMPLE)
-    with pytest.raises(ValidationError, match="calls itself 'brier', and so does my_losses.py:Brier: name one of them"):
+    with pytest.raises(ValidationError, match="calls itself 'brier', and so does my_losses.py:Brier: rename one"):
         read_methods({"my_losses.py:Brier": {}, "again.py:Brier": {}})
 
 
@@ -77,7 +77,7 @@ def test_the_docs_example_keeps_the_contract(check):
         ("gone.py:Brier", None, "which does not exist"),
         ("broken.py:Brier", "import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
         ("broken.py:Brier", "class Other: pass", "has no class 'Brier'. Its classes: Other"),
-        ("broken.py:Brier", "class Brier: pass", "is no method: expected a class derived from"),
+        ("broken.py:Brier", "class Brier: pass", "is not a method: expected a subclass of"),
         (
             "broken.py:Brier",
             "from nnunetv2_kd.methods import Method, Needs\nclass Brier(Method):\n    needs = Needs(logits=True)",
