@@ -1,1 +1,1 @@
-"""What is done to any network: built, its stages named and tapped, its cost counted, how it computes on a CPU."""
+"""For any network: building it, naming and tapping its stages, counting its cost, choosing how a CPU computes it."""

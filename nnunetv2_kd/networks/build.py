@@ -1,4 +1,4 @@
-"""Networks as nnU-Net builds them, and out of what wraps them."""
+"""Build networks as nnU-Net does, and unwrap them."""
 
 import inspect
 from contextlib import redirect_stdout
@@ -19,8 +19,8 @@ from nnunetv2_kd.nnunet.model_files import as_nnunet_writes
 
 
 def find_trainer(name: str) -> type[nnUNetTrainer] | None:
-    """The trainer of that name, as nnU-Net finds it; None where it is not here."""
-    with redirect_stdout(StringIO()):  # where nnU-Net looks for it
+    """The trainer class of that name, found as nnU-Net finds it; None if it is not installed."""
+    with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
         try:
             found: type[nnUNetTrainer] = recursive_find_trainer_class_by_name(name)
         except (RuntimeError, AssertionError, TypeError):  # no such name, no trainer, no class
@@ -31,7 +31,7 @@ def find_trainer(name: str) -> type[nnUNetTrainer] | None:
 def configuration_of(
     plans: dict[str, Any], configuration: str, trust: bool = False
 ) -> tuple[PlansManager, ConfigurationManager]:
-    """nnU-Net's managers of plans and of one of their configurations, whose network may be built.
+    """nnU-Net's managers for plans and one of their configurations, after checking that its network may be built.
 
     Args:
         trust: see `check_architecture`.
@@ -79,7 +79,7 @@ def _build(
 ) -> nn.Module:
     described: tuple[Any, ...] = (manager, config)
     if "plans_manager" not in inspect.signature(trainer_class.build_network_architecture).parameters:
-        # the older signature, which nnU-Net 2.8 supports too
+        # the older signature, which nnU-Net 2.8 still supports
         described = (
             config.network_arch_class_name,
             config.network_arch_init_kwargs,
@@ -100,7 +100,7 @@ def build_on_meta(
     trainer_name: str | None = None,
     trust: bool = False,
 ) -> nn.Module:
-    """The network of a configuration without any memory behind it, as nnU-Net would build it for inference.
+    """The network of a configuration as nnU-Net would build it for inference, on the meta device (without memory).
 
     Args:
         trainer_name: of a trainer that may build another network than the plans describe; None: nnU-Net's own.

@@ -23,7 +23,7 @@ class Cost:
         params: number of parameters.
         flops: floating-point operations of one forward pass of one patch, a multiply-add counted as two.
         activation_bytes: memory of all convolutions' outputs for one patch in float32, as nnU-Net's planner counts it;
-            0 where the network does not tell.
+            0 if the network cannot compute it.
     """
 
     params: int
@@ -32,7 +32,7 @@ class Cost:
 
 
 def count_params(network: nn.Module) -> int:
-    """Number of parameters, shared ones once."""
+    """Number of parameters, counting shared ones once."""
     return sum(p.numel() for p in network.parameters())
 
 
@@ -60,6 +60,6 @@ def _cost(network: Any, plans: dict[str, Any], configuration: str, dataset_json:
         network(patch)
     try:
         feature_map_size = int(network.compute_conv_feature_map_size(tuple(config.patch_size)))
-    except (NotImplementedError, AttributeError):  # of a transformer
+    except (NotImplementedError, AttributeError):  # a transformer
         feature_map_size = 0
     return Cost(count_params(network), int(counter.get_total_flops()), 4 * feature_map_size)

@@ -1,8 +1,8 @@
 """How a network computes on the CPU: in float32 or bfloat16, with the channels first or last in memory.
 
-nnU-Net computes in float32 with channels first, because bfloat16 is slow on processors without instructions for it.
-Where they are, it about halves the time. Channels last help some networks and slow others down, so what is fastest is
-measured, per network.
+nnU-Net computes in float32 with channels first, because bfloat16 is slow on processors without instructions for it. On
+processors with them, bfloat16 about halves the time. Channels last speeds up some networks and slows down others, so
+the fastest mode is measured for each network.
 """
 
 import copy
@@ -23,13 +23,13 @@ from nnunetv2_kd.networks.build import plain_network
 STOCK: CpuMode = "float32"
 
 ROUNDS = 4
-SECONDS = 30.0  # a large network is measured fewer times; what it saves shows at once
-WORTH_IT = 0.95  # of the time of float32; a smaller gain is noise, and float32 is more exact
+SECONDS = 30.0  # limit on measuring; a large network gets fewer rounds, which suffice to see what it saves
+WORTH_IT = 0.95  # a mode must take at most this share of float32's time: less gain is noise, and float32 is more exact
 
 
 @dataclass(frozen=True)
 class ChosenMode:
-    """How a network computes from now on, and in words why."""
+    """The mode that a network computes in from now on, and the reason in words."""
 
     mode: CpuMode
     reason: str = ""
@@ -55,7 +55,7 @@ def cpu_has_bfloat16() -> bool:
 
 
 def processor_name() -> str:
-    """``Intel(R) Xeon(R) Platinum 8481C``, or what Python knows of it."""
+    """The processor's name, such as ``Intel(R) Xeon(R) Platinum 8481C``, or whatever Python knows about it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -74,10 +74,10 @@ def is_bfloat16(mode: str) -> bool:
 
 
 def check_here(wanted: CpuSpeed) -> None:
-    """The processor can compute in the mode that was asked for.
+    """Check that the processor can compute in the mode that was asked for.
 
     Raises:
-        KDError: where it has no instructions for it.
+        KDError: if it lacks the instructions.
     """
     if is_bfloat16(wanted) and not cpu_has_bfloat16():
         raise KDError(
@@ -92,7 +92,7 @@ def set_mode(network: nn.Module, mode: CpuMode, in_training_only: bool = False) 
     Args:
         network: may be compiled or wrapped in DDP. Call it once.
         mode: ``float32`` leaves the network as it is.
-        in_training_only: in eval mode compute in float32, so that a validation is what stock nnU-Net predicts.
+        in_training_only: compute in float32 in eval mode, so that a validation predicts the same as stock nnU-Net.
     """
     if mode == STOCK:
         return
@@ -108,7 +108,7 @@ def set_mode(network: nn.Module, mode: CpuMode, in_training_only: bool = False) 
     def forward(data: Tensor) -> Tensor | list[Tensor]:
         if in_training_only and not network.training:
             return plain_forward(data)
-        # autocast is a state of the thread, so it is entered here and not around the caller
+        # autocast applies per thread, so it is entered here and not by the caller
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bfloat16(mode)):
             output = plain_forward(data.contiguous(memory_format=memory_format))
         return [head.float() for head in output] if isinstance(output, (list, tuple)) else output.float()
@@ -117,13 +117,12 @@ def set_mode(network: nn.Module, mode: CpuMode, in_training_only: bool = False) 
 
 
 def measure(network: nn.Module, shape: Sequence[int], trained: bool = False) -> MeasuredModes:
-    """Time a network in every mode that this processor is good for. The network is left as it was, and so are the
-    random numbers.
+    """Time a network in every mode that this processor supports. The network and the random state stay unchanged.
 
     Args:
         network: on the CPU; copies of it are run.
         shape: of its input, ``(B, C, *S)``.
-        trained: whether to time forward and backward of a training step, or a forward pass alone.
+        trained: whether to time a training step's forward and backward pass, instead of a forward pass alone.
     """
     took: dict[CpuMode, list[float]] = {mode: [] for mode in modes_here()}
     with torch.random.fork_rng(devices=[]):
@@ -132,29 +131,30 @@ def measure(network: nn.Module, shape: Sequence[int], trained: bool = False) -> 
         for mode, copied in copies.items():
             set_mode(copied, mode)
         started = time.perf_counter()
-        # in turns, so that what else the machine does weighs on all alike
+        # in turns, so that other load on the machine affects all modes alike
         for _ in range(ROUNDS):
             for mode, copied in copies.items():
                 took[mode].append(_milliseconds(copied, data, trained))
             if time.perf_counter() - started > SECONDS:
                 break
-    # the first round warms up; of a network so slow that there is no other, it has to do
+    # the first round is a warm-up; it counts only if the network is too slow for a second
     ms = {mode: min(times[1:] or times) for mode, times in took.items()}
     fastest = min(ms, key=lambda mode: ms[mode])
     return MeasuredModes(fastest if ms[fastest] < WORTH_IT * ms[STOCK] else STOCK, ms)
 
 
 def choose_mode(network: nn.Module, wanted: CpuSpeed, shape: Sequence[int], trained: bool = False) -> ChosenMode:
-    """Let a network compute in the mode that the user wants, or in the fastest one.
+    """Set a network to the mode that the user wants, or to the fastest one.
 
     Args:
         network: on the CPU.
-        wanted: a mode, or ``measure``.
+        wanted: a mode, or ``measure`` for the fastest.
         shape: of its input, ``(B, C, *S)``, to measure with.
-        trained: whether it is trained; then in eval mode it still computes as stock nnU-Net does, see `set_mode`.
+        trained: whether the network is being trained; in eval mode it then computes as stock nnU-Net does, see
+            `set_mode`.
 
     Raises:
-        KDError: where this processor lacks the instructions for the mode that is wanted.
+        KDError: if this processor lacks the instructions for the wanted mode.
     """
     check_here(wanted)
     if wanted != "measure":

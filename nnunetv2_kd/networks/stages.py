@@ -1,4 +1,4 @@
-"""The stages of a U-Net: their names, strides and widths, and which of a teacher's belongs to which of a student's."""
+"""The stages of a U-Net: their names, strides and channels, and which teacher stage matches which student stage."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ Stride = tuple[int, ...]
 
 
 def has_stages(network: nn.Module) -> bool:
-    """Whether it is a U-Net as those of dynamic_network_architectures are."""
+    """Whether the network is built like the U-Nets of dynamic_network_architectures."""
     encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
     return hasattr(encoder, "stages") and hasattr(encoder, "strides") and hasattr(decoder, "stages")
 
@@ -27,7 +27,7 @@ def stage_modules(network: nn.Module) -> dict[str, tuple[nn.Module, Stride]]:
             dynamic_network_architectures have.
 
     Raises:
-        KDError: where the network is built otherwise.
+        KDError: if the network is built differently.
     """
     encoder: Any = getattr(network, "encoder", None)
     decoder: Any = getattr(network, "decoder", None)
@@ -38,12 +38,12 @@ def stage_modules(network: nn.Module) -> dict[str, tuple[nn.Module, Stride]]:
         )
     strides = [tuple(int(s) for s in stride) for stride in np.cumprod(np.vstack(encoder.strides), axis=0)]
     stages = {f"encoder.{level}": (stage, strides[level]) for level, stage in enumerate(encoder.stages)}
-    decoder_stages = list(decoder.stages)[::-1]  # computed from the deepest up, counted from full resolution down
+    decoder_stages = list(decoder.stages)[::-1]  # run from the deepest up, but counted from full resolution down
     return stages | {f"decoder.{level}": (stage, strides[level]) for level, stage in enumerate(decoder_stages)}
 
 
 def resolve_stages(name: str, available: Iterable[str]) -> list[str]:
-    """``encoder.-1`` to the name of the deepest encoder stage, ``encoder.:-1`` to those of all but the deepest.
+    """Replace ``encoder.-1`` by the name of the deepest encoder stage, ``encoder.:-1`` by those of all but the deepest.
 
     Raises:
         KDError: where the network has no such stage.
@@ -65,13 +65,13 @@ def resolve_stages(name: str, available: Iterable[str]) -> list[str]:
 
 
 def match_stages(names: Iterable[str], student: nn.Module, teacher: nn.Module) -> dict[str, str]:
-    """For each stage of the student the teacher's stage of the same part and the same stride.
+    """For each stage of the student, find the teacher's stage with the same stride in the same part (encoder, decoder).
 
     Returns:
-        The student's stage name, as `resolve_stages` spells it, to the teacher's.
+        The teacher's stage name, keyed by the student's as `resolve_stages` spells it.
 
     Raises:
-        KDError: where the teacher has no stage of that stride.
+        KDError: if the teacher has no stage of that stride.
     """
     of_student, of_teacher = (
         {name: stride for name, (_, stride) in stage_modules(network).items()} for network in (student, teacher)
@@ -82,7 +82,7 @@ def match_stages(names: Iterable[str], student: nn.Module, teacher: nn.Module) -
 def match_strides(
     names: Iterable[str], of_student: Mapping[str, Stride], of_teacher: Mapping[str, Stride]
 ) -> dict[str, str]:
-    """As `match_stages`, of networks whose stages and strides are known."""
+    """Like `match_stages`, for networks whose stages and strides are known."""
     matched = {}
     for stage in (stage for name in names for stage in resolve_stages(name, of_student)):
         part, stride = stage.split(".")[0], of_student[stage]
@@ -100,10 +100,10 @@ def match_strides(
 def nearest_strides(
     names: Iterable[str], of_student: Mapping[str, Stride], of_teacher: Mapping[str, Stride]
 ) -> dict[str, str]:
-    """For each stage of the student the teacher's stage of the same part whose stride is nearest (ours): for networks
-    that look at different grids, of 2 or 3 dimensions, where equal strides mean nothing.
+    """For each stage of the student, find the teacher's stage in the same part with the nearest stride (ours). For
+    networks that see images at different spacings or in 2 and 3 dimensions, where equal strides mean nothing.
 
-    Of a 3d network next to a 2d one, the strides within the planes, its last two, are compared.
+    Between a 3d and a 2d network, only the last two strides, those within the plane, are compared.
     """
     matched = {}
     for stage in (stage for name in names for stage in resolve_stages(name, of_student)):
@@ -120,6 +120,6 @@ def nearest_strides(
 
 
 def stage_channels(network: nn.Module) -> dict[str, int]:
-    """Feature channels of every stage: a decoder stage has as many as the encoder stage that it is joined with."""
+    """Channels of every stage; a decoder stage has as many as the encoder stage at its level."""
     encoder: Any = network.encoder
     return {name: int(encoder.output_channels[int(name.split(".")[1])]) for name in stage_modules(network)}

@@ -1,4 +1,4 @@
-"""Keep what stages of a network put out during one forward pass."""
+"""Keep the outputs of a network's stages during one forward pass."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,8 +11,8 @@ class Taps:
     """Forward hooks that keep the output of some stages while `recording`.
 
     Args:
-        network: the network, not compiled and not wrapped. Hooks set here survive both.
-        stages: under which name each stage is kept; the values are names as in `stage_modules`.
+        network: the network, before it is compiled or wrapped; the hooks survive both.
+        stages: the names under which outputs are kept, each with the name of its stage in `stage_modules`.
     """
 
     def __init__(self, network: nn.Module, stages: Mapping[str, str]) -> None:
@@ -30,12 +30,12 @@ class Taps:
         return keep
 
     def put(self, features: Mapping[str, Tensor]) -> None:
-        """Keep these as if the network had put them out."""
+        """Keep these features as if the network had output them."""
         self._features.update(features)
 
     def take(self) -> dict[str, Tensor]:
-        """The features of the last forward pass by name, which are then no longer kept."""
+        """Return the features of the last forward pass by name, and forget them."""
         features = dict(self._features)
-        # cleared and not replaced: a compiled forward pass guards on the dict that it writes to
+        # cleared, not replaced: a compiled forward pass is recompiled if the dict that it writes to is another one
         self._features.clear()
         return features

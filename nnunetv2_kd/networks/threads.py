@@ -1,6 +1,6 @@
-"""How many threads this process may take.
+"""How many threads this process may use.
 
-nnU-Net calls ``torch.set_num_threads(cpu_count())`` on a CPU: every core that the machine has, whatever the job was
+On a CPU, nnU-Net calls ``torch.set_num_threads(cpu_count())``: every core of the machine, however few the job was
 given. Two such processes on two cores wait for each other most of the time.
 """
 
@@ -16,7 +16,7 @@ JOB_VARIABLES = ("SLURM_CPUS_PER_TASK", "NSLOTS", "PBS_NUM_PPN")  # SLURM, Grid 
 
 
 def allowed_threads() -> int:
-    """The smallest of what limits this process: the cores that exist, its affinity (``taskset``), its cgroup's quota
+    """The smallest of this process's limits: the machine's cores, its affinity (``taskset``), its cgroup's quota
     (containers), ``OMP_NUM_THREADS``, and the threads that a cluster gave to the job. At least 1."""
     limits = [os.cpu_count() or 1, _affinity(), _cgroup_quota()]
     limits += [_number(os.environ.get(name, "")) for name in ("OMP_NUM_THREADS", *JOB_VARIABLES)]
@@ -24,25 +24,25 @@ def allowed_threads() -> int:
 
 
 def limit_threads(device: torch.device | None = None) -> int:
-    """Let torch take no more threads than are allowed, in this process and in those that it starts.
+    """Limit torch to the allowed number of threads, in this process and in those that it starts.
 
     Args:
-        device: where the network runs. On another than a CPU torch's threads stay as nnU-Net sets them.
+        device: where the network runs. Unless it is a CPU, torch's threads stay as nnU-Net sets them.
 
     Returns:
-        The threads that torch takes now.
+        The number of threads that torch now uses.
     """
     if device is None or device.type == "cpu":
         allowed = allowed_threads()
         torch.set_num_threads(min(torch.get_num_threads(), allowed))
-        # processes that nnU-Net starts to resample and to write take this many threads each
+        # nnU-Net's processes that resample and export use this many threads each
         os.environ.setdefault("nnUNet_def_n_proc", str(allowed))
     return torch.get_num_threads()
 
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Inside, torch takes this many threads."""
+    """Within this context, torch uses this many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -52,7 +52,7 @@ def torch_threads(number: int) -> Iterator[None]:
 
 
 def _number(text: str) -> int | None:
-    """The first number of ``4`` or ``4,2``; None where it is none."""
+    """The first number of a text such as ``4`` or ``4,2``; None if there is none."""
     first = text.split(",")[0].strip()
     return int(first) if first.isdigit() and int(first) > 0 else None
 
@@ -62,13 +62,13 @@ def _affinity() -> int | None:
 
 
 def _cgroup_quota() -> int | None:
-    """Whole cores of the tightest CPU quota, of cgroups version 2 or 1; None where there is no quota."""
+    """Whole cores of the tightest CPU quota in cgroups version 2 or 1; None if there is no quota."""
     found = [quota for folder in _cgroup_folders() if (quota := _quota_of(folder)) is not None]
     return max(1, int(min(found))) if found else None
 
 
 def _cgroup_folders() -> list[Path]:
-    """This process's groups and those around them."""
+    """This process's cgroups and their parents."""
     folders = [CGROUPS, CGROUPS / "cpu"]
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -83,7 +83,7 @@ def _cgroup_folders() -> list[Path]:
 
 
 def _quota_of(folder: Path) -> float | None:
-    """Cores, of ``cpu.max`` (version 2: quota and period) or of ``cpu.cfs_quota_us`` (version 1)."""
+    """Cores according to ``cpu.max`` (version 2: quota and period) or ``cpu.cfs_quota_us`` (version 1)."""
     try:
         if (folder / "cpu.max").is_file():
             quota, period = (folder / "cpu.max").read_text().split()
