@@ -1,5 +1,5 @@
-"""Which voxel belongs to what, and what a network's features look like there: sums, mean vectors and cosines over
-regions, on CPU and GPU, for any number of regions. The names below are the interface; the rest is the engine's own."""
+"""Which region each voxel belongs to, and what a network's features look like there: sums, mean vectors and cosines
+over any number of regions, on CPU and GPU. The names below are the interface; everything else is internal."""
 
 from nnunetv2_kd.regions.known import Known, known_heads
 from nnunetv2_kd.regions.labels import Labels

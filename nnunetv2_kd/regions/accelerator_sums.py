@@ -1,5 +1,5 @@
-"""Sums over regions on an accelerator: `DenseSums` where the memberships are small enough to be spelt out, else
-`ScatteredSums`, which add every voxel to its region."""
+"""Sums over regions on an accelerator: `DenseSums` if the memberships are small enough to be stored as an array,
+otherwise `ScatteredSums`, which adds every voxel to its region's sum."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnunetv2_kd.tensors.blockwise import few_channels, over_voxels
 
-MOST_SHARES = 2**24  # of a batch, 64 MiB
+MOST_SHARES = 2**24  # float32 values of a batch: 64 MiB
 
 
 def fits(codes: Tensor, count: int, size: tuple[int, ...]) -> bool:
@@ -19,8 +19,8 @@ def fits(codes: Tensor, count: int, size: tuple[int, ...]) -> bool:
 class DenseSums:
     """See `nnunetv2_kd.regions.grid_sums.GridSums`; arguments as for `grid_sums`.
 
-    A few calls for a whole batch and nothing that the host must wait for: a small training step on a GPU takes as long
-    as it takes to launch it.
+    It makes only a few calls for a whole batch, and the host waits for none of them: a small training
+    step on a GPU takes as long as its launches.
     """
 
     def __init__(self, codes: Tensor, count: int, size: tuple[int, ...]) -> None:
@@ -53,8 +53,8 @@ class DenseSums:
         return of_codes.mul_(self._shares).sum(dim=1).unflatten(1, self.size)
 
 
-# as many sums of every region are kept side by side, as a power of two, where there are more cells than sums: voxels
-# that are added to the same one wait for each other, and their digits get lost in the end
+# log2 of the most partial sums kept for each region: additions to the same sum wait for each other, and a sum of very
+# many values loses digits
 MOST_SIDE_BY_SIDE = 9
 
 
@@ -69,7 +69,7 @@ class ScatteredSums:
         self.voxels = held.shape[1]
         self._bits = min(MOST_SIDE_BY_SIDE, max(1, held.shape[2] // count).bit_length() - 1)
         side = torch.arange(held.shape[2], device=codes.device) % (1 << self._bits)
-        # (B, f, cells): to which sum each voxel is added
+        # (B, f, cells): the partial sum to which each voxel is added
         self._slots = (held.long() << self._bits) + side
 
     def mass(self) -> Tensor:
@@ -101,18 +101,18 @@ class ScatteredSums:
         return maps.mul_(1 / self.voxels).unflatten(1, self.size)
 
     def _added_up(self, sums: Tensor) -> Tensor:
-        """``(B, C, all sums)`` as ``(B, U, C)``, of cells and not of voxels."""
+        """Add up the partial sums, ``(B, C, all sums)`` to ``(B, U, C)``, in units of cells instead of voxels."""
         return sums.unflatten(2, (self.count, -1)).sum(dim=3).mT * (1 / self.voxels)
 
     def _looked_up(self, values: Tensor, slots: Tensor) -> Tensor:
-        """``(B, C, U)`` and ``(B, cells)`` as ``(B, C, cells)``."""
+        """The value of each cell's code: ``(B, C, U)`` and ``(B, cells)`` to ``(B, C, cells)``."""
         codes = (slots >> self._bits).unsqueeze(1)
         return values.gather(2, codes.expand(-1, values.shape[1], -1))
 
 
 def by_cell(codes: Tensor, size: tuple[int, ...]) -> Tensor:
-    """``(B, *S)`` as ``(B, voxels of a cell, cells)``."""
+    """Rearrange ``(B, *S)`` to ``(B, voxels of a cell, cells)``."""
     pairs = [n for fine, coarse in zip(codes.shape[1:], size, strict=True) for n in (coarse, fine // coarse)]
-    # the cells last: the other way round the copy takes ten times as long
+    # the cells last: in the other order the copy takes ten times as long
     order = [0, *range(2, len(pairs) + 1, 2), *range(1, len(pairs) + 1, 2)]
     return codes.reshape(len(codes), *pairs).permute(order).reshape(len(codes), -1, math.prod(size))

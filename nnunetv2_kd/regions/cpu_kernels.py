@@ -1,9 +1,9 @@
-"""The loops of `nnunetv2_kd.regions.cpu_sums`, compiled at their first call by numba and kept on disk where possible.
+"""The loops of `nnunetv2_kd.regions.cpu_sums`, compiled by numba at their first call and cached on disk if possible.
 
-A run is ``first``, ``last`` (one past the end), its ``code`` and its ``share``: below 1 only for a single cell that
-holds several codes, which is then as many runs in a row with the same ``first``. Unsigned, as a loop over indices that
-may be negative is not vectorised. Every function is compiled for one set of types: processes that compile it
-for two at the same time could mix them up in the folder where they are kept.
+A run has a ``first`` cell, a ``last`` (one past the end), a ``code`` and a ``share``. The share is below 1 only for a
+single cell that holds several codes; it then has one run per code, all with the same ``first``. Indices are unsigned,
+because numba does not vectorise loops over indices that may be negative. Every function is compiled for one set of
+types only: processes that compile it for two at the same time could mix them up in the cache.
 """
 
 import pickle
@@ -15,24 +15,24 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-LONGEST = 4096  # cells of a run: more in a single float32 sum lose digits
+LONGEST = 4096  # cells of a run: a float32 sum over more would lose digits
 
 Array: TypeAlias = NDArray[Any]
 
 
 def compiled(function: Callable) -> Callable:
-    # sums may be taken in any order, which is what lets them be vectorised; NaN and infinity keep their meaning
+    # additions may be reordered, which allows vectorisation; NaN and infinity keep their meaning
     options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
     try:
         dispatcher = njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to write: a container without a home
+    except RuntimeError:  # no folder to cache in, as in a container without a home
         return njit(**options)(function)
     dispatcher._cache = _CacheIfPossible(dispatcher._cache)
     return dispatcher
 
 
 class _CacheIfPossible:
-    """numba's cache of a function, which is done without where it cannot be read or written: the disk is full, say."""
+    """numba's cache of a function, which is skipped if it cannot be read or written, for example on a full disk."""
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
@@ -53,8 +53,8 @@ class _CacheIfPossible:
 
 @compiled
 def find_runs(codes: Array, count: int, factors: tuple[int, int, int]) -> tuple[Array, Array, Array, Array]:
-    """Of codes ``(D, H, W)`` in ``[0, count)`` and the voxels of a cell along each axis: ``first``, ``last``, ``code``
-    uint32 and ``share`` float32, by ``first``, which counts cells. ValueError for a code out of that range."""
+    """The runs of codes ``(D, H, W)`` in ``[0, count)``, given a cell's voxels along each axis: ``first``, ``last``,
+    ``code`` uint32 and ``share`` float32, sorted by ``first``, a cell's index. ValueError for a code out of range."""
     first = np.empty(codes.size, np.uint32)
     last = np.empty(codes.size, np.uint32)
     code = np.empty(codes.size, np.uint32)
@@ -68,7 +68,7 @@ def find_runs(codes: Array, count: int, factors: tuple[int, int, int]) -> tuple[
     whole = False  # whether more cells can join the last run
     for d in range(0, codes.shape[0], fd):
         for h in range(0, codes.shape[1], fh):
-            # along whole rows, which is fast: which voxels differ from the first of their cell's rows
+            # marks the voxels that differ from those in the first of the cells' rows; whole rows at once are fast
             unlike[:] = 0
             for i in range(d, d + fd):
                 for j in range(h, h + fh):
@@ -84,7 +84,7 @@ def find_runs(codes: Array, count: int, factors: tuple[int, int, int]) -> tuple[
                     last[runs - 1] = cell + 1
                     cell += 1
                     continue
-                # the codes of the cell, and how many of its voxels have each; the one before is the likeliest
+                # the cell's codes, and how many of its voxels have each; the previous voxel's is the likeliest
                 held[0], times[0], kinds, at = one, 0, 1, 0
                 for i in range(d, d + fd):
                     for j in range(h, h + fh):
@@ -110,11 +110,11 @@ def find_runs(codes: Array, count: int, factors: tuple[int, int, int]) -> tuple[
 
 @compiled
 def sums(features: Array, weights: Array, first: Array, last: Array, code: Array, share: Array, count: int) -> Array:
-    """``sum_v w_u(v) weights(v) F(v)`` of ``(8, V)`` and ``(V)``, ``(U, 8)`` float64."""
+    """``sum_v w_u(v) weights(v) F(v)`` for features ``(8, V)`` and weights ``(V)``: ``(U, 8)`` float64."""
     total: Array = np.zeros((count, 8), np.float64)
     for run in range(len(first)):
         s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.float32(0)
-        # eight sums side by side: a single one would wait for each of its additions
+        # eight sums at once: a single sum would have to wait for each addition
         for v in range(first[run], last[run]):
             w = weights[v]
             s0 += w * features[0, v]
@@ -139,7 +139,7 @@ def sums(features: Array, weights: Array, first: Array, last: Array, code: Array
 
 @compiled
 def spread(values: Array, first: Array, last: Array, code: Array, share: Array, maps: Array) -> None:
-    """``sum_u w_u(v) values_u`` of ``(C, U)``, into ``(C, V)``."""
+    """``sum_u w_u(v) values_u`` for values ``(C, U)``, written to maps ``(C, V)``."""
     for channel in range(len(values)):
         for run in range(len(first)):
             value = values[channel, code[run]] * share[run]
@@ -154,7 +154,7 @@ def spread(values: Array, first: Array, last: Array, code: Array, share: Array, 
 def add_projections(
     values: Array, features: Array, first: Array, last: Array, code: Array, share: Array, maps: Array
 ) -> None:
-    """``sum_u w_u(v) <values_u, F(v)>`` of ``(U, 8)`` and ``(8, V)``, added to ``(V)``."""
+    """``sum_u w_u(v) <values_u, F(v)>`` for values ``(U, 8)`` and features ``(8, V)``, added to maps ``(V)``."""
     for run in range(len(first)):
         row, part = values[code[run]], share[run]
         a0, a1, a2, a3 = part * row[0], part * row[1], part * row[2], part * row[3]

@@ -1,8 +1,8 @@
 """Sums over regions on a CPU, run by run.
 
-Neighbouring voxels mostly belong to the same region: a row of them is a run, which has a first voxel, a last one and a
-code. The sums over regions are then sums over runs, at hardly more than the price of reading the features once, however
-many regions there are. Compiled by numba, as matrix products and scattering cost a multiple of that.
+Neighbouring voxels mostly belong to the same region. A row of such voxels is a run, with a first voxel, a last one and
+a code. Sums over regions are then sums over runs, which cost hardly more than reading the features once, however many
+regions there are. The loops are compiled by numba; matrix products or scattering would take several times as long.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from nnunetv2_kd.regions import cpu_kernels
 
-not_compiled = torch.compiler.disable  # torch would trace into numpy and numba, and cannot
+not_compiled = torch.compiler.disable  # torch cannot trace numpy and numba
 
 
 class RunLengthSums:
     """See `nnunetv2_kd.regions.grid_sums.GridSums`; arguments as for `grid_sums`.
 
-    Samples are taken in threads, in which torch records gradients again whatever the caller said: hence numpy.
+    Samples are processed in threads. Torch would record gradients there even if the caller turned them off, so numpy is
+    used.
     """
 
     @not_compiled
@@ -29,7 +30,7 @@ class RunLengthSums:
         self.batch = len(codes)
         self.count = count
         self.size = size
-        flat = (1,) * (3 - len(size))  # two dimensions are a single slice of three
+        flat = (1,) * (3 - len(size))  # a 2d image is a 3d image of one slice
         own = codes.contiguous().view(len(codes), *flat, *codes.shape[1:]).numpy()
         factors = tuple(fine // coarse for fine, coarse in zip(own.shape[1:], (*flat, *size), strict=True))
         self._samples = self._of_every_sample(lambda sample: cpu_kernels.find_runs(own[sample], count, factors))
@@ -44,7 +45,7 @@ class RunLengthSums:
     @not_compiled
     def sums(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         features = features.detach()
-        # not another compiled function without weights: as fast with them, and they are the size of one channel
+        # weights of 1 instead of a second compiled function: it is as fast, and they are only as large as one channel
         scales = torch.ones(self.size).expand(self.batch, *self.size) if weights is None else weights.detach()
         sums = np.empty((self.batch, self.count, features.shape[1]), np.float32)
 
@@ -71,7 +72,7 @@ class RunLengthSums:
     @not_compiled
     def project(self, values: Tensor, features: Tensor) -> Tensor:
         features = features.detach()
-        values = F.pad(values.detach(), (0, -values.shape[2] % 8))  # as the features are filled up
+        values = F.pad(values.detach(), (0, -values.shape[2] % 8))  # padded as the features are
         maps: np.ndarray = np.zeros((self.batch, *self.size), np.float32)
 
         def of_sample(sample: int) -> None:
@@ -93,8 +94,8 @@ class RunLengthSums:
 
 
 def _eight_at_a_time(features: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Of ``(C, *S)``, which channels and ``(8, V)`` float32, the last ones filled up with 0: as many sums as fit into a
-    processor's registers, and only so many copied where the features are of another type or order."""
+    """Split ``(C, *S)`` into slices of 8 channels and their ``(8, V)`` float32, the last padded with 0. Eight sums
+    fit into a processor's registers, and features of another type or order are copied eight channels at a time."""
     for start in range(0, len(features), 8):
         part = features[start : start + 8].float().flatten(1).contiguous()
         missing = 8 - len(part)

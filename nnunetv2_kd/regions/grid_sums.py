@@ -1,4 +1,4 @@
-"""Sums over the voxels of every region, for any number of regions, in one to three readings of the features."""
+"""Sums over the voxels of every region, for any number of regions, in one to three passes over the features."""
 
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from nnunetv2_kd.tensors.blockwise import in_float32
 class GridSums(Protocol):
     """The cells of one grid ``(*S')``, each made of ``f`` voxels, and which codes they hold.
 
-    ``w_u(v)`` is the share of cell ``v`` that has code ``u``. Nothing here is differentiated, and no shape checked.
+    ``w_u(v)`` is the share of cell ``v`` that has code ``u``. The methods have no gradients and do not check shapes.
 
     Attributes:
         batch: ``B``.
@@ -28,18 +28,19 @@ class GridSums(Protocol):
         """How many cells have each code: ``sum_v w_u(v)``, ``(B, U)`` float32."""
 
     def sums(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
-        """``sum_v w_u(v) weights(v) F(v)``: of ``(B, C, *S')``, any floating dtype, and ``(B, *S')`` float32 (default:
-        1 everywhere), ``(B, U, C)`` float32."""
+        """``sum_v w_u(v) weights(v) F(v)``: ``(B, U, C)`` float32, from features ``(B, C, *S')`` of any floating dtype
+        and weights ``(B, *S')`` float32 (default: 1)."""
 
     def spread(self, values: Tensor) -> Tensor:
-        """``sum_u w_u(v) values_u``: of ``(B, U, C)`` float32, ``(B, C, *S')`` float32."""
+        """``sum_u w_u(v) values_u``: ``(B, C, *S')`` float32, from values ``(B, U, C)`` float32."""
 
     def project(self, values: Tensor, features: Tensor) -> Tensor:
-        """``sum_u w_u(v) <values_u, F(v)>``: of ``(B, U, C)`` float32 and ``(B, C, *S')``, ``(B, *S')`` float32."""
+        """``sum_u w_u(v) <values_u, F(v)>``: ``(B, *S')`` float32, from values ``(B, U, C)`` float32 and features
+        ``(B, C, *S')``."""
 
 
 def grid_sums(codes: Tensor, count: int, size: tuple[int, ...]) -> GridSums:
-    """The cells of a grid, in the way that is fast on this device.
+    """The cells of a grid, in the implementation that is fast on the codes' device.
 
     Args:
         codes: ``(B, *S)`` int32, in ``[0, count)``.
@@ -51,10 +52,10 @@ def grid_sums(codes: Tensor, count: int, size: tuple[int, ...]) -> GridSums:
     """
     own = tuple(codes.shape[1:])
     if len(own) != len(size) or any(fine % coarse for fine, coarse in zip(own, size, strict=True)):
-        raise ValueError(f"expected a grid that divides that of the regions, {own}, got {size}")
+        raise ValueError(f"expected a grid that divides the regions' grid {own}, got {size}")
     if codes.device.type != "cpu":
         return DenseSums(codes, count, size) if fits(codes, count, size) else ScatteredSums(codes, count, size)
-    # compiled code is loaded with it, a second's work that no other device needs
+    # imported only here: it loads compiled code for a second, which no other device needs
     from nnunetv2_kd.regions.cpu_sums import RunLengthSums
 
     return RunLengthSums(codes, count, size)
@@ -79,15 +80,15 @@ def spread(values: Tensor, grid: GridSums) -> Tensor:
 
 
 def project(values: Tensor, features: Tensor, grid: GridSums) -> Tensor:
-    """`GridSums.project`: `spread` times the features, summed over channels, without a map of as many channels; with
-    its gradients.
+    """`GridSums.project`, with its gradients: `spread` times the features, summed over channels, without storing what
+    `spread` returns.
 
     Raises: ValueError for values and features that do not fit the grid or each other.
     """
     _require_features(features, grid)
     _require_values(values, grid)
     if values.shape[2] != features.shape[1]:
-        raise ValueError(f"expected values of {features.shape[1]} channels as the features have, got {values.shape[2]}")
+        raise ValueError(f"expected values of {features.shape[1]} channels like the features, got {values.shape[2]}")
     return _Project.apply(values, features, grid)
 
 

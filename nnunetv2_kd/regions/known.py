@@ -1,4 +1,4 @@
-"""What a partial teacher knows of a student's labels: the rest of both networks is one class, "anything else"."""
+"""Which of a student's labels a partial teacher knows. All others are merged into one class, "anything else"."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from nnunetv2_kd.regions.labels import Labels
 class Known:
     """Which of a student's heads its teacher knows.
 
-    Where heads exclude each other (softmax), the probability of "anything else" is the sum of those of the background
-    and of every structure that the teacher does not know (the marginal probability of Shi et al., arXiv 2007.03868;
-    against a teacher: Cermelli et al., arXiv 2002.00718). Heads that are overlapping regions stand each for itself:
-    those that the teacher does not know are left out (ours).
+    With exclusive classes (softmax), the probability of "anything else" is the sum over the background and every
+    structure that the teacher does not know (the marginal probability of Shi et al., arXiv 2007.03868; between student
+    and teacher: Cermelli et al., arXiv 2002.00718). With overlapping regions (sigmoid), heads that the teacher does not
+    know are left out (ours).
 
     Attributes:
         labels: the student's.
-        heads: that are known, rising; the background of softmax heads is not among them.
+        heads: the known heads in ascending order, without the background of softmax heads.
     """
 
     labels: Labels
@@ -28,24 +28,24 @@ class Known:
 
     @property
     def merged(self) -> Labels:
-        """How targets and logits are to be read once they are merged."""
+        """How to read the merged targets and logits."""
         return Labels(
             len(self.heads) + (not self.labels.has_regions), self.labels.has_regions, self.labels.ignore_label
         )
 
     def logits(self, logits: Tensor) -> Tensor:
-        """The student's logits ``(B, K, *S)`` merged: ``(B, 1 + H, *S)`` with "anything else" first, whose softmax are
-        the marginal probabilities; of overlapping regions ``(B, H, *S)``."""
+        """Merge the student's logits ``(B, K, *S)`` into ``(B, 1 + H, *S)``, "anything else" first; their softmax gives
+        the marginal probabilities. With overlapping regions: ``(B, H, *S)``."""
         known = logits[:, list(self.heads)]
         if self.labels.has_regions:
             return known
         others = [head for head in range(self.labels.num_heads) if head not in self.heads]
-        # in float32, as under autocast a sum of exponentials overflows
+        # in float32, because a sum of exponentials overflows in half precision
         rest = logits[:, others].float().logsumexp(dim=1, keepdim=True)
         return torch.cat((rest, known.float()), dim=1)
 
     def target(self, target: Tensor) -> Tensor:
-        """nnU-Net's target of one head, merged."""
+        """Merge nnU-Net's target of one head."""
         if self.labels.has_regions:
             return target[:, [*self.heads, *range(self.labels.num_heads, target.shape[1])]]
         merged = torch.zeros_like(target)
@@ -57,7 +57,7 @@ class Known:
 
 
 def known_heads(labels: Labels, heads: Sequence[int] | None) -> Known | None:
-    """None where the teacher knows all heads."""
+    """The heads that the teacher knows; None if it knows all."""
     if heads is None or len(heads) == labels.num_heads - (not labels.has_regions):
         return None
     return Known(labels, tuple(heads))

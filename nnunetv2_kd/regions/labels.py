@@ -1,4 +1,4 @@
-"""How nnU-Net's targets of a dataset are to be read."""
+"""How to read nnU-Net's targets of a dataset."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,13 @@ from nnunetv2_kd.regions.membership import Regions, label_regions, overlapping_r
 
 @dataclass(frozen=True)
 class Labels:
-    """How nnU-Net's targets of a dataset are to be read.
+    """How to read nnU-Net's targets of a dataset.
 
     Attributes:
         num_heads: number of segmentation heads ``K``.
         has_regions: whether the heads are overlapping regions (sigmoid); the targets then have a channel per region.
-        ignore_label: its value among ordinary labels; with regions any value says that the last channel marks it.
+        ignore_label: its value in ordinary labels. With regions, any value means that the last channel marks ignored
+            voxels.
     """
 
     num_heads: int

@@ -1,4 +1,4 @@
-"""Regions: which voxel belongs to what, at any grid, and what a network's features look like there."""
+"""Regions: which voxels belong to each, at any grid, and sums of a network's features over them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from nnunetv2_kd.regions.grid_sums import GridSums, grid_sums, project, region_sums, spread
 
-MOST_BITS = 8  # every set of so many regions is a row of the table; of more regions only the sets that occur
+MOST_BITS = 8  # up to so many regions, the table has a row for every set of regions; beyond, only for sets that occur
 
 
 class Regions:
     """Which regions every voxel of a batch belongs to, as one number per voxel.
 
-    ``m_k(v)``, the membership of voxel ``v`` in region ``k``, is ``table[codes[v], k]``. It is never spelt out for all
-    regions at once: 105 classes at 128^3 would take 0.9 GB a sample.
+    ``m_k(v)``, the membership of voxel ``v`` in region ``k``, is ``table[codes[v], k]``. It is never stored for all
+    regions at once: 105 classes at 128^3 would take 0.9 GB per sample.
 
     Args:
         codes: ``(B, *S)`` int32, in ``[0, U)``: which set of regions a voxel belongs to.
-        table: ``(U, K)`` float32, 0 or 1: which regions make up a set; a row of 0 for voxels of none.
+        table: ``(U, K)`` float32, 0 or 1: which regions are in each set; a row of zeros for voxels in no region.
     """
 
     def __init__(self, codes: Tensor, table: Tensor) -> None:
@@ -40,7 +40,7 @@ class Regions:
         return tuple(self.codes.shape[1:])
 
     def on_grid(self, size: Sequence[int]) -> GridSums:
-        """The cells of a grid no finer than the regions' own, whose size it divides; computed once per grid."""
+        """The cells of a grid whose size divides that of the regions' own; computed once per grid."""
         size = tuple(size)
         if size not in self._grids:
             self._grids[size] = grid_sums(self.codes, len(self.table), size)
@@ -98,7 +98,7 @@ class Regions:
         return self.table[:, 1:].amax(dim=1)[self.codes].unsqueeze(1)
 
     def dense(self) -> Tensor:
-        """The membership spelt out: ``(B, K, *S)`` float32. Large where there are many regions."""
+        """The membership as an array: ``(B, K, *S)`` float32. Large if there are many regions."""
         return self.table[self.codes].movedim(-1, 1).contiguous()
 
 
@@ -110,7 +110,7 @@ def label_regions(target: Tensor, num_classes: int, ignore_label: int | None = N
         num_classes: number of classes ``K``, background included.
         ignore_label: voxels with this value belong to no region.
     """
-    labels = target[:, 0].int()  # half of what a long takes to read, and codes are read at every grid
+    labels = target[:, 0].int()  # reads twice as fast as long, and codes are read at every grid
     table = torch.eye(num_classes + 1, num_classes, device=target.device)
     return Regions(labels if ignore_label is None else labels.masked_fill(labels == ignore_label, num_classes), table)
 
@@ -120,17 +120,17 @@ def overlapping_regions(target: Tensor, has_ignore: bool = False) -> Regions:
 
     Args:
         target: ``(B, R, *S)`` of 0/1, or ``(B, R + 1, *S)`` whose last channel marks ignored voxels.
-        has_ignore: whether that last channel is there; ignored voxels belong to no region.
+        has_ignore: whether there is such a last channel; ignored voxels belong to no region.
 
     Raises:
-        ValueError: where there are more than 62 regions.
+        ValueError: if there are more than 62 regions.
     """
     marked = target > 0.5
     regions = marked[:, :-1] if has_ignore else marked
     count = regions.shape[1]
     if count > 62:
         raise ValueError(f"expected at most 62 overlapping regions, got {count}")
-    # bit r says whether a voxel belongs to region r, bit R whether it is ignored
+    # bit r is set if a voxel belongs to region r, bit R if it is ignored
     codes = regions[:, 0].long()
     for r in range(1, count):
         codes = codes + (regions[:, r].long() << r)
@@ -153,7 +153,7 @@ def at_grid(membership: Tensor, size: Sequence[int]) -> Tensor:
         size: the spatial size wanted, no larger than ``S``.
 
     Returns:
-        ``(B, K, *size)`` in [0, 1]; its sum over voxels times the cell size is that of ``membership``.
+        ``(B, K, *size)`` in [0, 1]; its sum, times the voxels per cell, equals the sum of ``membership``.
     """
     if tuple(membership.shape[2:]) == tuple(size):
         return membership

@@ -9,9 +9,9 @@ from nnunetv2_kd.tensors.shapes import require_same_batch
 
 
 def unit_vectors(vectors: Tensor, dim: int) -> Tensor:
-    """Vectors at unit length along ``dim``; a vector of 0 stays 0, and has no gradient.
+    """Vectors scaled to unit length along ``dim``. A zero vector stays 0 and gets no gradient.
 
-    The direction of 0 is undefined, and the gradient through its clamped length would be 1e12 times too large.
+    Its direction is undefined, and the gradient through a clamped length would be 1e12 times too large.
     """
     dead = vectors.detach().abs().amax(dim=dim, keepdim=True) == 0
     return F.normalize(vectors.masked_fill(dead, 0), dim=dim)

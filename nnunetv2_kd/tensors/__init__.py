@@ -1,1 +1,1 @@
-"""What methods and regions share: shapes that must agree, and sums over voxels block by block."""
+"""Shared by methods and regions: checks that shapes agree, and sums over voxels block by block."""

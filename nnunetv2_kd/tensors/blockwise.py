@@ -1,5 +1,5 @@
-"""Products, powers and sums over the voxels of feature maps: block by block, so that no copy of a whole stage is made,
-and in float32, whatever a caller does around them."""
+"""Products, powers and sums over the voxels of feature maps: block by block, so that no stage is copied whole, and
+always in float32, even under autocast."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -11,10 +11,10 @@ from torch.autograd.function import once_differentiable
 
 
 def in_float32(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Of a `torch.autograd.Function`: once differentiable, and outside of autocast.
+    """Decorate the backward pass of a `torch.autograd.Function`: differentiable only once, and outside autocast.
 
-    The forward passes of all terms run outside of it; a trainer that calls ``backward()`` inside would have the matrix
-    products of these gradients in half precision.
+    The forward passes of all terms run outside autocast. Without this decorator, a trainer that calls ``backward()``
+    inside it would compute these gradients' matrix products in half precision.
     """
 
     @functools.wraps(backward)
@@ -25,39 +25,39 @@ def in_float32(backward: Callable[..., Any]) -> Callable[..., Any]:
     return once_differentiable(outside)
 
 
-SHORT = 2**14  # voxels that a GPU sums up fast enough in one go
+SHORT = 2**14  # voxels that a GPU sums fast enough in one product
 PART = 2048
 
 
 def over_voxels(left: Tensor, right: Tensor) -> Tensor:
-    """``sum_v left_m(v) right_n(v)`` of ``(B, M, V)`` and ``(B, N, V)`` float32, ``(B, M, N)``."""
+    """``sum_v left_m(v) right_n(v)``: ``(B, M, N)`` from ``(B, M, V)`` and ``(B, N, V)``, float32."""
     if left.device.type == "cpu" or left.shape[2] <= SHORT:
         return left @ right.mT
     return in_parts(left, right, part_of(left.shape[2]))
 
 
 def in_parts(left: Tensor, right: Tensor, size: int) -> Tensor:
-    """As `over_voxels`, ``size`` voxels at a time and these products added up. With few rows and columns a GPU leaves
-    the whole sum to one of its processors: 11 ms for 3 regions and 32 channels at 128^3, and 0.6 ms in parts."""
+    """Like `over_voxels`, but ``size`` voxels at a time, whose products are then added. With few rows and columns, a
+    GPU gives a whole sum to one of its processors: 11 ms for 3 regions and 32 channels at 128^3, 0.6 ms in parts."""
     batch = len(left)
     left, right = (x.unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1) for x in (left, right))
     return torch.bmm(left, right.mT).unflatten(0, (batch, -1)).sum(dim=1)
 
 
 def part_of(volume: int) -> int:
-    """The largest divisor of a number of voxels up to `PART`; all of them where only tiny divisors are left."""
+    """The largest divisor of a number of voxels that is at most `PART`; the number itself if that divisor is tiny."""
     largest = next(n for n in range(min(PART, volume), 0, -1) if volume % n == 0)
     return largest if largest >= PART // 16 else volume
 
 
-# what a core's cache holds; elsewhere as much as keeps a GPU busy
+# on a CPU as many as fit into a core's cache; elsewhere enough to keep a GPU busy
 VALUES_AT_ONCE = {"cpu": 2**18}
 VALUES_AT_ONCE_ELSEWHERE = 2**26
 
 
 def mean_power(features: Tensor, power: int) -> Tensor:
-    """``mean_c F^power``, a few channels at a time: written out it takes several passes over copies of the features,
-    and keeps them for the gradient.
+    """``mean_c F^power``, a few channels at a time. Written as a formula, it would take several passes over copies of
+    the features and keep the copies for the gradient.
 
     Args:
         features: ``(B, C, *S)``, any floating dtype; computed in float32.
@@ -96,12 +96,12 @@ class _MeanPower(torch.autograd.Function):
 
 
 def few_channels(features: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Samples and channels, a few at a time: channels of a single sample, or several samples with all of theirs."""
+    """Slices of samples and channels, a block at a time: some channels of one sample, or all of several samples."""
     return a_few(len(features), features.shape[1], values_at_once(features) // features[0, 0].numel())
 
 
 def a_few(batch: int, parts: int, at_once: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of samples and of their parts: ``at_once`` parts of a single sample, or samples with all of theirs."""
+    """Slices of samples and of their parts: ``at_once`` parts of one sample, or all parts of several samples."""
     at_once = max(1, at_once)
     samples = max(1, at_once // parts)
     for sample in range(0, batch, samples):

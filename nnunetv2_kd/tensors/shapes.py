@@ -1,24 +1,25 @@
-"""Shapes that must agree, so that nothing is broadcast in silence."""
+"""Check that shapes agree, so that nothing is silently broadcast."""
 
 from torch import Tensor
 
 
 def require_equal(first: Tensor, second: Tensor, what: str) -> None:
-    """Raises: ValueError naming both shapes where they differ."""
+    """Raise a ValueError that names both shapes, if they differ."""
     if first.shape != second.shape:
         raise ValueError(f"expected {what} of equal shape, got {tuple(first.shape)} and {tuple(second.shape)}")
 
 
 def require_same_batch(first: Tensor, second: Tensor, what: str) -> None:
-    """Raises: ValueError naming both shapes where samples or spatial dimensions differ in number."""
+    """Raise a ValueError that names both shapes, if the numbers of samples or of dimensions differ."""
     if len(first) != len(second) or first.ndim != second.ndim:
         raise ValueError(
-            f"expected {what} of as many samples and dimensions, got {tuple(first.shape)} and {tuple(second.shape)}"
+            f"expected {what} with equally many samples and dimensions, got {tuple(first.shape)} and "
+            f"{tuple(second.shape)}"
         )
 
 
 def valid_voxels(valid: Tensor | None, logits: Tensor) -> Tensor:
-    """The mask of voxels that count, one channel, at the grid of the logits; all True where none is given.
+    """The one-channel mask of voxels that count, at the grid of the logits; all True if no mask is given.
 
     Args:
         valid: ``(B, 1, *S)`` bool or None.
@@ -28,7 +29,7 @@ def valid_voxels(valid: Tensor | None, logits: Tensor) -> Tensor:
         ``(B, 1, *S)`` bool.
 
     Raises:
-        ValueError: where the mask is of another shape.
+        ValueError: if the mask has another shape.
     """
     if valid is None:
         return logits.new_ones((len(logits), 1, *logits.shape[2:])).bool()

@@ -123,7 +123,7 @@ def test_what_does_not_fit_the_cells_is_refused(way):
             spread(values, cells)
         with pytest.raises(ValueError, match="expected values"):
             project(values, f, cells)
-    with pytest.raises(ValueError, match="expected values of 4 channels as the features have, got 5"):
+    with pytest.raises(ValueError, match="expected values of 4 channels like the features, got 5"):
         project(torch.ones(2, 3, 5), f, cells)
 
 
@@ -207,7 +207,7 @@ def test_compiled_anew_where_nothing_can_be_kept(monkeypatch):
 
 def test_a_grid_that_does_not_divide_is_refused():
     regions = label_regions(torch.zeros(1, 1, 8, 8), 2)
-    with pytest.raises(ValueError, match=r"divides that of the regions, \(8, 8\), got \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"divides the regions' grid \(8, 8\), got \(4, 3\)"):
         regions.sums(torch.zeros(1, 2, 4, 3))
     with pytest.raises(ValueError, match=r"got \(16, 16\)"):
         regions.inside((16, 16))
