@@ -1,1 +1,1 @@
-"""Students: smaller plans."""
+"""Make students by writing smaller plans."""

@@ -1,4 +1,4 @@
-"""Plans for a student that looks at fewer voxels: nnU-Net's own planner, asked for another spacing."""
+"""Plans for a student that sees fewer voxels: nnU-Net's own planner, given a coarser spacing."""
 
 import math
 import os
@@ -26,24 +26,29 @@ PROCESSES = "nnUNet_n_proc_DA"
 
 
 def coarser_spacing(spacing: Sequence[float], times: float) -> list[float]:
-    """A spacing with so many times fewer voxels along each axis in the mean, as isotropic as it can be (ours).
+    """A spacing that is ``times`` coarser on average over the axes, and as isotropic as possible (ours).
 
-    Its voxels have ``times ** dimensions`` the volume. They are cubes where no axis of the data is coarser than that;
-    an axis that is stays as it is, and the others make up for it. Isotropic, because nnU-Net's authors found it better
-    than as many times coarser along each axis (FLARE24, task 2).
+    A voxel's volume grows by ``times ** dimensions``. The voxels are cubes, unless an axis of the data is coarser than
+    such a cube: that axis stays as it is, and the others make up for it. Isotropic, because nnU-Net's authors found
+    this better than coarsening every axis by the same factor (FLARE24, task 2).
 
     Args:
         spacing: of the data, in mm.
         times: above 1.
 
     Returns:
-        In mm, nowhere finer than the data.
+        The spacing in mm, along no axis finer than the data.
 
     Raises:
-        KDError: where ``times`` is not above 1.
+        KDError: if ``times`` is not above 1.
+
+    >>> coarser_spacing([1.0, 1.0, 1.0], 2)
+    [2.0, 2.0, 2.0]
+    >>> coarser_spacing([5.0, 1.0, 1.0], 2)
+    [5.0, 2.8284, 2.8284]
     """
     if not 1 < times < math.inf:
-        raise KDError(f"--coarser must be above 1, as in --coarser 2, found {times:g}.")
+        raise KDError(f"--coarser must be above 1, such as --coarser 2; found {times:g}.")
     volume = math.prod(spacing) * times ** len(spacing)
     kept: set[int] = set()
     while True:
@@ -56,37 +61,37 @@ def coarser_spacing(spacing: Sequence[float], times: float) -> list[float]:
 
 
 def check_spacing(before: Sequence[float], wanted: Sequence[float]) -> list[float]:
-    """A spacing that was asked for.
+    """Check a spacing that was asked for, and return it.
 
     Raises:
-        KDError: where it has another number of axes, is no spacing, or has no fewer voxels.
+        KDError: if it has the wrong number of axes, is not a spacing, or does not give fewer voxels.
     """
     shown = " ".join(f"{side:g}" for side in wanted)
     if len(wanted) != len(before):
-        raise KDError(f"--spacing {shown}: expected {len(before)} numbers, as the teacher's {list(before)}.")
+        raise KDError(f"--spacing {shown}: expected {len(before)} numbers, like the teacher's {list(before)}.")
     if not all(0 < side < math.inf for side in wanted):
-        raise KDError(f"--spacing {shown}: expected mm above 0.")
+        raise KDError(f"--spacing {shown}: expected numbers above 0, in mm.")
     if math.prod(wanted) <= math.prod(before):
         raise KDError(
-            f"--spacing {shown} has no fewer voxels than the teacher's {list(before)}: expected a coarser one."
+            f"--spacing {shown} gives no fewer voxels than the teacher's {list(before)}: expected a coarser one."
         )
     return [float(side) for side in wanted]
 
 
 def coarser_plans(plans: Plans, spacings: Mapping[str, Sequence[float]], name: str, dataset: Path) -> Plans:
-    """Plans of the given configurations at another spacing, with all else that follows from it as nnU-Net plans it.
+    """Plans of the given configurations at another spacing; nnU-Net plans everything that follows from it.
 
     Args:
         plans: the teacher's, as read from its file; not changed.
-        spacings: by configuration, in mm, in the order of the plans.
+        spacings: by configuration, in mm, axes in the order of the plans.
         name: of the student's plans, for the folder of its preprocessed data.
-        dataset: its folder under ``nnUNet_preprocessed``, with the fingerprint.
+        dataset: the dataset's folder under ``nnUNet_preprocessed``, with the fingerprint.
 
     Returns:
-        Plans with these configurations only, still with the name of the teacher's.
+        Plans with these configurations only, still under the name of the teacher's plans.
 
     Raises:
-        KDError: where nnU-Net's fingerprint is missing, or images become too small for a network.
+        KDError: if nnU-Net's fingerprint is missing, or images become too small for a network.
     """
     file = dataset / "dataset_fingerprint.json"
     if not file.is_file():
@@ -107,14 +112,14 @@ def coarser_plans(plans: Plans, spacings: Mapping[str, Sequence[float]], name: s
 
 
 def voxels_of(configuration: Mapping[str, Any]) -> int:
-    """Voxels of a case of median size (in 2d of a slice)."""
+    """Voxels of a case of median size (in 2d: of a slice)."""
     return math.prod(round(side) for side in configuration["median_image_size_in_voxels"])
 
 
 def _planned(
     plans: Plans, before: Mapping[str, Any], spacing: Sequence[float], fingerprint: Mapping[str, Any], dataset: Path
 ) -> dict[str, Any]:
-    """What the planner that made the plans makes of a spacing."""
+    """The configuration that the plans' own planner makes for a spacing."""
     order = list(plans["transpose_forward"])
     shapes = [
         compute_new_shape(np.array(shape)[order], given, [*given[: 3 - len(spacing)], *spacing])
@@ -139,7 +144,7 @@ def _planned(
 
 @contextmanager
 def _one_process() -> Iterator[None]:
-    """nnU-Net's planner takes its number of threads from a variable that may be 0 in a training, and fails there."""
+    """nnU-Net's planner reads its number of processes from a variable that a training may set to 0, and then fails."""
     before = os.environ.get(PROCESSES)
     os.environ[PROCESSES] = "1"
     try:
@@ -152,17 +157,17 @@ def _one_process() -> Iterator[None]:
 
 
 def _planner(plans: Plans) -> type[ExperimentPlanner]:
-    """The class of nnU-Net's that made the plans."""
+    """The nnU-Net planner class that made the plans."""
     name = plans.get("experiment_planner_used", "ExperimentPlanner")
     folder = str(Path(nnunetv2.__path__[0]) / "experiment_planning")
     found: type[ExperimentPlanner] | None = recursive_find_python_class(folder, name, "nnunetv2.experiment_planning")
     if found is None:
-        raise KDError(f"The plans {plans['plans_name']} were made by {name}, which this nnU-Net does not have.")
+        raise KDError(f"The plans {plans['plans_name']} were made by {name}, which the installed nnU-Net lacks.")
     return found
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it."""
+    """Convert to types that JSON can store."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

@@ -1,11 +1,10 @@
-"""A student that begins as a part of its teacher.
+"""A student that starts as a part of its teacher.
 
-Beginning with some of a larger network's weights instead of random ones is weight selection (Xu et al., "Initializing
-Models with Larger Ones", arXiv 2311.18823), which takes the first layers of every stage, as is done here. It takes
-evenly spaced channels; here they are those whose filters have the largest L1 norm, as in pruning (Li et al., "Pruning
-Filters for Efficient ConvNets", arXiv 1608.08710). Channels that are added to or joined with others are chosen together
-(Fang et al., "DepGraph", arXiv 2301.12900), so that every weight of the student meets the same channels as in the
-teacher.
+Starting from some of a larger network's weights instead of random ones is called weight selection (Xu et al.,
+"Initializing Models with Larger Ones", arXiv 2311.18823). As there, the first layers of every stage are taken. Their
+channels are evenly spaced; ours are those whose filters have the largest L1 norm, as in pruning (Li et al., "Pruning
+Filters for Efficient ConvNets", arXiv 1608.08710). Channels that are added or concatenated are chosen together (Fang et
+al., "DepGraph", arXiv 2301.12900), so that every weight of the student sees the same channels as in the teacher.
 """
 
 from collections.abc import Sequence
@@ -23,21 +22,21 @@ Kept = Tensor  # indices of a teacher's channels, ascending, one for each of the
 
 @torch.no_grad()
 def begin_as_part(student: nn.Module, teacher: nn.Module) -> None:
-    """Overwrite the student's weights by those of a selection of the teacher's channels.
+    """Overwrite the student's weights with those of a selection of the teacher's channels.
 
     A student as wide and deep as its teacher becomes its copy.
 
     Args:
-        student, teacher: of one family, `PlainConvUNet` or `ResidualEncoderUNet`, the student nowhere wider or deeper.
+        student, teacher: both `PlainConvUNet` or both `ResidualEncoderUNet`, the student nowhere wider or deeper.
 
     Raises:
-        KDError: lists what keeps the student from being a part of this teacher; nothing is changed then.
+        KDError: lists why the student cannot be a part of this teacher; the student is then unchanged.
     """
     problems = _problems(student, teacher)
     if problems:
         raise KDError(
             listing("The student cannot begin as a part of this teacher (student.start):", problems)
-            + "\nLeave out student.start, or name a teacher of the same architecture that is as wide and deep."
+            + "\nLeave out student.start, or name a teacher of the same architecture that is at least as wide and deep."
         )
     small: Any = student
     large: Any = teacher
@@ -59,11 +58,14 @@ def begin_as_part(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def strongest(norms: Tensor, count: int) -> Kept:
-    """Indices of the largest values, ascending; of equal ones the first.
+    """Indices of the largest values, in ascending order; among equal values, the first are taken.
 
     Args:
         norms: ``(C,)``.
         count: how many.
+
+    >>> strongest(torch.tensor([1.0, 3.0, 2.0, 3.0]), 2)
+    tensor([1, 3])
     """
     return norms.argsort(descending=True, stable=True)[:count].sort().values
 
@@ -74,7 +76,7 @@ def _norms(conv: Any, out_axis: int = 0) -> Tensor:
 
 
 def _convs(student: Sequence[Any], teacher: Sequence[Any], kept: Kept) -> Kept:
-    """The first convolutions of a stage, one after the other."""
+    """Take the first convolutions of a stage, one after the other."""
     for of_student, of_teacher in zip(student, teacher, strict=False):
         out = strongest(_norms(of_teacher.conv), of_student.conv.weight.shape[0])
         _take_block(of_student, of_teacher, kept, out)
@@ -83,7 +85,8 @@ def _convs(student: Sequence[Any], teacher: Sequence[Any], kept: Kept) -> Kept:
 
 
 def _stem(student: Any, teacher: Any, kept: Kept) -> Kept:
-    """The stem's channels are the first stage's where its first block adds them as they are."""
+    """Take the stem. If the first stage's first block has no projection, its channels are the stem's, so that both are
+    chosen together."""
     conv_s, conv_t = student.stem.convs[0], teacher.stem.convs[0]
     first = student.stages[0].blocks[0]
     norms = _norms(conv_t.conv)
@@ -95,7 +98,7 @@ def _stem(student: Any, teacher: Any, kept: Kept) -> Kept:
 
 
 def _stage(student: Any, teacher: Any, kept: Kept) -> Kept:
-    """A stage of an encoder."""
+    """Take a stage of an encoder."""
     if hasattr(student, "blocks"):
         return _residual_stage(student, teacher, kept)
     return _convs(_plain_convs(student), _plain_convs(teacher), kept)
@@ -106,8 +109,8 @@ def _plain_convs(stage: Any) -> Sequence[Any]:
 
 
 def _residual_stage(student: Any, teacher: Any, kept: Kept) -> Kept:
-    """All blocks of a stage add to the same channels: those that its first block leaves where it projects, else those
-    that come in."""
+    """Take a residual stage. All of its blocks add to the same channels: the outputs of the first block's projection,
+    or the stage's inputs if it has none."""
     if _projection(student.blocks[0]) is None:
         out = kept
     else:
@@ -129,7 +132,7 @@ def _residual_stage(student: Any, teacher: Any, kept: Kept) -> Kept:
 
 
 def _stage_norms(student: Any, teacher: Any) -> Tensor:
-    """L1 norms, summed over all filters whose outputs are added to one channel of a residual stage."""
+    """L1 norm per channel of a residual stage, summed over all filters whose outputs are added to it."""
     blocks = list(teacher.blocks)[: len(student.blocks)]
     added = [getattr(block, _conv_names(block)[-1]).conv for block in blocks]
     projection = _projection(blocks[0])
@@ -137,19 +140,19 @@ def _stage_norms(student: Any, teacher: Any) -> Tensor:
 
 
 def _conv_names(block: Any) -> list[str]:
-    """Of a BasicBlockD two, of a BottleneckD three."""
+    """Two in a BasicBlockD, three in a BottleneckD."""
     return [name for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
 
 
 def _projection(block: Any) -> Any:
-    """The convolution with which a residual block changes what it adds to; None where it adds to it as it is."""
+    """The convolution in a residual block's skip connection; None if the skip is the identity."""
     if not isinstance(block.skip, nn.Sequential):
         return None
     return next((module for module in block.skip if hasattr(module, "conv")), None)
 
 
 def _take_block(student: Any, teacher: Any, kept: Kept, out: Kept) -> None:
-    """A convolution with its norm."""
+    """Take a convolution with its normalisation layer."""
     _take(student.conv, teacher.conv, kept, out)
     if hasattr(student, "norm"):
         for name, tensor in student.norm.state_dict().items():
@@ -158,7 +161,7 @@ def _take_block(student: Any, teacher: Any, kept: Kept, out: Kept) -> None:
 
 
 def _take(student: Any, teacher: Any, kept: Kept, out: Kept, transposed: bool = False) -> None:
-    """A convolution's weights for some of its input and output channels, and its bias."""
+    """Take a convolution's weights for some of its input and output channels, and its bias."""
     weight = teacher.weight.detach()
     rows, columns = (kept, out) if transposed else (out, kept)
     part = weight[rows.to(weight.device)][:, columns.to(weight.device)]
@@ -172,12 +175,12 @@ def _first_conv(network: nn.Module) -> Any:
 
 
 def _problems(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """What keeps one network from being a part of the other, in words."""
+    """Why the student cannot be a part of the teacher, in words."""
     names = type(student).__name__, type(teacher).__name__
     if not (isinstance(student, FAMILIES) and type(student) is type(teacher)):
         return [
-            f"architecture: the student is a {names[0]}, the teacher a {names[1]}; known: PlainConvUNet and "
-            "ResidualEncoderUNet, both the same"
+            f"architecture: the student is a {names[0]}, the teacher a {names[1]}; expected both to be PlainConvUNet "
+            "or both ResidualEncoderUNet"
         ]
     if any(hasattr(module, "squeeze_excitation") for module in student.modules()):
         return ["squeeze and excitation: its channels cannot be selected"]
@@ -216,7 +219,7 @@ def _projects(stage: Any) -> bool:
 
 
 def _outline(network: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Every parameter's shape, and the kind of module that it is of."""
+    """Every parameter's shape, and the kind of module that it belongs to."""
     return {
         f"{name}.{key}": (tuple(parameter.shape), type(module).__name__)
         for name, module in network.named_modules()

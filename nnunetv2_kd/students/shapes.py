@@ -9,7 +9,7 @@ from nnunetv2_kd.students.shrink import DEPTH_KEYS, shrink_plans
 from nnunetv2_kd.students.size import plans_features, relative_width
 
 FIRST = (4, 8, 16, 24, 32, 48, 64)  # channels at full resolution; runtimes compute 8 or 16 at a time
-GROWTHS = (2.0, 1.5)  # from stage to stage; nnU-Net doubles
+GROWTHS = (2.0, 1.5)  # growth of channels from stage to stage; nnU-Net doubles them
 MULTIPLE = 8  # of channels below full resolution
 
 
@@ -19,7 +19,7 @@ class Shape:
 
     Attributes:
         features: channels per stage, from full resolution down.
-        convs_per_stage: at most so many; None: as the plans have them.
+        convs_per_stage: upper limit on convolutions per stage; None keeps the plans'.
         cost: parameters, FLOPs and activation memory.
     """
 
@@ -40,20 +40,21 @@ class Shape:
 def shape_of(
     plans: Plans, configuration: str, dataset_json: dict[str, Any], features: list[int], convs: int | None
 ) -> Shape:
-    """A shape with what it costs."""
+    """A shape with its cost."""
     widths = {configuration: 1.0}
     made = shrink_plans(plans, widths, convs, features={configuration: features})
     return Shape(tuple(features), convs, network_cost(made, configuration, dataset_json))
 
 
 def candidates(plans: Plans, configuration: str, dataset_json: dict[str, Any]) -> list[Shape]:
-    """The teacher's own shape, then every shape that is tried, the one with most capacity first.
+    """The teacher's own shape, then every candidate shape, largest capacity first.
 
-    Tried are channels at full resolution that runtimes like, growing by 2 (nnU-Net's way) or by 1.5 from stage to
-    stage and never beyond the teacher's, with the teacher's convolutions per stage and with one.
+    The candidates have channel counts at full resolution that runtimes compute well. From stage to stage they grow by
+    2 (nnU-Net's way) or by 1.5, never beyond the teacher's. Each is tried with the teacher's convolutions per stage and
+    with one.
 
-    Capacity is ranked by FLOPs per patch. Parameters would rank by the deepest stages, which hold most of them and
-    see a few hundred voxels; what a narrow student lacks is computation where the image is fine.
+    Capacity is ranked by FLOPs per patch. A ranking by parameters would depend on the deepest stages, which hold most
+    of them but see only a few hundred voxels; a narrow student lacks computation at the fine stages.
     """
     teacher = plans_features(plans, configuration)
     own = shape_of(plans, configuration, dataset_json, teacher, None)
@@ -73,13 +74,13 @@ def _grown(first: int, growth: float, teacher: list[int]) -> list[int]:
     for stage in range(1, len(teacher)):
         wanted = first * growth**stage
         rounded = max(MULTIPLE, MULTIPLE * round(wanted / MULTIPLE)) if wanted >= MULTIPLE else int(wanted)
-        # nnU-Net stops doubling at some width, which the student reaches as many times narrower
+        # nnU-Net stops doubling at a maximum; a narrower student stops at the same fraction of it
         features.append(min(rounded, max(1, teacher[stage] * first // teacher[0]) if growth == 2.0 else teacher[stage]))
     return features
 
 
 def _deepest(plans: Plans, configuration: str) -> int:
-    """Most convolutions (or blocks) that a stage has."""
+    """The largest number of convolutions (or blocks) in a stage."""
     made = shrink_plans(plans, {configuration: 1.0})
     kwargs = made["configurations"][configuration]["architecture"]["arch_kwargs"]
     values = [kwargs[key] for key in DEPTH_KEYS if key in kwargs]

@@ -1,5 +1,5 @@
-"""Make a smaller network by writing smaller numbers into a plans file. Nothing else of the plans changes, so the
-student reads the teacher's preprocessed data and nnU-Net builds it like any other network."""
+"""Make a smaller network by writing smaller numbers into a plans file. Nothing else in the plans changes, so the
+student reads the teacher's preprocessed data, and nnU-Net builds it like any other network."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -18,17 +18,21 @@ DEPTH_KEYS = ("n_conv_per_stage", "n_conv_per_stage_decoder", "n_blocks_per_stag
 
 
 def shrink_record(plans: Plans) -> ShrinkRecord:
-    """How these student's plans were made."""
+    """The record of how a student's plans were made."""
     return ShrinkRecord(**plans[RECORD])
 
 
 def made_from(plans: Plans) -> str | None:
-    """The name of the plans that these student's plans were made from; None where they are nobody's student."""
+    """The name of the plans that these plans were made from; None if they are not a student's."""
     return shrink_record(plans).made_from if RECORD in plans else None
 
 
 def scale_channels(value: Any, width: float) -> Any:
-    """``value * width`` to the nearest whole number, in every entry of a list; None stays None."""
+    """``value * width``, rounded to whole numbers, for a number or every entry of a list; None stays None.
+
+    >>> scale_channels([32, 64], 0.3)
+    [10, 19]
+    """
     if value is None:
         return None
     if isinstance(value, (list, tuple)):
@@ -37,7 +41,7 @@ def scale_channels(value: Any, width: float) -> Any:
 
 
 def shrink_architecture(architecture: dict[str, Any], width: float, convs_per_stage: int | None) -> dict[str, Any]:
-    """A copy of a plans file's ``architecture`` entry with fewer channels and at most so many convolutions per stage.
+    """A copy of a plans file's ``architecture`` entry with fewer channels, and at most ``convs_per_stage``.
 
     Args:
         architecture: of a PlainConvUNet or ResidualEncoderUNet.
@@ -45,7 +49,7 @@ def shrink_architecture(architecture: dict[str, Any], width: float, convs_per_st
         convs_per_stage: upper limit on convolutions (or residual blocks) per stage; None leaves them.
 
     Raises:
-        KDError: where a stage is left without channels, or the architecture has no widths to shrink.
+        KDError: if a stage is left without channels, or the architecture has no channels per stage to shrink.
     """
     shrunken = deepcopy(architecture)
     kwargs = shrunken["arch_kwargs"]
@@ -83,7 +87,7 @@ def shape_architecture(
         convs_per_stage: upper limit on convolutions (or residual blocks) per stage; None leaves them.
 
     Raises:
-        KDError: where the network has another number of stages.
+        KDError: if the network has another number of stages.
     """
     shaped = shrink_architecture(architecture, 1.0, convs_per_stage)
     kwargs = shaped["arch_kwargs"]
@@ -91,7 +95,7 @@ def shape_architecture(
     if len(features) != len(before):
         raise KDError(
             f"{len(features)} numbers of channels ({', '.join(map(str, features))}) for a network of {len(before)} "
-            f"stages, whose channels are {', '.join(map(str, before))}. Give {len(before)}."
+            f"stages, whose channels are {', '.join(map(str, before))}. Give {len(before)} numbers."
         )
     kwargs["features_per_stage"] = [int(channels) for channels in features]
     if kwargs.get("stem_channels") is not None:
@@ -109,21 +113,21 @@ def shrink_plans(
     features: Mapping[str, Sequence[int]] | None = None,
     latency: Mapping[str, Any] | None = None,
 ) -> Plans:
-    """Student's plans.
+    """A student's plans.
 
     Args:
         plans: the teacher's, as read from its file; not changed.
         widths: factor on the channels, in (0, 1], for each configuration to shrink. The others stay as they are.
         convs_per_stage: upper limit on convolutions per stage.
         name: the student's plans name; None keeps the teacher's.
-        features: channels per stage of configurations that are shaped by hand; their width is not used.
-        latency: what was asked for and measured, for the record.
+        features: channels per stage, by configuration; they take the place of its width.
+        latency: the latencies asked for and measured, for the record.
 
     Returns:
         New plans whose key ``kd_student`` records where they come from.
 
     Raises:
-        KDError: where a configuration is unknown or cannot be shrunk that far.
+        KDError: if a configuration is unknown or cannot be shrunk that far.
     """
     student = deepcopy(plans)
     manager = PlansManager(deepcopy(plans))
@@ -137,7 +141,7 @@ def shrink_plans(
             else shape_architecture(architecture, channels, convs_per_stage)
         )
     student["plans_name"] = name or plans["plans_name"]
-    student.get("kd", {}).pop("student", None)  # the size that was asked for is now that of the plans
+    student.get("kd", {}).pop("student", None)  # the plans themselves now have the size that it asked for
     by_hand = {key: list(channels) for key, channels in features.items()} if features else None
     student[RECORD] = asdict(
         ShrinkRecord(plans["plans_name"], dict(widths), convs_per_stage, by_hand, dict(latency) if latency else None)

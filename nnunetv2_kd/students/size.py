@@ -1,4 +1,4 @@
-"""From the size that the user asked for to a width."""
+"""Find the width for the size that the user asked for."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,20 +12,20 @@ from nnunetv2_kd.students.shrink import RECORD, made_from, shrink_plans
 
 DEFAULT_WIDTH = 0.5
 BISECTIONS = 20
-NEARLY_THE_TEACHER = 0.9  # of its parameters, or FLOPs
+NEARLY_THE_TEACHER = 0.9  # share of the teacher's parameters, or FLOPs
 
 
 def width_for(plans: Plans, configuration: str, dataset_json: dict[str, Any], student: StudentOptions) -> float:
-    """The width that the options ask for; for a budget the largest width that keeps to it.
+    """The width that the options ask for; for a budget, the largest width within it.
 
     Args:
         plans: the teacher's.
-        configuration: the configuration that has to keep to the budget.
+        configuration: the configuration that must stay within the budget.
         dataset_json: as in nnU-Net.
         student: the options.
 
     Raises:
-        KDError: where even the narrowest network is over the budget, or the student would be nearly the teacher.
+        KDError: if even the narrowest network is over the budget, or the student would be nearly the teacher's size.
     """
     if student.params is None and student.flops is None:
         return student.width if student.width is not None else DEFAULT_WIDTH
@@ -41,7 +41,7 @@ def width_for(plans: Plans, configuration: str, dataset_json: dict[str, Any], st
     low, high = 0.5 / min(features), 1.0  # below `low` the narrowest stage rounds to no channel
     if size(low) > budget:
         raise KDError(
-            f"No student of {configuration} keeps to {quantity} <= {format_count(budget)}: the narrowest network has "
+            f"No student of {configuration} has {quantity} <= {format_count(budget)}: the narrowest network has "
             f"{format_count(size(low))}. Ask for more, or for fewer convolutions per stage."
         )
     width = high if size(high) <= budget else _widest(size, low, high, budget)
@@ -58,7 +58,7 @@ def width_for(plans: Plans, configuration: str, dataset_json: dict[str, Any], st
 
 
 def _widest(size: Callable[[float], int], low: float, high: float, budget: float) -> float:
-    """The largest width that keeps to a budget, between one that does and one that does not."""
+    """The largest width within a budget, between one that is within it and one that is not."""
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if size(middle) <= budget else (low, middle)
@@ -67,32 +67,32 @@ def _widest(size: Callable[[float], int], low: float, high: float, budget: float
 
 
 def plans_features(plans: Plans, configuration: str) -> list[int]:
-    """Channels per stage of a configuration, inherited ones too."""
+    """Channels per stage of a configuration, even if inherited from another."""
     whole = shrink_plans(plans, {configuration: 1.0})
     return list(whole["configurations"][configuration]["architecture"]["arch_kwargs"]["features_per_stage"])
 
 
 def relative_width(plans: Plans, configuration: str, features: Sequence[int]) -> float:
-    """The channels at full resolution relative to those of the plans."""
+    """The channels at full resolution, relative to those of the plans."""
     return round(features[0] / plans_features(plans, configuration)[0], 4)
 
 
 def student_plans(
     plans: Plans, configuration: str, dataset_json: dict[str, Any], student: StudentOptions
 ) -> tuple[Plans, bool]:
-    """What a trainer trains: the given plans where they are a student's already, else a student of them.
+    """The plans that a trainer trains: the given plans if they are already a student's, otherwise a student of them.
 
     Returns:
         The student's plans, and whether they were made here.
 
     Raises:
-        KDError: where the options ask for a size although the plans have been shrunk already.
+        KDError: if the options ask for a size although the plans have already been shrunk.
     """
     check_configuration(plans, configuration)
     if made_from(plans) is None:
         if student.latency is not None:
             raise KDError(
-                f"student.latency ({student.latency}) is measured on the machine that will predict, before a training: "
+                f"student.latency ({student.latency}) must be measured before training, on the machine that predicts: "
                 f"nnUNetv2_kd plan -d {plans['dataset_name']} -c {configuration} -p {plans['plans_name']} --latency "
                 f"{student.latency} -o {plans['plans_name']}Fast\nThen train with -p {plans['plans_name']}Fast"
             )
@@ -112,7 +112,7 @@ def student_plans(
     )
     if asked:
         raise KDError(
-            f"The options ask for student.{asked[0]}, but the plans {plans['plans_name']} are a student's already, "
+            f"The options ask for student.{asked[0]}, but the plans {plans['plans_name']} are already a student's, "
             f"made from {made_from(plans)}. Remove the option, or train with -p {made_from(plans)}."
         )
     return plans, False

@@ -34,10 +34,10 @@ def test_coarser_means_fewer_voxels(times):
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        ([2.0, 2.0], r"expected 3 numbers, as the teacher's \[1.0, 1.0, 2.0\]"),
-        ([2.0, 0.0, 2.0], "expected mm above 0"),
-        ([2.0, math.nan, 2.0], "expected mm above 0"),
-        ([1.0, 1.0, 2.0], "has no fewer voxels than the teacher's"),
+        ([2.0, 2.0], r"expected 3 numbers, like the teacher's \[1.0, 1.0, 2.0\]"),
+        ([2.0, 0.0, 2.0], "expected numbers above 0, in mm"),
+        ([2.0, math.nan, 2.0], "expected numbers above 0, in mm"),
+        ([1.0, 1.0, 2.0], "gives no fewer voxels than the teacher's"),
     ],
 )
 def test_spacings_that_are_refused(wanted, expected):

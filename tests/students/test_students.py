@@ -95,7 +95,7 @@ def test_a_budget_is_kept_to_and_used(budget, quantity):
 
 
 def test_a_budget_that_no_student_keeps_to():
-    with pytest.raises(KDError, match=r"No student of 3d_fullres keeps to params <= 10: the narrowest network has"):
+    with pytest.raises(KDError, match=r"No student of 3d_fullres has params <= 10: the narrowest network has"):
         width_for(plans(), "3d_fullres", DATASET_JSON, StudentOptions(params="10"))
 
 
@@ -115,7 +115,7 @@ def test_student_plans_are_made_once():
 
 def test_size_for_plans_that_are_a_students_already():
     made, _ = student_plans(plans(), "3d_fullres", DATASET_JSON, StudentOptions())
-    with pytest.raises(KDError, match="ask for student.width, but the plans nnUNetPlans are a student's already"):
+    with pytest.raises(KDError, match="ask for student.width, but the plans nnUNetPlans are already a student's"):
         student_plans(made, "3d_fullres", DATASET_JSON, StudentOptions(width=0.3))
 
 
