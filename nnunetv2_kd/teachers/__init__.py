@@ -1,1 +1,1 @@
-"""Teachers: found, checked, loaded, frozen and run; one, several mixed, or stored."""
+"""Teachers: find, check, load, freeze and run them. A teacher is one model, several combined, or a store."""

@@ -1,4 +1,4 @@
-"""What to type where a teacher's plans and a student's do not go together."""
+"""What to type if a teacher's plans and a student's do not fit together."""
 
 import shlex
 from copy import deepcopy
@@ -26,13 +26,13 @@ def fits(teacher: tuple[Plans, DatasetJson], student: tuple[Plans, DatasetJson],
     """Whether a model of these plans could teach, in the student's configuration."""
     try:
         check_same_task(teacher, student, configuration, configuration)
-    except Exception:  # of any kind: plans of any kind lie beside the ones that fit
+    except Exception:  # the folder may hold plans of any kind
         return False
     return True
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Plans or dataset.json that are only looked at for a line to print; nothing where they cannot be read."""
+    """Plans or dataset.json, needed only to print a command; empty if they cannot be read."""
     try:
         content = read_json(file)
     except KDError:
@@ -41,18 +41,18 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def moved_plans(student: StudentIdentity, plans: Plans, dataset_json: DatasetJson, teachers_plans: str) -> list[str]:
-    """Lines for a student of plans that were moved here from another dataset: a teacher that is trained here with the
-    plans of that name does not fit it.
+    """What to type if the student's plans came from another dataset: a teacher trained on this dataset, with plans of
+    the expected name, would not fit them.
 
     Args:
-        student: who looks for a teacher.
+        student: the student that needs a teacher.
         plans, dataset_json: the student's.
-        teachers_plans: name of the plans that its teacher would be trained with.
+        teachers_plans: name of the plans with which its teacher would be trained.
 
     Returns:
-        Nothing where these plans fit the student's.
+        Lines of text; none if those plans fit the student's.
     """
-    if is_coarser(plans):  # another spacing is what it is made for
+    if is_coarser(plans):  # made for another spacing than its teacher's
         return []
     file = Path(nnUNet_preprocessed) / student.dataset_name / f"{teachers_plans}.json"
     if file.is_file() and fits((_read(file), dataset_json), (plans, dataset_json), student.configuration):
@@ -60,7 +60,7 @@ def moved_plans(student: StudentIdentity, plans: Plans, dataset_json: DatasetJso
     missing = "does not exist" if not file.is_file() else "has another spacing, normalisation or stride"
     lines = [
         f"A model of {teachers_plans} trained on {student.dataset_name} does not fit: {file} {missing}. The student's "
-        f"plans {plans['plans_name']} were made from plans of that name of another dataset, or of an older planning."
+        f"plans {plans['plans_name']} were made from plans of that name from another dataset or an earlier planning."
     ]
     models = [
         f"teacher: {{folder: '{path.folder}', fold: {path.fold}}}" for path in _fitting(plans, dataset_json, student)
@@ -73,12 +73,12 @@ def moved_plans(student: StudentIdentity, plans: Plans, dataset_json: DatasetJso
         if source != file and fits((_read(source), dataset_json), (plans, dataset_json), student.configuration)
     ]
     if not sources:
-        return [*lines, "No trained model and no plans under nnUNet_preprocessed fit it."]
+        return [*lines, "No trained model and no plans under nnUNet_preprocessed fit the student."]
     return [*lines, *moving(sources[0], student, "nnUNetTrainer")]
 
 
 def moving(source: Path, student: StudentIdentity, trainer: str) -> list[str]:
-    """The lines that bring another dataset's plans to the student's and train a teacher with them."""
+    """The commands that move another dataset's plans to the student's dataset and train a teacher with them."""
     here = dataset_id(student.dataset_name)
     name = f"{source.stem}From{dataset_id(source.parent.name)}"
     return [
@@ -91,17 +91,17 @@ def moving(source: Path, student: StudentIdentity, trainer: str) -> list[str]:
 
 
 def plans_of_teacher(path: CheckpointPath, plans: Plans, configuration: str, student: StudentIdentity) -> list[str]:
-    """The lines with which a student gets the plans of a teacher, whose voxels are others.
+    """The commands that give a student the plans of a teacher that sees other voxels.
 
     Args:
         path: where the teacher is.
         plans: the teacher's.
         configuration: the teacher's.
-        student: whom it should teach.
+        student: the student to teach.
     """
     source = Path(nnUNet_preprocessed) / plans["dataset_name"] / f"{plans['plans_name']}.json"
     here = dataset_id(student.dataset_name)
-    lines = ["To train a student that looks at the voxels that the teacher looks at, with the teacher's plans:"]
+    lines = ["To train a student that sees the same voxels as the teacher, use the teacher's plans:"]
     name = plans["plans_name"]
     if plans["dataset_name"] != student.dataset_name:
         name = f"{name}From{dataset_id(plans['dataset_name'])}"
@@ -118,7 +118,7 @@ def plans_of_teacher(path: CheckpointPath, plans: Plans, configuration: str, stu
     return [
         *lines,
         f"  nnUNetv2_preprocess -d {here} -plans_name {name} -c {configuration}",
-        f"and the training again with {configuration}, -p {name} and the teacher in the options file: "
+        f"Then start the training again with {configuration}, -p {name} and the teacher in the options file: "
         f"teacher: {{folder: '{path.where}', fold: {path.fold}}}",
     ]
 
@@ -130,14 +130,14 @@ def through_a_store(
     student: StudentIdentity,
     labels: Named | None,
 ) -> list[str]:
-    """The lines with which a teacher teaches that looks at other voxels; none where a store is not possible either.
+    """The commands that let a teacher that sees other voxels teach through a store; none if a store is impossible too.
 
     Args:
         path: where the teacher is.
         teacher: its dataset.json.
         wanted: the student's plans and dataset.json.
-        student: whom it should teach.
-        labels: what the options say of its labels.
+        student: the student to teach.
+        labels: its labels as given in the options.
     """
     plans, dataset_json = wanted
     cascade = PlansManager(deepcopy(plans)).get_configuration(student.configuration).previous_stage_name is not None
@@ -148,7 +148,7 @@ def through_a_store(
         if theirs != mine:
             match_channels(channels(teacher), channels(dataset_json), {})
     except KDError as error:
-        return [f"A store could not be made either. {error}"]
+        return [f"A store is not possible either. {error}"]
     named = labels if labels is not None else _equal_names(teacher, dataset_json)
     if not any(named.values()):
         return [_no_equal_name(teacher, dataset_json)]
@@ -159,14 +159,15 @@ def through_a_store(
     said = {label: own for label, own in named.items() if list(own) != [label]}
     words += ["--labels", *(f"{label}={','.join(own)}" for label, own in said.items())] if said else []
     return [
-        "A teacher that looks at other voxels teaches through a store, which runs it on the raw images:",
+        "A teacher that sees other voxels can teach through a store, which runs it on the raw images:",
         f"  {shlex.join(words)}{device_flag()}",
-        f"and the training again with this line in the options file instead of its teacher: stored_teacher: {name}",
+        "Then start the training again, with this line in the options file instead of its teacher: stored_teacher: "
+        f"{name}",
     ]
 
 
 def named_labels(teacher: DatasetJson, student: DatasetJson) -> list[str]:
-    """The line of the options file that matches labels by their names; none where they are matched already."""
+    """The line of the options file that matches labels by name; none if they are already matched."""
     if label_meaning(teacher) == label_meaning(student) and teacher.get("regions_class_order") == student.get(
         "regions_class_order"
     ):
@@ -186,21 +187,22 @@ def _names(dataset_json: DatasetJson) -> list[str]:
 
 
 def _equal_names(teacher: DatasetJson, student: DatasetJson) -> dict[str, list[str]]:
-    """The student's labels, each with the teacher's of that name, or with none."""
+    """The student's labels, each with the teacher's label of the same name, if there is one."""
     theirs = _names(teacher)
     return {name: [name] if name in theirs else [] for name in _names(student)}
 
 
 def _no_equal_name(teacher: DatasetJson, student: DatasetJson) -> str:
     return (
-        f"No label has the same name. Say what the student's {', '.join(_names(student))} are made of: labels: "
-        f"{{{_names(student)[0]}: [THEIR_LABEL]}}, of the teacher's {', '.join(_names(teacher))}."
+        f"No label has the same name. For each of the student's {', '.join(_names(student))}, name the teacher's "
+        f"labels that make it up: labels: {{{_names(student)[0]}: [THEIR_LABEL]}}. The teacher's: "
+        f"{', '.join(_names(teacher))}."
     )
 
 
 def _fitting(plans: Plans, dataset_json: DatasetJson, student: StudentIdentity) -> list[CheckpointPath]:
-    """Models under ``nnUNet_results`` that could teach, of the student's fold where they have it; students themselves
-    only where there is nothing else."""
+    """Models under ``nnUNet_results`` that could teach, with the student's fold if they have it. Models that are
+    students themselves are listed only if there are no others."""
     students: list[CheckpointPath] = []
     others: list[CheckpointPath] = []
     for file in sorted(Path(nnUNet_results).glob("*/*__*__*/plans.json")):

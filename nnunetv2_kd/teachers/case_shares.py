@@ -9,16 +9,16 @@ Split = dict[str, list[str]]
 
 
 def shares(cases: Sequence[str], teachers: int, limit: int | None = None, seed: int = 0) -> list[list[str]]:
-    """Shuffle the cases and deal them out: every case to one teacher, shares as equal as can be.
+    """Shuffle the cases and deal them out: every case to one teacher, in shares as equal as possible.
 
     Args:
         cases: training cases of one fold.
         teachers: how many.
-        limit: at most so many cases per teacher; the rest teaches nobody.
+        limit: maximum number of cases per teacher; the remaining cases are not used.
         seed: of the shuffling.
 
     Raises:
-        KDError: where there are fewer cases than teachers.
+        KDError: if there are fewer cases than teachers.
     """
     if len(cases) < teachers:
         raise KDError(f"{teachers} teachers cannot share {len(cases)} training cases: each needs at least one.")
@@ -34,15 +34,15 @@ def shares_by_group(
     limit: int | None = None,
     seed: int = 0,
 ) -> list[list[str]]:
-    """As `shares`, but cases of a group (site, scanner) stay together. Large groups are dealt out first, each to the
-    teacher that has the fewest cases.
+    """Like `shares`, but cases of one group (site, scanner) stay together. Large groups are dealt out first, each to
+    the teacher with the fewest cases so far.
 
     Args:
-        groups: case to group, for all cases; further ones are not looked at.
+        groups: the group of every case; entries for other cases are ignored.
         teachers: how many; None: one per group.
 
     Raises:
-        KDError: where a case has no group, or there are fewer groups than teachers.
+        KDError: if a case has no group, or there are fewer groups than teachers.
     """
     missing = sorted(set(cases) - set(groups))
     if missing:
@@ -62,11 +62,11 @@ def shares_by_group(
 
 
 def with_teachers(splits: list[Split], fold: int, dealt: list[list[str]]) -> tuple[list[Split], list[int]]:
-    """The splits with one more fold per teacher, validation cases those of ``fold``.
+    """The splits with one more fold per teacher, each with the validation cases of ``fold``.
 
     Returns:
-        The longer list (the given entries first, unchanged), and the teachers' folds. Folds that are already there
-        are not added again.
+        The longer list (the given entries first, unchanged), and the numbers of the teachers' folds. Folds that already
+        exist are not added again.
     """
     extended = list(splits)
     folds = []

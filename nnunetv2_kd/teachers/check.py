@@ -1,4 +1,4 @@
-"""Do teacher and student look at the same voxels and speak of the same labels?"""
+"""Check that teacher and student see the same voxels and use the same labels."""
 
 from copy import deepcopy
 from typing import Any
@@ -31,15 +31,16 @@ def check_same_task(
     student_configuration: str,
     labels: bool = True,
 ) -> None:
-    """Compare channels, labels, regions, spacing, normalisation, and the patch size with the teacher's total stride.
+    """Compare channels, labels, regions, spacing and normalisation; and check that the teacher's total stride divides
+    the patch size.
 
     Args:
         teacher, student: plans and dataset.json of each.
-        teacher_configuration, student_configuration: which configuration of the plans.
-        labels: whether to compare the labels and regions.
+        teacher_configuration, student_configuration: the configuration in the plans of each.
+        labels: whether to compare labels and regions.
 
     Raises:
-        KDError: lists every difference, both sides shown.
+        KDError: lists every difference, showing both sides.
     """
     (plans_t, dataset_t), (plans_s, dataset_s) = teacher, student
     _, *compared = _compared_datasets(dataset_t, dataset_s)
@@ -56,10 +57,10 @@ def check_same_task(
 def voxel_problems(
     teacher: tuple[dict, dict], student: tuple[dict, dict], teacher_configuration: str, student_configuration: str
 ) -> list[str]:
-    """What keeps a teacher from looking at the student's preprocessed voxels; see `check_same_task`.
+    """Why a teacher cannot use the student's preprocessed voxels; see `check_same_task`.
 
     Raises:
-        KDError: where the teacher's plans have no such configuration.
+        KDError: if the teacher's plans have no such configuration.
     """
     (plans_t, dataset_t), (plans_s, dataset_s) = teacher, student
     manager_t, manager_s = PlansManager(deepcopy(plans_t)), PlansManager(deepcopy(plans_s))
@@ -85,7 +86,7 @@ def voxel_problems(
 
 
 def _reader(plans: dict[str, Any]) -> str | None:
-    """nnU-Net's class that reads the images; two of them give one and the same orientation."""
+    """The nnU-Net class that reads the images; the two classes that give the same orientation count as one."""
     name = plans.get("image_reader_writer")
     return "SimpleITKIO" if name == "NibabelIO" else name
 
@@ -104,13 +105,12 @@ def _compared_datasets(teacher: dict[str, Any], student: dict[str, Any]) -> list
 
 
 def same_labels_and_channels(teacher: dict[str, Any], student: dict[str, Any]) -> bool:
-    """Whether two dataset.json speak of the same channels and labels, whatever their voxels are."""
+    """Whether two dataset.json have the same channels and labels."""
     return all(_equal(t, s) for _, t, s in _compared_datasets(teacher, student))
 
 
 def label_meaning(dataset_json: dict[str, Any]) -> Any:
-    """Labels in the order of their values, by which the heads go; regions as they are, as heads go by their order. The
-    ignore label has no head."""
+    """Labels or regions in the order of the heads: labels by value, regions as listed. The ignore label has no head."""
     if not isinstance(dataset_json.get("labels"), dict):
         return dataset_json.get("labels")
     labels = labels_without_ignore(dataset_json)
@@ -121,8 +121,8 @@ def label_meaning(dataset_json: dict[str, Any]) -> Any:
 
 
 def channel_meanings(teacher: dict[str, Any], student: dict[str, Any]) -> tuple[Any, Any]:
-    """What is compared of the channels' names: upper and lower case mean the same, and so do two names of an only
-    channel, such as MRI and T1, unless one of them is a kind of normalisation to nnU-Net, such as CT."""
+    """The channel names to compare. Upper and lower case are equal. So are any two names of a single channel, such as
+    MRI and T1, unless nnU-Net chooses the normalisation by one of them, as for CT."""
     names_t, names_s = _channel_names(teacher), _channel_names(student)
     if names_t is None or names_s is None:
         return channels(teacher), channels(student)
@@ -134,15 +134,15 @@ def channel_meanings(teacher: dict[str, Any], student: dict[str, Any]) -> tuple[
 
 
 def renamed_channel(teacher: dict[str, Any], student: dict[str, Any]) -> list[str]:
-    """A line for the log where an only channel has two names."""
+    """A line for the log if a single channel has two names."""
     names_t, names_s = _channel_names(teacher), _channel_names(student)
     if names_t is None or names_s is None or len(names_t) != 1 or names_t[0].casefold() == names_s[0].casefold():
         return []
-    return [f"The teacher's only channel is called {names_t[0]}, the student's {names_s[0]}: taken for the same."]
+    return [f"The teacher's only channel is called {names_t[0]}, the student's {names_s[0]}: treated as the same."]
 
 
 def _channel_names(dataset_json: dict[str, Any]) -> list[str] | None:
-    """In the order of their numbers; None where they are written otherwise than nnU-Net writes them."""
+    """In the order of their numbers; None if they are not written in nnU-Net's form."""
     named = channels(dataset_json)
     if not isinstance(named, dict) or not all(str(key).isdigit() for key in named):
         return None
@@ -150,40 +150,38 @@ def _channel_names(dataset_json: dict[str, Any]) -> list[str] | None:
 
 
 def patch_size(plans: dict[str, Any], configuration: str) -> list[int]:
-    """Of a configuration of the plans."""
+    """The patch size of a configuration."""
     return list(PlansManager(deepcopy(plans)).get_configuration(configuration).patch_size)
 
 
 def check_patch(network: nn.Module, own: list[int], wanted: list[int]) -> None:
-    """Whether a teacher can run on patches of the student's size, where it is no U-Net, whose strides tell.
+    """Check that a teacher can run on patches of the student's size. For a U-Net, its strides tell this already.
 
     Args:
         network: the teacher's.
         own: the patch size that it was built for.
-        wanted: the student's.
+        wanted: the student's patch size.
 
     Raises:
-        KDError: where it cannot.
+        KDError: if it cannot.
     """
     if not has_stages(network) and own != wanted:
         raise KDError(
-            f"The teacher is a {type(network).__name__}, which runs on patches of the size that it was built for: "
+            f"The teacher is a {type(network).__name__}, which only runs on patches of the size that it was built for, "
             f"{own}. The student's are {wanted}. Give the student's plans this patch_size, or store the teacher "
             "(nnUNetv2_kd store)."
         )
 
 
 def divisibility_problems(teacher_configuration: dict[str, Any], patch_size: list[int]) -> list[str]:
-    """What keeps the teacher from running on a patch: a side that its total stride does not divide."""
+    """Why the teacher cannot run on a patch: a side that its total stride does not divide."""
     per_stage = teacher_configuration["architecture"]["arch_kwargs"].get("strides")
     if per_stage is None:  # no U-Net
         return []
     strides = np.prod(np.vstack(per_stage), axis=0)
     if all(side % stride == 0 for side, stride in zip(patch_size, strides, strict=True)):
         return []
-    return [
-        f"patch size: the student's {list(patch_size)} cannot be divided by the teacher's stride {strides.tolist()}"
-    ]
+    return [f"patch size: the student's {list(patch_size)} is not divisible by the teacher's stride {strides.tolist()}"]
 
 
 def _equal(one: Any, other: Any) -> bool:

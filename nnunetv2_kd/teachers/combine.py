@@ -1,5 +1,6 @@
-"""One teacher out of several, as in limit-trained multi-teacher distillation, arXiv 2303.09494. How they are combined
-is not public there, so everything here is ours. Mixed are probabilities and affinities, never logits or features."""
+"""Combine several teachers into one, as in limit-trained multi-teacher distillation, arXiv 2303.09494. How they are
+combined there is not public, so everything here is ours: probabilities and affinities are mixed, never logits or
+features."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -21,15 +22,16 @@ def voxel_weights(
     tau: float = 1.0,
     sigmoid: bool = False,
 ) -> Tensor:
-    """How much each teacher is heard at every voxel (ours).
+    """Weight of each teacher at every voxel (ours).
 
     * ``mean``: the base weights;
     * ``confidence``: base times ``exp(-CE(p_m, y) / tau)``, normalised; with sigmoid heads the mean binary
       cross-entropy over regions;
-    * ``region``: per sample and region base times the teacher's soft Dice ``2 sum p m / (sum p + sum m)``, normalised;
-      a voxel takes the weights of its region, or their mean where it belongs to several.
+    * ``region``: per sample and region, base times the teacher's soft Dice ``2 sum p m / (sum p + sum m)``, normalised;
+      a voxel takes the weights of its region, or their mean if it belongs to several.
 
-    Voxels of no region, where no label says who is right, take the base weights. So does a region that no teacher sees.
+    Voxels in no region take the base weights, because no label says which teacher is right. So does a region that no
+    teacher predicts.
 
     Args:
         rule: one of the three.
@@ -37,7 +39,7 @@ def voxel_weights(
         membership: ``(B, R, *S)`` in [0, 1], from the labels: ``R = K``, or ``R = 1 + K`` with the background first
             where the heads are overlapping regions.
         base: ``(M,)``, at least 0, normalised here: the user's weight of every teacher.
-        tau: above 0; the smaller, the more the best teacher drowns the others.
+        tau: above 0; the smaller, the more the best teacher dominates.
         sigmoid: whether the heads are overlapping regions.
 
     Returns:
@@ -73,12 +75,12 @@ def voxel_weights(
 
 
 def region_weights(weights: Tensor, membership: Tensor, base: Tensor) -> Tensor:
-    """How much each teacher is heard in every region: the mean of the voxels' weights there (ours).
+    """Weight of each teacher in every region: the mean of the voxels' weights in it (ours).
 
     Args:
-        weights: ``(M, B, 1, *S)`` as `voxel_weights` gives them.
+        weights: ``(M, B, 1, *S)`` from `voxel_weights`.
         membership: ``(B, R, *S')`` in [0, 1], ``S'`` at least ``S``.
-        base: ``(M,)``, at least 0, normalised here; an absent region takes it.
+        base: ``(M,)``, at least 0, normalised here; the weights in an absent region.
 
     Returns:
         ``(M, B, R)`` float32 of sum 1 over teachers.
@@ -98,7 +100,7 @@ def region_weights(weights: Tensor, membership: Tensor, base: Tensor) -> Tensor:
 
 
 def mix(probabilities: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """The teachers' probabilities, each by its weight at every voxel (ours).
+    """The mean of the teachers' probabilities, weighted at every voxel (ours).
 
     Args:
         probabilities: per teacher ``(B, K, *S)`` in [0, 1].
@@ -123,18 +125,18 @@ def mix(probabilities: Sequence[Tensor], weights: Tensor) -> Tensor:
 def mix_known(
     probabilities: Sequence[Tensor], known: Sequence[Sequence[int]], weights: Sequence[float], sigmoid: bool
 ) -> Tensor:
-    """Teachers that know different structures: each structure from those that know it, by their weights (ours).
+    """Mix teachers that know different structures: each structure is the weighted mean of those that know it (ours).
 
-    Exclusive structures that together are claimed by more than 1 are divided by their sum.
+    Where probabilities of exclusive structures add up to more than 1, they are divided by their sum.
 
     Args:
         probabilities: per teacher ``(B, U_m, *S)`` in [0, 1], of the structures that it knows.
-        known: per teacher their numbers, rising.
-        weights: one per teacher, at least 0, and above 0 in the sum of those that know a structure.
+        known: per teacher, the numbers of these structures in ascending order.
+        weights: one per teacher, at least 0; for every structure, the weights of those that know it sum to more than 0.
         sigmoid: whether the structures are overlapping regions.
 
     Returns:
-        ``(B, U, *S)`` float32 in [0, 1] of all structures that any teacher knows, by rising number; no gradient.
+        ``(B, U, *S)`` float32 in [0, 1] of all structures that any teacher knows, in ascending order; no gradient.
     """
     mixed = []
     for structure in sorted({number for own in known for number in own}):
@@ -150,14 +152,14 @@ def mix_known(
 
 
 def as_logits(probabilities: Tensor, sigmoid: bool) -> Tensor:
-    """Logits whose softmax (or sigmoid) are these probabilities, so that every term on logits takes a mixture.
+    """Logits whose softmax (or sigmoid) is these probabilities, so that every term on logits can use a mixture.
 
     Args:
         probabilities: ``(B, K, *S)`` in [0, 1], of sum 1 over classes unless ``sigmoid``.
         sigmoid: whether the heads are overlapping regions.
 
     Returns:
-        ``(B, K, *S)`` float32, finite: probabilities below 1e-12 are taken for 1e-12.
+        ``(B, K, *S)`` float32, finite: probabilities below 1e-12 are treated as 1e-12.
     """
     p = probabilities.float()
     logits = p.clamp(min=1e-12).log()
@@ -165,9 +167,10 @@ def as_logits(probabilities: Tensor, sigmoid: bool) -> Tensor:
 
 
 def mean_affinity(matrices: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """The teachers' affinities between regions, each pair by the mean of its two regions' weights (ours).
+    """The mean of the teachers' affinities between regions, each pair weighted by the mean of its regions' weights
+    (ours).
 
-    Widths and grids of the teachers may differ. The edges of a `region_graph` are one sample of ``B * K`` regions.
+    The teachers' channels and grids may differ. The edges of a `region_graph` count as one sample of ``B * K`` regions.
 
     Args:
         matrices: per teacher ``(B, R, R)``.
@@ -193,7 +196,7 @@ def _check_teachers(tensors: Sequence[Tensor], base: Tensor) -> None:
 
 
 def _normalised(weights: Tensor, otherwise: Tensor | None = None) -> Tensor:
-    """Weights over their sum along the first dimension; ``otherwise`` where that is 0."""
+    """Weights divided by their sum along the first dimension; ``otherwise`` where the sum is 0."""
     total = weights.sum(dim=0, keepdim=True)
     normalised = weights / torch.where(total > 0, total, 1)
     if otherwise is not None:

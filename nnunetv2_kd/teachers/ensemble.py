@@ -20,9 +20,9 @@ Size = tuple[int, ...]
 
 
 class EnsembleTeacher(Teacher):
-    """Runs one teacher after the other and mixes their probabilities, and their cosines between regions.
+    """Runs the teachers one after the other, and mixes their probabilities and their cosines between regions.
 
-    A teacher's features are reduced to cosines before the next one runs, so that never two sets of them are held.
+    A teacher's features are reduced to cosines before the next one runs, so that only one set is in memory.
 
     Args:
         teachers: at least two.
@@ -42,23 +42,24 @@ class EnsembleTeacher(Teacher):
         heads = [self._known_by(teacher) for teacher in self.teachers]
         self.known = known_heads(labels, sorted({head for own in heads for head in own}) if heads else None)
         self.is_partial = len({tuple(own) for own in heads}) > 1 or self.known is not None
-        # of the last batch, how much each teacher counted on the average voxel, (M,), summing to 1
+        # each teacher's mean weight over the voxels of the last batch, (M,), summing to 1
         self.mean_weights = self.base
 
     def attach(self, student: nn.Module, methods: Methods) -> list[str]:
         single = on_features(methods)
         if single:
             raise KDError(
-                f"{', '.join(single)} compares features, which several teachers cannot be mixed on. With several "
-                f"teachers use terms on logits, {methods_on_region_cosines()}; or name one teacher."
+                f"{', '.join(single)} compares features, which cannot be mixed over several teachers. With several "
+                f"teachers use terms on logits, {methods_on_region_cosines()}; or name a single teacher."
             )
         if self.is_partial and self.options.rule != "mean":
             raise KDError(
-                f"Teachers of which some do not know all labels are mixed by the rule mean, found {self.options.rule}: "
-                "how right they are cannot be told at voxels of what they do not know. Remove combine.rule."
+                f"If a teacher does not know all labels, only the rule mean can combine teachers, found "
+                f"{self.options.rule}: it cannot rate a teacher at voxels of labels that it does not know. Remove "
+                "combine.rule."
             )
         if self.is_partial and not all(weight > 0 for weight in self.base):
-            raise KDError("Teachers of which some do not know all labels need weights above 0.")
+            raise KDError("If a teacher does not know all labels, every teacher's weight must be above 0.")
         stages: list[str] = []
         for teacher in self.teachers:
             stages = teacher.attach(student, methods)
@@ -75,8 +76,8 @@ class EnsembleTeacher(Teacher):
         lines = [line for teacher in self.teachers for line in teacher.describe()]
         if self.options.rule != "mean" and self.labels.ignore_label is not None:
             lines.append(
-                f"Where a voxel has the ignore label, no label says which teacher is right: there the rule "
-                f"'{self.options.rule}' falls back to the teachers' mean."
+                f"At voxels with the ignore label, the rule '{self.options.rule}' falls back to the teachers' mean, "
+                "because no label says which teacher is right."
             )
         return lines
 
@@ -134,7 +135,7 @@ class EnsembleTeacher(Teacher):
             return self._combine(probabilities, edges, by_size)
 
     def _reduced(self, output: TeacherOutput, regions: Regions) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """A teacher's probabilities, and cosines in place of its features, which nobody holds after this."""
+        """A teacher's probabilities, and cosines in place of its features, which are then released."""
         edges = {stage: region_graph(features, regions)[0] for stage, features in output.features.items()}
         return [self._probabilities(z) for z in output.logits], edges
 
@@ -145,7 +146,7 @@ class EnsembleTeacher(Teacher):
         base = self.base.to(next(iter(targets.values())).device)
         for size, target in targets.items():
             if len(probabilities.get(size, [])) != len(self.teachers):
-                continue  # a head that some teacher does not have, or that was never trained
+                continue  # a head that a teacher lacks or never trained
             membership = self.labels.regions(target).dense()
             weights = voxel_weights(
                 self.options.rule,
@@ -169,14 +170,14 @@ class EnsembleTeacher(Teacher):
     def _combine_partial(
         self, probabilities: dict[Size, list[Tensor]], edges: dict[str, list[Tensor]], targets: dict[Size, Tensor]
     ) -> TeacherOutput:
-        """Each structure from the teachers that know it; cosines of two regions from those that know both."""
+        """Combine each structure from the teachers that know it, and each cosine from those that know both regions."""
         sigmoid = self.labels.has_regions
         heads = [self._known_by(teacher) for teacher in self.teachers]
         logits = []
         for size in targets:
             if len(probabilities.get(size, [])) != len(self.teachers):
                 continue
-            # what is all else to one teacher is not all else to another
+            # without the background: each teacher's holds other structures
             own = [p if sigmoid else p[:, 1:] for p in probabilities[size]]
             mixture = mix_known(own, heads, self.base.tolist(), sigmoid)
             if not sigmoid:
@@ -191,7 +192,7 @@ class EnsembleTeacher(Teacher):
         everything = sorted({head for own in heads for head in own})
         total, sums = torch.zeros_like(graphs[0]), torch.zeros_like(graphs[0])
         for weight, own, graph in zip(self.base.tolist(), heads, graphs, strict=True):
-            # what is background to all is so to each
+            # every teacher knows the background
             knows = torch.tensor([True, *(head in own for head in everything)], device=graph.device).float()
             nodes = knows.repeat(len(graph) // len(knows))
             total += weight * nodes.outer(nodes)
@@ -208,10 +209,10 @@ class EnsembleTeacher(Teacher):
 
 
 def check_different(teachers: Sequence[RunningTeacher]) -> None:
-    """No teacher is named twice.
+    """Check that no teacher is named twice.
 
     Raises:
-        KDError: names the one that is.
+        KDError: names a teacher that is.
     """
     seen: dict[str, TeacherRecord] = {}
     for record in (record for teacher in teachers for record in teacher.records()):

@@ -1,4 +1,4 @@
-"""Where the teacher is: by default the model that the user trained with plain nnU-Net for the same fold."""
+"""Find the teacher: by default, the model that the user trained with plain nnU-Net for the same fold."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from nnunetv2_kd.nnunet.model_zip import unpack
 
 @dataclass(frozen=True)
 class StudentIdentity:
-    """What the search for a teacher must know of the student."""
+    """What the search for a teacher must know about the student."""
 
     dataset_name: str
     plans_name: str
@@ -44,7 +44,7 @@ def find_teacher(options: TeacherOptions, student: StudentIdentity) -> Checkpoin
     """The teacher that the options name.
 
     Raises:
-        KDError: where it does not exist. Lists the models of this dataset that do, and the line that trains it.
+        KDError: if it does not exist. Lists the models of this dataset that do, and the command that trains it.
     """
     folder = teacher_folder(options, student)
     fold = student.fold if options.fold is None else options.fold
@@ -83,16 +83,17 @@ def _no_teacher(path: CheckpointPath, missing: list[Path], options: TeacherOptio
 
 
 def _in_folder(folder: Path) -> list[str]:
-    """What may have been meant by a folder that holds no teacher as named."""
+    """What the user may have meant, if the named folder holds no teacher."""
     checkpoints = [f"{{fold: {path.fold}, checkpoint: {path.checkpoint_name}}}" for path in checkpoints_in(folder)]
     if checkpoints:
-        return [listing(f"Name under 'teacher:', beside the folder, what {folder} holds:", checkpoints)]
+        return [listing(f"Name a checkpoint of {folder} under 'teacher:', after the folder:", checkpoints)]
     if folder.name.startswith("fold_"):
-        return [f"Name the model's folder, which the fold's folder is in: teacher: {{folder: '{folder.parent}'}}"]
+        return [f"Name the model's folder, not its fold's: teacher: {{folder: '{folder.parent}'}}"]
     models = sorted(file.parent for file in folder.glob("*/plans.json"))
     if models:
         return [listing("Name one of the models in it:", [f"teacher: {{folder: '{model}'}}" for model in models])]
     return [
-        f"{folder} is no model folder of nnU-Net: it has plans.json, dataset.json and fold_0 to 4 or all, with "
-        "checkpoint_final.pth in it. A zip of nnUNetv2_export_model_to_zip can be named as it is."
+        f"{folder} is not a model folder of nnU-Net. Such a folder has plans.json, dataset.json and fold_0 to fold_4 "
+        "or fold_all, with a checkpoint_final.pth in each. A zip from nnUNetv2_export_model_to_zip can be named "
+        "directly."
     ]

@@ -1,4 +1,4 @@
-"""Which of a teacher's labels are which of a student's, by the names in both dataset.json."""
+"""Match a teacher's labels to a student's by the names in both dataset.json."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.teachers.combine import as_logits
 
-IGNORE = "ignore"  # nnU-Net's name of the label that is no structure
+IGNORE = "ignore"  # nnU-Net's name for the label that is not a structure
 Named = Mapping[str, Sequence[str]]
 
 
@@ -33,7 +33,7 @@ class Structures:
         return list(self.values)
 
     def head(self, name: str) -> int:
-        """Number of the segmentation head; that of the background comes first where there is one."""
+        """Number of the segmentation head; the background's comes first if there is one."""
         return self.names.index(name) + (not self.sigmoid)
 
 
@@ -53,16 +53,16 @@ def structures_of(dataset_json: Mapping[str, Any]) -> Structures:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """From a teacher's heads to a student's.
+    """Maps a teacher's heads to a student's.
 
     Attributes:
-        sources: for every structure of the student the teacher's heads that make it up; none where the teacher does not
+        sources: for every structure of the student, the teacher's heads that make it up; empty if the teacher does not
             know it.
         sigmoid: whether the teacher's heads are overlapping regions.
         student_sigmoid: whether the student's are.
-        plain: whether heads stand for heads one by one, in the same order, and none is left over.
+        plain: whether the heads correspond one to one, in the same order, with none left over.
         left_out: numbers of the student's structures that the user leaves to the student's own labels.
-        described: in words.
+        described: the map in words.
     """
 
     sources: tuple[tuple[int, ...], ...]
@@ -79,11 +79,11 @@ class LabelMap:
 
     @property
     def known_heads(self) -> tuple[int, ...]:
-        """Numbers of the student's heads that the teacher knows, without that of the background."""
+        """Numbers of the student's heads that the teacher knows, without the background's."""
         return tuple(number + (not self.student_sigmoid) for number in self.known)
 
     def probabilities(self, logits: Tensor, dim: int) -> Tensor:
-        """Probabilities of the known structures from the teacher's logits: sums of those of its heads.
+        """Probabilities of the known structures: sums over the teacher's heads that make them up.
 
         Args:
             logits: with the teacher's heads along ``dim``.
@@ -94,15 +94,15 @@ class LabelMap:
         return self.sums(logits.float().sigmoid() if self.sigmoid else logits.float().softmax(dim=dim), dim)
 
     def sums(self, probabilities: Tensor, dim: int) -> Tensor:
-        """Of the known structures from those of the teacher's heads; both along ``dim``."""
+        """Add up the probabilities of the teacher's heads to those of the known structures; both along ``dim``."""
         known = [torch.tensor(heads, device=probabilities.device) for heads in self.sources if heads]
         return torch.stack([probabilities.index_select(dim, heads).sum(dim=dim) for heads in known], dim=dim).clamp(
             max=1
         )
 
     def logits(self, logits: Tensor) -> Tensor:
-        """A teacher's logits ``(B, K_t, *S)`` as a student's ``(B, 1 + H, *S)`` over the ``H`` known structures, with
-        "anything else" first; of a student with overlapping regions ``(B, H, *S)``."""
+        """Turn a teacher's logits ``(B, K_t, *S)`` into a student's over the ``H`` known structures: ``(B, 1 + H, *S)``
+        with "anything else" first, or ``(B, H, *S)`` if the student's regions overlap."""
         if self.plain:
             return logits
         p = self.probabilities(logits, dim=1)
@@ -112,10 +112,10 @@ class LabelMap:
 
 
 def map_labels(student: Structures, teacher: Structures, named: Named) -> LabelMap:
-    """Match by the names that are given, and by equal names else. What cannot be matched is not known.
+    """Match labels by the given names, and all others by equal names. A label without a match is not known.
 
     Args:
-        named: the student's label to the teacher's that make it up; to none where no teacher is to teach it.
+        named: the teacher's labels that make up each student's label; none if no teacher should teach it.
     """
     sources, words = [], []
     for name in student.names:
@@ -131,13 +131,13 @@ def map_labels(student: Structures, teacher: Structures, named: Named) -> LabelM
 
 
 def check_covered(student: Structures, maps: Sequence[LabelMap | None]) -> None:
-    """Every structure is known to a teacher, or left to the student's own labels in so many words.
+    """Check that every structure is known to a teacher, or explicitly left to the student's own labels.
 
     Args:
-        maps: of all teachers; None of one with the student's own labels.
+        maps: of all teachers; None for a teacher with the student's labels.
 
     Raises:
-        KDError: names those that are not.
+        KDError: names the structures that are neither.
     """
     found = [label_map for label_map in maps if label_map is not None]
     if len(found) < len(maps):
@@ -146,17 +146,17 @@ def check_covered(student: Structures, maps: Sequence[LabelMap | None]) -> None:
     missing = [name for number, name in enumerate(student.names) if number not in covered]
     if missing:
         raise KDError(
-            f"No teacher knows {', '.join(missing)}. Say under labels: what a teacher calls it, {missing[0]}: "
-            f"THEIR_LABEL, or that the student shall learn it from its own labels alone, {missing[0]}: null"
+            f"No teacher knows {', '.join(missing)}. Under labels:, name the teacher's label, as in {missing[0]}: "
+            f"THEIR_LABEL, or let the student learn it from its own labels alone: {missing[0]}: null"
         )
 
 
 def map_problems(student: Structures, teachers: Sequence[tuple[str, Structures, Named]], mend: str) -> list[str]:
-    """What is wrong with the maps of all teachers of a student, at once.
+    """Everything that is wrong with the maps of a student's teachers.
 
     Args:
-        teachers: what each is called, its structures, and the names that were given for it.
-        mend: what the user may do about a structure that no teacher knows, with ``{name}`` in it.
+        teachers: each teacher's title, its structures, and the names given for it.
+        mend: what the user can do about a structure that no teacher knows, with ``{name}`` in place of its name.
     """
     problems = []
     for title, teacher, named in teachers:
@@ -176,7 +176,7 @@ def map_problems(student: Structures, teachers: Sequence[tuple[str, Structures, 
 
 
 def own_problems(student: Structures, title: str, teacher: Structures, named: Named) -> list[str]:
-    """What is wrong with the map of one teacher, whatever others know."""
+    """What is wrong with one teacher's map, regardless of the other teachers."""
     problems = [
         f"{title}: the student has no label {name!r}, only {', '.join(student.names)}"
         for name in named
@@ -188,10 +188,10 @@ def own_problems(student: Structures, title: str, teacher: Structures, named: Na
         if label == other and adds_up:
             problems.append(f"{title}: {name!r} names {label!r} twice")
         elif label == other and excludes:
-            problems.append(f"{title}: {label!r} is mapped two ways, to {name!r} and to {other_name!r}")
+            problems.append(f"{title}: {label!r} is mapped twice, to {name!r} and to {other_name!r}")
         elif teacher.values[label] & teacher.values[other] and label != other and (adds_up or excludes):
-            use = f"added up to {name!r}" if adds_up else f"{name!r} and {other_name!r}, which exclude each other"
-            problems.append(f"{title}: the regions {label!r} and {other!r} overlap: they cannot be {use}")
+            use = f"added up to {name!r}" if adds_up else f"{name!r} and {other_name!r}, which are exclusive"
+            problems.append(f"{title}: the regions {label!r} and {other!r} overlap, so they cannot be {use}")
     if not map_labels(student, teacher, named).known:
         problems.append(f"{title}: it knows none of the student's labels ({', '.join(student.names)})")
     return problems

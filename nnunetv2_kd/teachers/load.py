@@ -44,15 +44,15 @@ def load_teacher(
 
     Args:
         options: which teacher.
-        student: for which student.
+        student: the student to teach.
         student_plans, student_dataset_json: what the teacher is compared with.
-        validation: the student's validation cases, to tell whether the teacher has seen some.
+        validation: the student's validation cases, to find out whether the teacher has seen any.
         deep_supervision: whether the student is trained with it; the teacher's heads are built accordingly.
         device: to run on; None: the CPU.
-        in_patches: whether it has to fit the student's patches and labels.
+        in_patches: whether the teacher must fit the student's patches and labels.
 
     Raises:
-        KDError: where there is no such teacher, it does not fit the student, or its weights do not fit its plans.
+        KDError: if there is no such teacher, it does not fit the student, or its weights do not fit its plans.
     """
     path = _find(options, student, student_plans, student_dataset_json)
     plans, dataset_json = read_model_files(path.folder)
@@ -91,10 +91,10 @@ def _check_patches(
     configuration: str,
     student: StudentIdentity,
 ) -> None:
-    """Whether a teacher can look at the student's patches.
+    """Check that a teacher can run on the student's patches.
 
     Raises:
-        KDError: where it cannot; with the lines that mend it where there are any.
+        KDError: if it cannot; with the commands that solve it, if there are any.
     """
     try:
         check_same_task(teacher, wanted, configuration, student.configuration, labels=options.labels is None)
@@ -114,10 +114,10 @@ def _check_patches(
 def _find(
     options: TeacherOptions, student: StudentIdentity, plans: dict[str, Any], dataset_json: dict[str, Any]
 ) -> CheckpointPath:
-    """The teacher's place.
+    """The teacher's path.
 
     Raises:
-        KDError: where it is not there; the line that trains it only where it would fit.
+        KDError: if it does not exist; with the command that trains it, if that teacher would fit.
     """
     try:
         return find_teacher(options, student)
@@ -131,21 +131,22 @@ def _find(
 
 
 ADD_TRAINER = (
-    "It may build another network than its plans describe: add the folder that holds it to the environment variable "
-    "nnUNet_extTrainer."
+    "That trainer may build another network than the plans describe: add the folder that holds it to the environment "
+    "variable nnUNet_extTrainer."
 )
 
 
 def teacher_record(
     path: CheckpointPath, checkpoint: Mapping[str, Any], params: int, seen_validation_cases: int | None
 ) -> TeacherRecord:
-    """What is written down of a teacher.
+    """The record of a teacher.
 
     Args:
-        path: its place.
-        checkpoint: its content.
-        params: of its network.
-        seen_validation_cases: how many of the student's it was trained on; None: not known, or asked by fold later.
+        path: of its checkpoint.
+        checkpoint: the checkpoint's content.
+        params: number of its network's parameters.
+        seen_validation_cases: how many of the student's validation cases it was trained on; None: not known, or looked
+            up later for the student's fold.
     """
     with as_nnunet_writes(f"what {path.checkpoint} says of its training"):
         return TeacherRecord(
@@ -166,26 +167,26 @@ def teacher_record(
 def cases_of(
     path: CheckpointPath, plans: dict[str, Any], dataset_json: dict[str, Any], checkpoint: dict[str, Any]
 ) -> TrainingCases:
-    """What is known of the cases that a model was trained on; all arguments are its own."""
+    """What is known about the cases that a model was trained on; all arguments describe that model."""
     folder, ending = path.checkpoint.parent, dataset_json["file_ending"]
     with as_nnunet_writes(f"what {path.checkpoint} says of its training"):
         return training_cases(folder, plans["dataset_name"], path.fold, ending, checkpoint.get("kd"))
 
 
 def _not_here(trainer: str) -> str:
-    return f"The teacher's trainer {trainer} is not here: its network is built from its plans."
+    return f"The teacher's trainer {trainer} is not installed: its network is built from its plans."
 
 
 def mirrored_axes(checkpoint: Mapping[str, Any]) -> tuple[int, ...]:
-    """Axes of a patch along which a model was mirrored in training, as nnU-Net's predictor reads a checkpoint: none
-    where it does not say."""
+    """Axes of a patch along which training mirrored, read from the checkpoint as nnU-Net's predictor does; none if it
+    does not say."""
     return tuple(checkpoint.get("inference_allowed_mirroring_axes") or ())
 
 
 def running_map(
     options: TeacherOptions, dataset_json: dict[str, Any], student_dataset_json: dict[str, Any]
 ) -> LabelMap | None:
-    """The map of a teacher whose options name labels; None where they do not, as then all labels are equal.
+    """The label map of a teacher whose options name labels; None if they do not, because then all labels are equal.
 
     Raises:
         KDError: lists what is wrong with the names.
@@ -204,7 +205,7 @@ def running_map(
 
 
 def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: CheckpointPath) -> None:
-    """Load weights where every name and shape fits.
+    """Load weights, of which every name and shape must fit.
 
     Raises:
         KDError: names what differs, or is not finite.
@@ -214,7 +215,7 @@ def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: Checkpoi
     problems = [f"{key}: missing in the checkpoint" for key in expected if key not in weights]
     problems += [f"{key}: in the checkpoint only" for key in weights if key not in expected]
     problems += [
-        f"{key}: {tuple(weights[key].shape)} in the checkpoint, {tuple(expected[key].shape)} in the network"
+        f"{key}: shape {tuple(weights[key].shape)} in the checkpoint, {tuple(expected[key].shape)} in the network"
         for key in expected
         if key in weights and weights[key].shape != expected[key].shape
     ]
@@ -250,10 +251,10 @@ def _same_kind(mine: Tensor, expected: Tensor) -> bool:
 def trained_heads(network: nn.Module, optimizer_state: dict[str, Any] | None) -> list[bool]:
     """Which segmentation heads, finest first, ever received a gradient.
 
-    nnU-Net builds all heads always, also where a trainer switches deep supervision off. An optimizer keeps a state for
-    a parameter only once it had a gradient, so a head without one still has its random weights and teaches nothing.
-    Released checkpoints often hold no optimizer: there a head whose bias is 0 everywhere, as nnU-Net initialises it,
-    has never been moved (ours). The finest head counts as trained.
+    nnU-Net always builds all heads, even if a trainer switches deep supervision off. An optimizer keeps a state for a
+    parameter only once it has had a gradient, so a head without a state still has random weights and teaches nothing.
+    Released checkpoints often have no optimizer. There, a head whose bias is 0 everywhere, as nnU-Net initialises it,
+    counts as never trained (ours). The finest head always counts as trained.
     """
     heads = list(getattr(getattr(network, "decoder", None), "seg_layers", []))[::-1]
     if not heads:

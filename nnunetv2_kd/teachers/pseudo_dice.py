@@ -1,4 +1,4 @@
-"""Pseudo Dice of a network on patches, as nnU-Net shows it during training, and in words."""
+"""Pseudo Dice of a network on patches, as nnU-Net shows it during training, and a description for the log."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,14 +12,14 @@ POOR_DICE = 0.5
 
 
 def pseudo_dice(pairs: Iterable[tuple[Tensor, Tensor]], labels: Labels) -> list[float]:
-    """Dice per class or region, counted over all patches together, background left out.
+    """Dice per class or region, pooled over all patches, without the background.
 
     Args:
         pairs: ``(B, K, *S)`` and nnU-Net's target of the same size.
         labels: how to read the target. Ignored voxels do not count.
 
     Returns:
-        One value in [0, 1] per foreground class or region; nan where neither prediction nor label has it.
+        One value in [0, 1] per foreground class or region; nan if neither prediction nor label contains it.
     """
     tp = fp = fn = torch.zeros(())
     for logits, target in pairs:
@@ -47,12 +47,12 @@ def mean_of_present(dice: Sequence[float]) -> float:
 
 
 def describe_dice(heading: str, dice: Sequence[float]) -> list[str]:
-    """A teacher's Dice per class or region as a line for the log, and a warning where it is poor."""
+    """A teacher's Dice per class or region as a line for the log, and a warning if it is poor."""
     lines = [f"{heading}: {[round(d, 4) for d in dice]}"]
     mean = mean_of_present(dice)
     if mean < POOR_DICE:
         lines.append(
-            f"WARNING: that is poor (mean {mean:.2f}). A student cannot learn much from it. Is it the right "
-            "checkpoint, and was it trained on these labels?"
+            f"WARNING: this is poor (mean {mean:.2f}); a student cannot learn much from such a teacher. Is it the "
+            "right checkpoint, and was it trained on these labels?"
         )
     return lines

@@ -1,4 +1,4 @@
-"""A teacher that runs during the training: one frozen network."""
+"""A teacher that runs during training: one frozen network."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -23,16 +23,16 @@ class _DecoderSkipped(Exception):  # noqa: N818  (not an error)
 
 
 class RunningTeacher(Teacher):
-    """A frozen network that gives logits and the features of attached stages.
+    """A frozen network that returns logits and the features of attached stages.
 
     Args:
-        network: of any kind for methods on logits, a U-Net for those on stages.
-        record: who it is; None: nobody that is recorded.
-        trained_heads: which of its segmentation heads, finest first, have learned anything; None: all.
+        network: any network for methods on logits, a U-Net for methods on stages.
+        record: where the network comes from; None if that is not recorded.
+        trained_heads: which of its segmentation heads, finest first, were trained; None: all.
         device: to run on; None: where the network is.
-        labels: how to read targets, to `assess` it; None: it is not assessed.
-        notes: further lines on who it is.
-        label_map: from its labels to the student's; None where they are the same.
+        labels: how to read targets, needed to `assess` the teacher; None: it is not assessed.
+        notes: further lines to describe it.
+        label_map: from its labels to the student's; None if they are the same.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class RunningTeacher(Teacher):
         return list(self._stages)
 
     def tap(self, stages: Mapping[str, str]) -> None:
-        """Keep the features of these stages from now on, each under the name of the student's stage that it teaches."""
+        """Keep the features of these stages from now on. The keys are the student's stages that they teach."""
         self._stages = dict(stages)
         self.taps = Taps(self.network, stages)
         self.taps.recording = True
@@ -88,10 +88,10 @@ class RunningTeacher(Teacher):
         return {mine: channels[own] for mine, own in self._stages.items()}
 
     def compile(self) -> None:
-        """In place, so that weights keep their names."""
-        # every network takes an entry of the few that torch keeps per function, and all share theirs
+        """Compile in place, so that weights keep their names."""
+        # torch keeps only a few compiled versions per function, and all networks of one class share them
         torch._dynamo.config.cache_size_limit += 1
-        # a compiled decoder would have to raise its way out
+        # skipping the decoder raises an exception, which must not happen inside compiled code
         only_encoder = self._encoder_only and not self._needs_logits
         (self.network.get_submodule("encoder") if only_encoder else self.network).compile()
 
@@ -101,12 +101,12 @@ class RunningTeacher(Teacher):
 
     @torch.no_grad()  # not inference_mode: autograd refuses to save inference tensors for the student's backward pass
     def run(self, data: Tensor, logits: bool = True) -> TeacherOutput:
-        """Logits of every trained head, finest first, and features of the tapped stages; on CUDA under autocast, as the
-        student runs.
+        """Logits of every trained head, finest first, and features of the tapped stages; on CUDA under autocast, like
+        the student.
 
         Args:
             data: ``(B, C, *S)`` on the teacher's device.
-            logits: without them, and where all tapped stages are the encoder's, the decoder does not run.
+            logits: whether they are needed; if not, and all tapped stages are in the encoder, the decoder does not run.
         """
         self.network.eval()
         self._skips_decoder = self._encoder_only and not logits
@@ -118,7 +118,7 @@ class RunningTeacher(Teacher):
         finally:
             self._skips_decoder = False
         heads = list(output) if isinstance(output, (list, tuple)) else [output]
-        # without deep supervision the network returns its finest head only, whatever heads it has
+        # without deep supervision, the network returns its finest head only, however many it has
         taught = self.trained_heads or [True] * len(heads)
         found = [head for head, trained in zip(heads, taught, strict=False) if trained]
         known = None
@@ -139,20 +139,20 @@ class RunningTeacher(Teacher):
         return lines if self.label_map is None else [*lines, f"  It teaches {self.label_map.described}."]
 
     def end_epoch(self, epoch: int) -> list[str]:
-        """Nothing to say.
+        """Check that the teacher stayed frozen; no lines for the log.
 
         Raises:
-            KDError: where somebody has changed the teacher's weights.
+            KDError: if anything has changed the teacher's weights.
         """
         if self._weights_version() != self._version:
             raise KDError(
-                f"The teacher's weights were changed during epoch {epoch}. A frozen network was given to the methods; "
-                "one of them, or a trainer of your own, writes into it."
+                f"The teacher's weights changed during epoch {epoch}, although it is frozen: a method or a trainer "
+                "of your own writes to them."
             )
         return []
 
     def _weights_version(self) -> int:
-        """torch counts every change of a tensor in place."""
+        """A number that grows with every in-place change of a weight, which torch counts."""
         return sum(parameter._version for parameter in self.network.parameters())
 
     def assess(self, batches: Callable[[], Iterable[Batch]], name: str = "teacher") -> list[str]:

@@ -1,6 +1,6 @@
-"""Which of a student's validation cases a teacher was trained on, as far as it left word of its own: its validation
-folder, its log, and the folds of its dataset where these are on this machine. Equal folds of another dataset, or of
-before ``splits_final.json`` was changed, say nothing."""
+"""Find which of a student's validation cases a teacher was trained on, from what its training left behind: its
+validation folder, its log, and its dataset's folds if they are on this machine. The same fold number says nothing if
+the dataset is another one, or if ``splits_final.json`` has changed since."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,15 @@ from nnunetv2_kd.nnunet.validation import read_validation
 
 @dataclass(frozen=True)
 class TrainingCases:
-    """What is known of the cases of a trained fold.
+    """What is known about the cases of a trained fold.
 
     Attributes:
-        dataset: whole name of the dataset that it was trained on.
+        dataset: full name of the dataset that it was trained on.
         fold: a number or ``all``.
-        trained_on: names; None: not known.
-        held_out: names of those that it was validated on; empty: not known.
-        inherited: how many of its own validation cases each of its own teachers was trained on; None: not known.
+        trained_on: names of the training cases; None: not known.
+        held_out: names of the validation cases; empty: not known.
+        inherited: for each of the model's own teachers, how many of the model's validation cases that teacher was
+            trained on; None: not known.
     """
 
     dataset: str
@@ -52,8 +53,8 @@ class TrainingCases:
         return cls(values["dataset"], values["fold"], known, frozenset(values["held_out"]), inherited)
 
     def seen(self, dataset: str, validation: Sequence[str]) -> int | None:
-        """How many of a student's validation cases it was trained on, or learned of from teachers of its own; None: not
-        known.
+        """How many of a student's validation cases the model was trained on, itself or through its own teachers; None:
+        not known.
 
         Args:
             dataset: the student's.
@@ -68,21 +69,21 @@ class TrainingCases:
             return len(names & self.trained_on)
         if self.fold == ALL and self.dataset == dataset:
             return len(names)
-        # names that both have: the cases are of one collection, and what was not held out was trained on
+        # if some names match, both use the same cases, and those that were not held out were trained on
         return len(names - self.held_out) if self.held_out & names else None
 
 
 def training_cases(
     fold_folder: Path, dataset: str, fold: Fold, ending: str, kd: Mapping[str, Any] | None
 ) -> TrainingCases:
-    """What a trained fold left.
+    """Find the cases of a trained fold in the files that its training left.
 
     Args:
         fold_folder: of the model.
-        dataset: whole name of the dataset that it was trained on.
+        dataset: full name of the dataset that it was trained on.
         fold: a number or ``all``.
         ending: of that dataset's files.
-        kd: its record in its checkpoint; None: it is nobody's student.
+        kd: its record in its checkpoint; None if it is not a student.
     """
     inherited = tuple(teacher.get("seen_validation_cases") for teacher in (kd or {}).get("teachers", ()))
     splits = read_splits(Path(nnUNet_preprocessed) / dataset) if nnUNet_preprocessed.is_set() else []
@@ -100,7 +101,7 @@ def training_cases(
 
 
 def _is_of(split: Split, held_out: frozenset[str], counts: tuple[int, int] | None) -> bool:
-    """Whether what a fold left agrees with the folds as they are now, and it left anything."""
+    """Whether a fold left traces of its cases, and they agree with the current split."""
     agrees = [held_out == set(split["val"])] if held_out else []
     if counts is not None:
         agrees.append(counts == (len(split["train"]), len(split["val"])))

@@ -39,7 +39,7 @@ def test_another_width_depth_and_architecture_fit():
         (lambda p, c: p.update(transpose_forward=[2, 0, 1]), r"axis order: teacher \[2, 0, 1\]"),
         (
             lambda p, c: c.update(architecture=architecture(features=(4,) * 6)),
-            r"\[16, 16, 16\] cannot be divided by the teacher's stride \[32, 32, 32\]",
+            r"\[16, 16, 16\] is not divisible by the teacher's stride \[32, 32, 32\]",
         ),
     ],
 )
@@ -80,7 +80,7 @@ def test_other_words_for_the_same(change):
 def test_an_only_channel_of_another_name_is_told():
     one, other = ({"channel_names": {"0": name}} for name in ("MRI", "T1"))
     (line,) = renamed_channel(one, other)
-    assert line == "The teacher's only channel is called MRI, the student's T1: taken for the same."
+    assert line == "The teacher's only channel is called MRI, the student's T1: treated as the same."
     assert renamed_channel(one, {"channel_names": {"0": "mri"}}) == []
 
 

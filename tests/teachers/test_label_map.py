@@ -84,18 +84,18 @@ def test_regions_from_classes_and_the_other_way(rng):
         (
             student("a", "b"),
             [(TOTAL, {"a": ["liver"], "b": ["liver"]})],
-            "'liver' is mapped two ways, to 'a' and to 'b'",
+            "'liver' is mapped twice, to 'a' and to 'b'",
         ),
         (student("a"), [(TOTAL, {"a": ["liver", "liver"]})], "T1: 'a' names 'liver' twice"),
         (
             student("a"),
             [(TUMOUR, {"a": ["whole", "core"]})],
-            "'whole' and 'core' overlap: they cannot be added up to 'a'",
+            "'whole' and 'core' overlap, so they cannot be added up to 'a'",
         ),
         (
             student("a", "b"),
             [(TUMOUR, {"a": ["whole"], "b": ["core"]})],
-            "cannot be 'a' and 'b', which exclude each other",
+            "cannot be 'a' and 'b', which are exclusive",
         ),
     ],
 )
@@ -110,7 +110,7 @@ def test_two_partial_teachers_cover_what_neither_knows_alone():
     maps = [map_labels(wanted, teacher, {}) for teacher in (TOTAL, spleen)]
     check_covered(wanted, maps)
     check_covered(wanted, [None, maps[0]])
-    with pytest.raises(KDError, match="No teacher knows spleen. Say under labels: .* spleen: null"):
+    with pytest.raises(KDError, match="No teacher knows spleen. Under labels:, .* spleen: null"):
         check_covered(wanted, maps[:1])
 
 

@@ -83,16 +83,14 @@ def test_heads_that_never_learned_are_told_without_an_optimizer(released):
 def test_a_trainer_that_is_not_here(released):
     make_model(released, trainer="nnUNetTrainerOfSomebody")
     lines = load(released).describe()
-    assert (
-        sum("nnUNetTrainerOfSomebody is not here: its network is built from its plans" in line for line in lines) == 1
-    )
+    assert sum("OfSomebody is not installed: its network is built from its plans" in line for line in lines) == 1
 
 
 def test_a_trainer_that_is_not_here_and_builds_something_else(released):
     file = make_model(released, trainer="nnUNetTrainerOfSomebody") / "fold_0" / "checkpoint_final.pth"
     torch.save(torch.load(file) | {"network_weights": network(features=(4, 16)).state_dict()}, file)
     with pytest.raises(
-        KDError, match=r"(?s)do not fit the network of its plans.*OfSomebody is not here.*nnUNet_extTrainer"
+        KDError, match=r"(?s)do not fit the network of its plans.*OfSomebody is not installed.*nnUNet_extTrainer"
     ):
         load(released)
 
@@ -104,13 +102,13 @@ def test_a_renamed_folder_of_fold_all_and_its_best_checkpoint(released):
 
 
 def test_what_a_folder_holds_instead(released):
-    with pytest.raises(KDError, match=r"(?s)fold_3/.* does not exist.*beside the folder.*\{fold: 0, checkpoint: ch"):
+    with pytest.raises(KDError, match=r"(?s)fold_3/.* does not exist.*after the folder.*\{fold: 0, checkpoint: ch"):
         load(released, fold=3)
     with pytest.raises(KDError, match=rf"Name the model's folder.*folder: '{released}'"):
         load(released / "fold_0")
     with pytest.raises(KDError, match=rf"(?s)Name one of the models in it.*folder: '{released}'"):
         load(released.parent)
-    with pytest.raises(KDError, match="is no model folder of nnU-Net"):
+    with pytest.raises(KDError, match="is not a model folder of nnU-Net"):
         load(released.parents[2])
 
 
@@ -218,7 +216,7 @@ def test_a_transformer_has_no_stages(transformer):
 def test_a_transformer_runs_on_patches_of_its_own_size_only(transformer):
     check_patch(transformer, [16, 16, 16], [16, 16, 16])
     check_patch(network(), [16, 16, 16], [32, 16, 16])
-    with pytest.raises(KDError, match=r"a Primus, which runs on patches of the size.*\[16, 16, 16\].*\[32, 16, 16\]"):
+    with pytest.raises(KDError, match=r"a Primus, which only runs on patches.*\[16, 16, 16\].*\[32, 16, 16\]"):
         check_patch(transformer, [16, 16, 16], [32, 16, 16])
     assert deepcopy(transformer)(torch.randn(1, 1, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
 

@@ -144,7 +144,7 @@ def test_stale_cases_are_set_aside(tmp_path):
     for name in ("a.npz", "b.npz", "summary.json"):
         (tmp_path / "validation" / name).touch()
     (line,) = set_stale_aside(tmp_path, ["b"], ".nii.gz")
-    assert "1 cases in validation are no validation cases of this fold any more" in line
+    assert "1 cases in validation are no longer validation cases of this fold" in line
     assert sorted(f.name for f in (tmp_path / "validation").iterdir()) == ["b.nii.gz", "b.npz", "summary.json"]
     assert sorted(f.name for f in (tmp_path / "validation_of_older_folds").iterdir()) == ["a.nii.gz", "a.npz"]
     assert set_stale_aside(tmp_path, ["b"], ".nii.gz") == []

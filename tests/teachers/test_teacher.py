@@ -171,7 +171,7 @@ def test_whoever_changes_the_teacher_is_stopped():
     assert teacher.end_epoch(0) == []
     with torch.no_grad():
         next(teacher.network.parameters()).add_(1)
-    with pytest.raises(KDError, match="teacher's weights were changed during epoch 1"):
+    with pytest.raises(KDError, match="teacher's weights changed during epoch 1"):
         teacher.end_epoch(1)
 
 

@@ -1,8 +1,8 @@
-"""What a teacher's features look like in every region of a whole case, for the terms that compare regions (ours).
+"""A teacher's mean feature vector in every region of a whole case, for the terms that compare regions (ours).
 
-Sums over the windows of nnU-Net's sliding window, not mirrored, each weighted by nnU-Net's Gaussian, as its predictions
-are. Membership is that of the preprocessed segmentation; where an image is smaller than a window, what pads it is
-background, as in training.
+Features are summed over the patches of nnU-Net's sliding window, without mirroring and weighted by nnU-Net's Gaussian,
+like its predictions. Regions come from the preprocessed segmentation. If an image is smaller than a patch, the padding
+counts as background, as in training.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from nnunetv2_kd.regions import Labels, at_grid
 
 def target_of(segmentation: np.ndarray, manager: LabelManager) -> Tensor:
     """The target that nnU-Net's training would make of a preprocessed segmentation ``(1, *S)``: ``(R, *S)``."""
-    labels = torch.from_numpy(np.maximum(segmentation[:1], 0).astype(np.int16))  # -1 is outside of the body: background
+    labels = torch.from_numpy(np.maximum(segmentation[:1], 0).astype(np.int16))  # -1: outside the body
     if not manager.has_regions:
         return labels
     regions = [*manager.foreground_regions, *([manager.ignore_label] if manager.has_ignore_label else [])]
@@ -29,7 +29,7 @@ def target_of(segmentation: np.ndarray, manager: LabelManager) -> Tensor:
 
 
 def padded(array: Tensor, size: Sequence[int]) -> Tensor:
-    """``(C, *S)`` with zeros around, centred as nnU-Net's predictor does it, so that no side is below ``size``."""
+    """``(C, *S)`` padded with zeros so that no side is below ``size``, centred as in nnU-Net's predictor."""
     missing = [max(0, wanted - side) for wanted, side in zip(size, array.shape[-len(size) :], strict=True)]
     around = [side for gap in reversed(missing) for side in (gap // 2, gap // 2 + gap % 2)]
     return torch.nn.functional.pad(array, around)
@@ -43,13 +43,13 @@ def case_region_vectors(
 
     Args:
         predictor: initialised with the teacher's network.
-        taps: of that network.
+        taps: on that network.
         data: the preprocessed image ``(C, *S)``.
         target: of the same size, see `target_of`.
-        labels: how to read it.
+        labels: how to read the target.
 
     Returns:
-        ``(K, C)`` float32 by stage; a region that the case has not is 0.
+        ``(K, C)`` float32 by stage; 0 for a region that the case does not contain.
     """
     patch = predictor.configuration_manager.patch_size
     data, target = padded(data, patch), padded(target, patch)
@@ -64,7 +64,7 @@ def case_region_vectors(
             taps.recording = False
         for stage, features in taps.take().items():
             mine = at_grid(membership, features.shape[2:]).flatten(2)
-            # area averages, so that a window's mass is the same at every grid but for the cell size
+            # area averages, so that a patch has the same mass at every grid, up to the cell size
             sums[stage] = sums.get(stage, 0) + torch.einsum("bkv,bcv->kc", mine, features.float().flatten(2))
             masses[stage] = masses.get(stage, 0) + mine.sum(dim=(0, 2))
     return {

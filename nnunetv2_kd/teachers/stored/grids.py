@@ -1,8 +1,8 @@
-"""Where the voxels of a preprocessed case lie in the image, and predictions brought from one grid to another.
+"""Where the voxels of a preprocessed case lie in the image, and resampling of predictions between two such grids.
 
-nnU-Net transposes the axes of an image, crops it to what is not zero, and resamples that box to another size, where
-voxel ``j`` of ``S`` lies at ``(j + 0.5) * C / S - 0.5`` of the ``C`` voxels of the box. All of this is one shift and
-one scale per axis, so that a prediction goes from a teacher's grid to a student's in one linear interpolation.
+nnU-Net transposes the axes of an image, crops it to its nonzero box, and resamples that box from ``C`` to ``S`` voxels
+per axis. Voxel ``j`` of ``S`` then lies at ``(j + 0.5) * C / S - 0.5`` in the box. This amounts to one shift and one
+scale per axis, so one linear interpolation takes a prediction from a teacher's grid to a student's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ class Grid:
     """The voxels of a preprocessed case.
 
     Attributes:
-        axes: nnU-Net's ``transpose_forward``: which axis of the image every axis of the grid is.
-        image: the image's size before it was cropped, in the grid's order of axes.
-        box: first voxel, and the voxel behind the last, that were not cropped away; in that order too.
+        axes: nnU-Net's ``transpose_forward``: for every axis of the grid, the axis of the image.
+        image: the image's size before cropping, in the grid's order of axes.
+        box: per axis, in the same order, the first voxel left by cropping and one past the last.
         size: of the grid itself.
     """
 
@@ -40,7 +40,7 @@ class Grid:
 
         Args:
             transpose: the plans' ``transpose_forward``.
-            properties: that nnU-Net's preprocessing wrote about the case.
+            properties: of the case, as written by nnU-Net's preprocessing.
             size: ``S`` of the preprocessed image.
         """
         return cls(
@@ -56,7 +56,7 @@ class Grid:
         return low + (np.arange(self.size[axis]) + 0.5) * (high - low) / self.size[axis] - 0.5
 
     def from_image(self, axis: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of positions in the image, those along an axis of the grid, and which are inside of the box."""
+        """Convert positions in the image to positions along an axis of the grid; and which of them lie in the box."""
         low, high = self.box[axis]
         inside = (positions >= low - 0.5) & (positions < high - 0.5)
         # rounded, so that equal grids give whole numbers
@@ -65,11 +65,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the axes of an image as one of nnU-Net's readers gives it are those of another reader's.
+    """How the axes of an image from one of nnU-Net's readers map to those from another reader.
 
     Attributes:
-        axes: for every axis of the first reader's image the axis of the second's.
-        flipped: whether it runs the other way.
+        axes: for every axis of the first reader's image, the axis of the second's.
+        flipped: whether that axis is reversed.
     """
 
     axes: tuple[int, ...] = (0, 1, 2)
@@ -82,12 +82,12 @@ class Reading:
 
 
 def compare_readers(first: Any, second: Any, shape: Sequence[int], properties: dict[str, Any], ending: str) -> Reading:
-    """How the axes that two readers give belong together, told by what the one writes and the other reads.
+    """Find how two readers' axes correspond: one writes a test image, the other reads it.
 
     Args:
-        first, second: of nnU-Net's classes of readers.
-        shape: of the image as the second gives it.
-        properties: of that image, as the second gives them.
+        first, second: nnU-Net's reader classes.
+        shape: of the image, as the second reads it.
+        properties: of that image, as the second reads them.
         ending: of the image's file.
     """
     if first is second:
@@ -115,20 +115,20 @@ def compare_readers(first: Any, second: Any, shape: Sequence[int], properties: d
 
 
 def resample(array: Tensor, source: Grid, target: Grid, reading: Reading, nearest: bool = False) -> Tensor:
-    """What is on one grid on another: linearly interpolated, or of the nearest voxel.
+    """Resample an array from one grid to another, by linear interpolation or to the nearest voxel.
 
     Args:
         array: ``(C, *source.size)``.
-        source, target: of one and the same case.
+        source, target: grids of the same case.
         reading: from the axes of the target's image to those of the source's.
-        nearest: for labels.
+        nearest: take the nearest voxel, for labels.
 
     Returns:
-        ``(C, *target.size)`` of the array's dtype; 0 outside of the source's box, as nnU-Net fills it. At the edge of
-        the box the outermost voxel goes on.
+        ``(C, *target.size)`` of the array's dtype; 0 outside the source's box, as nnU-Net fills it. At the edge of the
+        box, the outermost voxel is repeated.
 
     Raises:
-        KDError: where the two images are not of one size, or the boxes do not overlap.
+        KDError: if the two images differ in size, or the boxes do not overlap.
     """
     order = []
     for axis, of_image in enumerate(target.axes):
@@ -136,8 +136,8 @@ def resample(array: Tensor, source: Grid, target: Grid, reading: Reading, neares
         order.append(of_source)
         if target.image[axis] != source.image[of_source]:
             raise KDError(
-                f"the image has {list(source.image)} voxels, in the teacher's order of axes; when the student's data "
-                f"were preprocessed, it had {list(target.image)}, in theirs"
+                f"the image has {list(source.image)} voxels in the teacher's order of axes, but had "
+                f"{list(target.image)} in the student's order when the student's data were preprocessed"
             )
     array = array.permute(0, *(axis + 1 for axis in order))
     for axis, of_source in enumerate(order):
@@ -147,8 +147,8 @@ def resample(array: Tensor, source: Grid, target: Grid, reading: Reading, neares
         index, inside = source.from_image(of_source, positions)
         if not inside.any():
             raise KDError(
-                f"what is not zero in the image lies elsewhere for the teacher: voxels {source.box[of_source]} and "
-                f"{target.box[axis]} of an axis do not overlap"
+                "the teacher's and the student's nonzero boxes in the image do not overlap: along one axis, voxels "
+                f"{source.box[of_source]} and {target.box[axis]}"
             )
         array = _along(array, axis + 1, index, inside, nearest)
     return array.contiguous()

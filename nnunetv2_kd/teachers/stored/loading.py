@@ -1,8 +1,8 @@
 """Stored probabilities on their way through nnU-Net's data loading and augmentation.
 
-They come in as further channels of a case's image, so that nnU-Net crops and pads them with it. Around the transforms
-they are split off and handed over as ``regression_target``, which batchgeneratorsv2 moves in space with the image and
-leaves alone otherwise; behind the transforms they are channels again, so that nnU-Net collates them.
+They are loaded as additional channels of a case's image, so that nnU-Net crops and pads them with it. For the
+transforms they are split off and passed as ``regression_target``, which batchgeneratorsv2 moves in space with the image
+and leaves otherwise unchanged. After the transforms they become channels again, so that nnU-Net collates them.
 """
 
 import os
@@ -18,7 +18,7 @@ from nnunetv2_kd.teachers.stored import quantization
 
 
 class Stacked:
-    """An image and its probabilities, read where they are sliced: stands for nnU-Net's array on disk.
+    """An image and its stored probabilities, read from disk only when sliced; replaces nnU-Net's array on disk.
 
     Args:
         image: ``(C, *S)``.
@@ -32,7 +32,7 @@ class Stacked:
         self.dtype = np.dtype(np.float32)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """``[:]`` or slices of all dimensions, of which the first takes all channels; float32."""
+        """``[:]``, or a slice per dimension with all channels; float32."""
         parts = index if isinstance(index, tuple) else (index,)
         if parts[0] not in (slice(None), Ellipsis):
             raise IndexError(f"expected all channels, got {parts[0]}")
@@ -41,10 +41,10 @@ class Stacked:
 
 
 class StoredDataset:
-    """nnU-Net's dataset whose images have the stored probabilities behind them.
+    """nnU-Net's dataset, with the stored probabilities appended to the images' channels.
 
     Args:
-        plain: nnU-Net's own.
+        plain: nnU-Net's own dataset.
         store: folder of the store.
     """
 
@@ -66,11 +66,11 @@ class StoredDataset:
 
 
 class StoredTransforms:
-    """nnU-Net's training transforms, which move the last channels in space and change nothing else of them.
+    """nnU-Net's training transforms, except that the last channels are only moved in space.
 
     Args:
         transforms: nnU-Net's own.
-        channels: how many.
+        channels: how many last channels.
     """
 
     def __init__(self, transforms: Any, channels: int) -> None:

@@ -1,4 +1,4 @@
-"""How a teacher sees a raw image that was preprocessed for somebody else: with its own plans, in its own space."""
+"""How a teacher sees a raw image: preprocessed with its own plans, in its own space, instead of the student's."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Seen:
 
     Attributes:
         image: ``(C, *S)`` preprocessed for the teacher.
-        grid: of that image; None where it is the student's.
+        grid: of that image; None if it is the student's.
         student: the student's grid.
         reading: from the student's image to the teacher's.
     """
@@ -36,13 +36,13 @@ class Seen:
     reading: Reading = field(default_factory=Reading)
 
     def to_student(self, array: Tensor) -> Tensor:
-        """What is on the teacher's grid ``(C, *S_t)``, on the student's; see `resample`."""
+        """Resample an array from the teacher's grid ``(C, *S_t)`` to the student's; see `resample`."""
         if self.grid is None or self.student is None:
             return array
         return resample(array, self.grid, self.student, self.reading)
 
     def labels_from_student(self, target: Tensor) -> Tensor:
-        """A target on the student's grid, on the teacher's."""
+        """Resample a target from the student's grid to the teacher's."""
         if self.grid is None or self.student is None:
             return target
         return resample(target, self.student, self.grid, self.reading.inverse, nearest=True)
@@ -59,12 +59,12 @@ class OwnSpace:
         configuration: the teacher's.
         dataset_json: the teacher's.
         student_plans, student_dataset_json: of the dataset whose images these are.
-        images: a case to its files, one per channel of the student's (or one with all of them).
-        channel_names: the teacher's channel to the student's, where names differ.
-        previous: of a cascade, the space and the prediction of the stage before.
+        images: the files of each case, one per channel of the student (or one with all channels).
+        channel_names: the student's name for each of the teacher's channels whose names differ.
+        previous: in a cascade, the space and the prediction of the previous stage.
 
     Raises:
-        KDError: where a channel is missing, or the teacher cannot read such files.
+        KDError: if a channel is missing, or the teacher cannot read such files.
     """
 
     def __init__(
@@ -95,37 +95,37 @@ class OwnSpace:
         if self.ending.lower() not in reader.supported_file_endings:
             raise KDError(
                 f"The teacher reads images with {reader.__name__} ({', '.join(reader.supported_file_endings)}), "
-                f"and the student's end with {self.ending}. Convert them to files that it reads, and preprocess these."
+                f"but the student's images end with {self.ending}. Convert them, and preprocess the converted images."
             )
         self.problems = reading_problems(images, reader, 0, whole=False)
         self._last: tuple[str, Seen] | None = None
 
     def see(self, case: str, properties: Mapping[str, Any], size: Sequence[int]) -> Seen:
-        """A case as the teacher sees it; the last one is kept, for other folds of the same model.
+        """A case as the teacher sees it. The last case is cached, for other folds of the same model.
 
         Args:
             case: its name.
             properties, size: of the case as it was preprocessed for the student.
 
         Raises:
-            KDError: where the image cannot be read, or is not the one that was preprocessed for the student.
+            KDError: if the image cannot be read, or is not the one that was preprocessed for the student.
         """
         if self._last is None or self._last[0] != case:
             self._last = case, self._see(case, properties, size)
         return self._last[1]
 
     def student_axes(self, mirrored: Sequence[int], student_dims: int) -> tuple[int, ...]:
-        """Of axes of the teacher's patch those of the student's patch that run the same way.
+        """The axes of the student's patch that correspond to given axes of the teacher's.
 
         Args:
-            mirrored: of the teacher's patch.
-            student_dims: 2 or 3: of the student's.
+            mirrored: axes of the teacher's patch.
+            student_dims: dimensions of the student's patch, 2 or 3.
         """
         dims = len(self.configuration.patch_size)
         own = [self.manager.transpose_forward[axis + 3 - dims] for axis in mirrored]
         same = self.manager.image_reader_writer_class is self.student.image_reader_writer_class
         if not same and len(own) < dims:
-            return ()  # which axes these are may differ from image to image
+            return ()  # the correspondence may differ from image to image
         order = self.student.transpose_forward[3 - student_dims :]
         return tuple(axis for axis, of_image in enumerate(order) if of_image in own)
 
@@ -142,18 +142,18 @@ class OwnSpace:
         return Seen(image, grid, Grid.of(self.student.transpose_forward, properties, size), reading)
 
     def _read(self, case: str) -> tuple[np.ndarray, dict[str, Any]]:
-        """The teacher's channels of an image, and what its reader says about it."""
+        """The teacher's channels of an image, and the properties that its reader gives."""
         files = list(self.images[case])
         try:
             data, properties = self.manager.image_reader_writer_class().read_images(files)
-        except Exception as error:  # every reader raises its own
+        except Exception as error:  # every reader raises errors of its own
             raise KDError(f"{', '.join(files)} cannot be read: {error}") from error
         if data.shape[0] <= max(self.channels):
             raise KDError(f"{', '.join(files)}: {data.shape[0]} channels, expected {max(self.channels) + 1} or more")
         return data[self.channels], properties
 
     def _preprocess(self, data: np.ndarray, properties: dict[str, Any]) -> tuple[Tensor, Grid]:
-        """The image ``(C, *S)``, of a cascade with the segmentation of the stage before, and its grid."""
+        """The image ``(C, *S)`` and its grid; in a cascade with the previous stage's segmentation."""
         before = None if self.previous is None else self._previous_stage(data, properties)
         preprocessor = self.configuration.preprocessor_class(verbose=False)
         image, segmentation, done = preprocessor.run_case_npy(
@@ -166,7 +166,7 @@ class OwnSpace:
         return torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)), grid
 
     def _previous_stage(self, data: np.ndarray, properties: dict[str, Any]) -> np.ndarray:
-        """What the stage before says, ``(1, *S)`` in the image's space, as nnU-Net would write it."""
+        """The previous stage's segmentation, ``(1, *S)`` in the image's space, as nnU-Net would write it."""
         assert self.previous is not None
         space, predict = self.previous
         preprocessor = space.configuration.preprocessor_class(verbose=False)
@@ -182,15 +182,15 @@ class OwnSpace:
             done,
             num_threads_torch=torch.get_num_threads(),
         )
-        return np.asarray(segmentation, dtype=np.int16)[None]  # signed: -1 marks what is outside of the body
+        return np.asarray(segmentation, dtype=np.int16)[None]  # signed: -1 marks voxels outside the body
 
 
 def match_channels(teacher: Mapping[str, str], student: Mapping[str, str], named: Mapping[str, str]) -> list[int]:
-    """Which channel of the student's images each of the teacher's is, by name; capitals do not count.
+    """For each of the teacher's channels, find the channel of the student's images by name, ignoring case.
 
     Args:
-        teacher, student: number to name, as in a dataset.json.
-        named: the teacher's name to the student's, where they differ.
+        teacher, student: names by channel number, as in a dataset.json.
+        named: the student's name for each of the teacher's channels whose names differ.
 
     Raises:
         KDError: lists the channels that are missing.
@@ -203,10 +203,10 @@ def match_channels(teacher: Mapping[str, str], student: Mapping[str, str], named
     names = ", ".join(map(str, student.values()))
     strangers = [name for name in named if name.lower() not in {other.lower() for other in of_teacher}]
     if missing or strangers:
-        what = f"no channel of the student's images ({names}) is the teacher's {', '.join(missing)}" if missing else ""
+        what = f"the student's images ({names}) have no channel {', '.join(missing)}" if missing else ""
         odd = f"the teacher has no channel {', '.join(strangers)}, only {', '.join(of_teacher)}" if strangers else ""
         raise KDError(
-            f"The channels do not fit: {'; '.join(part for part in (what, odd) if part)}. If one is the same under "
-            "another name, say so: --channels THEIR_NAME=STUDENTS_NAME"
+            f"The channels do not fit: {'; '.join(part for part in (what, odd) if part)}. If a channel only has "
+            "another name, give both: --channels THEIR_NAME=STUDENTS_NAME"
         )
     return [number for number in found if number is not None]

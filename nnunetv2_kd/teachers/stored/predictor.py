@@ -1,4 +1,4 @@
-"""A teacher that nnU-Net's own predictor runs over whole cases."""
+"""A teacher run over whole cases by nnU-Net's own predictor."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -34,27 +34,27 @@ class CasePredictor:
     """One of the teachers of a store.
 
     Attributes:
-        teacher: loaded.
+        teacher: the loaded teacher.
         predictor: nnU-Net's, with the teacher's own patch size and mirroring.
-        space: how it sees raw images; None where it looks at the student's preprocessed cases.
+        space: how it sees raw images; None if it uses the student's preprocessed cases.
         map: from its labels to the student's.
-        weight: how much it counts beside others.
-        strides: of every stage whose region vectors can be stored; empty where the network is no U-Net.
-        taps: of these stages; None where there are none.
+        weight: how much it counts relative to the others.
+        strides: of every stage whose region vectors can be stored; empty if the network is not a U-Net.
+        taps: on these stages; None if there are none.
 
     Args:
         options: which model.
-        student: whom it will teach.
+        student: the student to teach.
         plans, dataset_json: the student's.
-        mirroring: whether to average over mirrored images, where the model was trained for that.
-        bfloat16: on a CPU with the instructions.
-        images: gives the raw images of all cases; called where the teacher does not share the preprocessed ones.
-        channel_names: the teacher's channel to the student's, where names differ.
+        mirroring: whether to average over mirrored images, if the model was trained with mirroring.
+        bfloat16: compute in bfloat16, on a CPU with the instructions.
+        images: returns the raw images of all cases; called if the teacher cannot use the preprocessed ones.
+        channel_names: the student's name for each of the teacher's channels whose names differ.
         weight: see the attribute.
-        own_space: let it look at the raw images in any case.
+        own_space: always use the raw images.
 
     Raises:
-        KDError: where there is no such model, or it does not fit.
+        KDError: if there is no such model, or it does not fit.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class CasePredictor:
         self.bfloat16 = bfloat16
         network = self.teacher.network.to(device)
         self.strides: dict[str, Stride] = {}
-        with suppress(KDError):  # terms on regions are then refused when a training asks for them
+        with suppress(KDError):  # a training that then asks for terms on regions is refused
             self.strides = {name: stride for name, (_, stride) in stage_modules(network).items()}
         self.taps = Taps(network, {name: name for name in self.strides}) if self.strides else None
         if bfloat16:
@@ -135,12 +135,13 @@ class CasePredictor:
     def _previous(
         self, configuration: str, options: TeacherOptions, load: Callable[[TeacherOptions], "CasePredictor"]
     ) -> tuple[OwnSpace, Callable[[Tensor], Tensor]]:
-        """Of a cascade the stage before, which nnU-Net trains into a folder beside it."""
+        """The space and the prediction of a cascade's previous stage, whose folder is beside the cascade's."""
         name = parse_model_name(self.path.folder.name)
         if name is None:
             raise KDError(
-                f"{self.path.folder} is a cascade, and the stage before it is looked for beside it; but the folder is "
-                f"not named as nnU-Net names them: TRAINER__PLANS__CONFIGURATION, and the other with {configuration}."
+                f"{self.path.folder} is a cascade whose previous stage cannot be found, because the folder does not "
+                "have a name like nnU-Net's: name it TRAINER__PLANS__CONFIGURATION, and the previous stage's folder "
+                f"beside it the same with {configuration}."
             )
         folder = self.path.folder.parent / str(ModelName(name.trainer, name.plans, configuration))
         model = load(
@@ -165,7 +166,7 @@ class CasePredictor:
             "bfloat16": self.bfloat16,
             "stages": {name: list(stride) for name, stride in self.strides.items()},
         }
-        # stores of teachers that share data and labels are as they were before there were others
+        # a store whose teachers share the student's data and labels keeps its older form
         if self.weight != 1:
             plain["weight"] = self.weight
         if not self.map.plain:
@@ -182,7 +183,7 @@ class CasePredictor:
         Args:
             case: its name.
             image: ``(C, *S)`` as it was preprocessed for the student.
-            properties: that nnU-Net keeps with it.
+            properties: that nnU-Net stores with the image.
         """
         return Seen(image) if self.space is None else self.space.see(case, properties, image.shape[1:])
 

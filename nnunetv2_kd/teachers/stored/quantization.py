@@ -1,10 +1,10 @@
 """Probabilities as bytes.
 
-A byte holds ``round(255 * 2/pi * asin(sqrt(p)))``: fine steps near 0 and 1, where a teacher's second thoughts are (a
-linear byte takes everything below 0.002 for 0), coarser ones around 0.5. The error is at most `MAX_ERROR`.
+A byte holds ``round(255 * 2/pi * asin(sqrt(p)))``. Its steps are fine near 0 and 1, where a teacher's slight doubts are
+(a linear byte rounds everything below 0.002 to 0), and coarser around 0.5. The error is at most `MAX_ERROR`.
 
-Softmax heads are stored without the background, which is what is left of 1. The 0 that nnU-Net pads with outside an
-image then means background, for stored probabilities as for labels.
+Softmax heads are stored without the background, whose probability is 1 minus their sum. The 0 with which nnU-Net pads
+an image then means background, in stored probabilities as in labels.
 """
 
 import math
@@ -21,7 +21,7 @@ NOT_FINITE = (
 )
 MAX_ERROR = math.pi / 4 / 255  # half a step, where the steps are widest: at p = 0.5
 TABLE = (np.sin(np.arange(256) * (math.pi / 510)) ** 2).astype(np.float32)
-# what stands for "less than the smallest byte tells": a 0 would be infinitely sure under a temperature above 1
+# replaces a stored 0, which only means "below the smallest step": an exact 0 would stay certain at any temperature
 FLOOR = math.sin(math.pi / 510 / 4) ** 2
 
 
@@ -43,13 +43,13 @@ def decode(codes: np.ndarray) -> np.ndarray:
 
 
 def stored_channels(logits: Tensor, sigmoid: bool) -> Tensor:
-    """Of a teacher's logits ``(K, *S)`` the probabilities to store, float32: ``(K, *S)`` of sigmoid heads, else
-    ``(K - 1, *S)`` without the background."""
+    """The probabilities to store, float32, from a teacher's logits ``(K, *S)``: ``(K, *S)`` for sigmoid heads,
+    otherwise ``(K - 1, *S)`` without the background."""
     return logits.float().sigmoid() if sigmoid else logits.float().softmax(dim=0)[1:]
 
 
 def all_probabilities(stored: Tensor, sigmoid: bool) -> Tensor:
-    """What `stored_channels` left out is put back: ``(B, R, *S)`` to ``(B, K, *S)``, at least `FLOOR`."""
+    """Put back the background that `stored_channels` left out: ``(B, R, *S)`` to ``(B, K, *S)``, at least `FLOOR`."""
     if sigmoid:
         return stored.clamp(FLOOR, 1 - FLOOR)
     background = 1 - stored.sum(dim=1, keepdim=True)

@@ -1,12 +1,12 @@
-"""What a store consists of, and whether it is the one that a training needs.
+"""What a store consists of, and whether a training can use it.
 
 ``<nnUNet_preprocessed>/<dataset>/<data_identifier>_teacher_<name>/`` holds
 
 * ``store.json``: the teachers, the data, the settings (`Store.header`);
 * ``<case>.b2nd``: class probabilities as bytes, see `codes`;
 * ``<case>.npz``: every teacher's region vectors, see `vectors`;
-* ``<case>.json``: written last, so that a case with one is whole: fingerprints of its two files and of the preprocessed
-  ones, the largest error of the bytes, and the Dice against the labels.
+* ``<case>.json``: written last, so that a case that has one is complete: fingerprints of its two files and of the
+  preprocessed ones, the largest quantization error, and the Dice against the labels.
 """
 
 import json
@@ -31,7 +31,7 @@ AGAIN = "Delete the folder and store again: nnUNetv2_kd store"
 
 
 def store_folder(dataset: Path, data_identifier: str, name: str) -> Path:
-    """Where the store of that name is.
+    """The folder of the store of that name.
 
     Args:
         dataset: the dataset's folder under nnUNet_preprocessed.
@@ -47,13 +47,13 @@ def data_files(folder: Path, case: str) -> list[Path]:
 
 
 class Store:
-    """A store that is there, to be read.
+    """An existing store, for reading.
 
     Args:
         folder: with a ``store.json``.
 
     Raises:
-        KDError: where there is none, or it is of another version.
+        KDError: if there is none, or another version wrote it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,21 +73,21 @@ class Store:
 
     @property
     def label_definition(self) -> dict[str, Any]:
-        """Labels and regions as in the dataset.json of the data that it is of."""
+        """Labels and regions as in the dataset.json of the store's data."""
         return {"labels": dict(self.header["labels"]), "regions_class_order": self.header["regions_class_order"]}
 
     @property
     def command(self) -> str:
-        """The line that made it, and goes on with it."""
+        """The command that made the store, which also continues it."""
         return str(self.header["command"])
 
     @cached_property
     def cases(self) -> dict[str, dict[str, Any]]:
-        """The finished cases, with what is written in their ``<case>.json``."""
+        """The finished cases, with the contents of their ``<case>.json``."""
         return {case: record for case in self.header["cases"] if (record := self.record(case)) is not None}
 
     def record(self, case: str) -> dict[str, Any] | None:
-        """What is written of a case; None where it is not finished."""
+        """The contents of a case's ``<case>.json``; None if the case is not finished."""
         try:
             record: dict[str, Any] = json.loads((self.folder / f"{case}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -113,7 +113,7 @@ class Store:
             raise KDError(f"{told}: {self.command}") from error
 
     def problem(self, case: str, data: Path) -> str:
-        """What keeps a case from being used; "" for nothing.
+        """Why a case cannot be used; "" if it can.
 
         Args:
             case: its identifier.
@@ -133,7 +133,7 @@ class Store:
         return ""
 
     def check(self, data: Path, heads: tuple[int, bool], dataset_json: Mapping[str, Any], cases: Sequence[str]) -> None:
-        """Whether a training can use it.
+        """Check that a training can use the store.
 
         Args:
             data: folder of the training's preprocessed data.
@@ -142,7 +142,7 @@ class Store:
             cases: the training's.
 
         Raises:
-            KDError: says what was expected and found, and which command mends it.
+            KDError: says what was expected, what was found, and which command solves it.
         """
         expected = {"dataset": data.parent.name, "data_identifier": data.name, "heads": list(heads)}
         expected |= label_definition(dataset_json)
@@ -152,25 +152,25 @@ class Store:
             if self.header.get(key) != value
         ]
         if differing:
-            raise KDError(listing(f"The store {self.folder} is not of this training's data:", differing))
+            raise KDError(listing(f"The store {self.folder} was not made from this training's data:", differing))
         for teacher in self.header["teachers"]:
             checkpoint = Path(teacher["folder"]) / f"fold_{teacher['fold']}" / teacher["checkpoint"]
             if checkpoint.is_file() and not is_same(checkpoint, teacher["fingerprint"]):
                 raise KDError(
-                    f"The teacher {checkpoint} is not the one any more that {self.folder} was made with (SHA-256 "
-                    f"{teacher['sha256']}). Store it anew: {self.command} --overwrite"
+                    f"The teacher {checkpoint} has changed since {self.folder} was made from it (SHA-256 then "
+                    f"{teacher['sha256']}). Store it again: {self.command} --overwrite"
                 )
         problems = [problem for case in cases if (problem := self.problem(case, data))]
         if problems:
             more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
             title = f"{len(problems)} of {len(cases)} training cases cannot be used from the store {self.folder}:"
             raise KDError(
-                listing(title, problems[:SHOWN] + more) + f"\nThis makes what is missing, and only that: {self.command}"
+                listing(title, problems[:SHOWN] + more) + f"\nThis command stores only these cases: {self.command}"
             )
 
 
 def label_definition(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
-    """Labels and regions as pairs, because heads go by their order, and nnU-Net's order of regions."""
+    """Labels and regions as pairs, because their order is the heads' order; and nnU-Net's ``regions_class_order``."""
     pairs = [
         [name, list(value) if isinstance(value, (list, tuple)) else value]
         for name, value in dataset_json["labels"].items()

@@ -1,4 +1,4 @@
-"""A stored teacher: what it says about a batch comes in with the batch."""
+"""A stored teacher: its output for a batch is loaded with the batch."""
 
 import math
 from pathlib import Path
@@ -24,14 +24,14 @@ from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput, methods_
 
 
 class StoredTeacher(Teacher):
-    """Gives from a store what a teacher, or several combined, would say about the image.
+    """Reads the output of a teacher, or of several combined, from a store.
 
     Args:
         store: checked, see `Store.check`.
-        records: of the models that were stored, see `stored_records`.
+        records: of the stored models, see `stored_records`.
         cases: the training cases.
         labels: how to read targets.
-        image_channels: the network's; what a batch has beyond them is stored probabilities.
+        image_channels: the network's input channels; all further channels of a batch are stored probabilities.
         device: of the output.
     """
 
@@ -48,7 +48,7 @@ class StoredTeacher(Teacher):
         self.labels = labels
         self.image_channels = image_channels
         self.device = device
-        # which stage's vectors of each teacher stand beside a stage of the student
+        # for each stage of the student, the stored vectors of every teacher that it is compared with
         self.stages: dict[str, list[str]] = {}
         self.known = _known(store, labels)
         self._records = records
@@ -82,7 +82,7 @@ class StoredTeacher(Teacher):
         return [
             f"Stored teacher: {stored.folder}, {count} model{'s' if count > 1 else ''}, "
             f"{'mirrored' if stored.mirroring else 'not mirrored'}; "
-            f"largest error of a stored probability {stored.largest_error:.4f}",
+            f"largest quantization error of a probability {stored.largest_error:.4f}",
             *(f"  {record}" for record in self._records),
             *self._what_is_known(),
             *describe_dice("The stored teacher's Dice on the training cases", stored.training_dice),
@@ -94,23 +94,23 @@ class StoredTeacher(Teacher):
         names = structures_of(self.store.label_definition).names
         heads = [head - (not self.labels.has_regions) for head in self.known]
         return [
-            f"  It knows {', '.join(names[head] for head in heads)}. To the terms all else is one class; the student "
-            "learns that apart from its own labels."
+            f"  It knows {', '.join(names[head] for head in heads)}. To the distillation terms, everything else is one "
+            "class; the student learns to tell that apart from its own labels."
         ]
 
     def attach(self, student: nn.Module, methods: Methods) -> list[str]:
         raw = on_features(methods)
         if raw:
             raise KDError(
-                f"{', '.join(raw)} compares features, which are not stored. From a store work all terms on logits, "
+                f"{', '.join(raw)} compares features, which are not stored. A store supports all terms on logits, "
                 f"{methods_on_region_cosines()}. Set the weight to 0, or remove stored_teacher from the options to "
-                "let the teacher run during the training."
+                "let the teacher run during training."
             )
         self.stages = self._match(tapped_stages(methods), student)
         return list(self.stages)
 
     def _match(self, stages: list[str], student: nn.Module) -> dict[str, list[str]]:
-        """The vectors that are compared with the student's stages, one per stored model."""
+        """The stored vectors to compare with each of the student's stages, one per stored model."""
         if not stages:
             return {}
         of_student = {name: stride for name, (_, stride) in stage_modules(student).items()}
@@ -118,7 +118,7 @@ class StoredTeacher(Teacher):
         for number, teacher in enumerate(self.store.header["teachers"]):
             if not teacher["stages"]:
                 raise KDError(
-                    f"The store {self.store.folder} has no region vectors: its teacher is no U-Net with stages."
+                    f"The store {self.store.folder} has no region vectors: its teacher is not a U-Net with stages."
                 )
             of_teacher = {name: tuple(stride) for name, stride in teacher["stages"].items()}
             match = nearest_strides if "differs" in teacher else match_strides
@@ -134,12 +134,12 @@ class StoredTeacher(Teacher):
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """Take the stored probabilities off the batch's ``data`` and make logits of them.
+        """Remove the stored probabilities from the batch's ``data`` and turn them into logits.
 
         Heads below full resolution get area averages (ours).
 
         Raises:
-            KDError: where the batch has none.
+            KDError: if the batch has none.
         """
         finest = quantization.all_probabilities(self._take(batch).float(), self.labels.has_regions)
         targets = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
@@ -151,21 +151,21 @@ class StoredTeacher(Teacher):
         self._take(batch)
 
     def _take(self, batch: Batch) -> Tensor:
-        """The stored probabilities ``(B, R, *S)``, which are then no longer in the batch."""
+        """Take the stored probabilities ``(B, R, *S)`` out of the batch."""
         data: Tensor = batch["data"].to(self.device, non_blocking=True)
         if data.shape[1] != self.image_channels + self.channels:
             raise KDError(
                 f"Expected batches of {self.image_channels} image and {self.channels} stored channels, found "
-                f"{data.shape[1]}. This trainer loads its data in a way of its own: train with the teacher itself."
+                f"{data.shape[1]}. This trainer has its own way to load data: train with the teacher itself."
             )
         batch["data"] = data[:, : self.image_channels].contiguous()
         return data[:, self.image_channels :]
 
     def _edges(self, stage: str, cases: Any) -> Tensor:
-        """Cosines between the regions of these cases, mean over the teachers that know both, see `region_graph`; nan
-        where none does.
+        """Cosines between the regions of these cases, averaged over the teachers that know both, see `region_graph`;
+        nan where no teacher does.
 
-        A region that a case has and its patch has not is left out by the terms, which go by the patch's labels.
+        The terms leave out regions of a case that are not in its patch, because they use the patch's labels.
         """
         edges, weights = [], []
         for name in self.stages[stage]:
@@ -177,11 +177,12 @@ class StoredTeacher(Teacher):
         return (torch.stack(edges) * weight).sum(dim=0) / weight.sum(dim=0)
 
     def _knows(self, number: int, regions: int) -> Tensor:
-        """A teacher's weight for every region, 0 where it does not know it; for all it is background that is none."""
+        """Square root of a teacher's weight for every region; 0 for regions that it does not know. All know the
+        background."""
         teacher = self.store.header["teachers"][number]
         all_known = range(regions - 1) if self.known is None else self.store.header["known"]
         known = [True, *(structure in teacher.get("known", all_known) for structure in all_known)]
-        # of a pair the weight is the product of two
+        # a pair's weight is the product of its two regions'
         return torch.tensor(known, device=self.device) * float(teacher.get("weight", 1.0)) ** 0.5
 
     def _of(self, case: str) -> dict[str, Tensor]:
@@ -202,17 +203,17 @@ def first_stored(store: Store) -> TeacherOptions:
 
 
 def _known(store: Store, labels: Labels) -> tuple[int, ...] | None:
-    """The student's heads that the stored teachers know together; None where that is all of them."""
+    """The student's heads that any of the stored teachers knows; None if that is all of them."""
     known = store.header.get("known")
     return None if known is None else tuple(structure + (not labels.has_regions) for structure in known)
 
 
 def stored_records(store: Store, dataset: str, validation: list[str]) -> list[TeacherRecord]:
-    """The models that were stored, as if they taught themselves.
+    """The records of the stored models, as if these ran during training.
 
     Args:
-        store: that they are in.
-        dataset: whole name of the student's dataset.
+        store: the store that holds them.
+        dataset: full name of the student's dataset.
         validation: the student's validation cases.
     """
     names = TeacherRecord.__dataclass_fields__.keys() - {"seen_validation_cases", "mirrored_axes"}
@@ -227,7 +228,7 @@ def stored_records(store: Store, dataset: str, validation: list[str]) -> list[Te
 
 
 def _seen(teacher: dict[str, Any], dataset: str, validation: list[str]) -> int | None:
-    """None of a store of an older version, which does not say what its teachers were trained on."""
+    """How many validation cases a teacher was trained on; None for an older store, which does not say."""
     cases = teacher.get("training_cases")
     if cases is None:
         return None

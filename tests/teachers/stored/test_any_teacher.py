@@ -86,7 +86,7 @@ def test_partial_teachers(here, capsys):
 
     trainer = make_trainer(nnUNetTrainerRegionKD, here, stored_teacher="front", terms=TERMS)
     log = train(trainer)
-    assert "It knows Anterior. To the terms all else is one class" in log
+    assert "It knows Anterior. To the distillation terms, everything else is one class" in log
     assert all(0 < row[name] < float("inf") for row in trainer._history.rows for name in TERMS)
 
     shutil.rmtree(trainer.output_folder)
@@ -129,7 +129,7 @@ def test_running_teachers_with_maps(here):
     torch.testing.assert_close(output.logits[0].softmax(dim=1).sum(dim=1), torch.ones(2, *plain.shape[2:]))
     assert output.edges["decoder.0"].isnan().any()
     rules = {"teachers": [merged, second], "combine": {"rule": "region"}}
-    with pytest.raises(KDError, match="mixed by the rule mean, found region"):
+    with pytest.raises(KDError, match="only the rule mean can combine teachers, found region"):
         make_trainer(nnUNetTrainerMultiTeacherKD, here, **rules, terms=TERMS).on_train_start()
 
     only["labels"] = {"Posterior": "lung"}
@@ -210,7 +210,7 @@ def test_a_coarser_student(here, capsys, monkeypatch):
     monkeypatch.setattr(CasePredictor, "logits", lambda self, image: grids.append(image.shape) or plain(self, image))
     assert store("-p", "nnUNetPlansCoarser") == 0
     error = capsys.readouterr().err
-    assert "fold 0 looks at the raw images with its own plans (spacing: teacher [1.0, 1.0, 1.0], student [2.0" in error
+    assert "fold 0 sees the raw images with its own plans (spacing: teacher [1.0, 1.0, 1.0], student [2.0" in error
     kept, probabilities = stored(here, "fold_0", data)
     case = kept.header["cases"][0]
     image = blosc2.open(str(here.preprocessed / DATASET / data / f"{case}.b2nd"))
@@ -255,7 +255,7 @@ def test_images_that_are_gone_or_damaged(here, capsys, monkeypatch):
     (folder / "dataset.json").write_text(json.dumps(described))
     images[1].write_bytes(before)
     assert store(*flags) == 1
-    assert "no channel of the student's images (MRI) is the teacher's CT" in capsys.readouterr().err
+    assert "the student's images (MRI) have no channel CT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_images_that_are_gone_or_damaged(here, capsys, monkeypatch):
     [
         (["--labels", "Posterior"], "expected LABEL=THEIR_LABEL[,THEIR_LABEL], found 'Posterior'"),
         (["--labels", "2:Posterior=x"], "is for teacher 2, but there are 1"),
-        (["--labels", "Posterior=x", "Posterior=y"], "'Posterior' is mapped two ways for teacher 1"),
+        (["--labels", "Posterior=x", "Posterior=y"], "'Posterior' is mapped twice for teacher 1"),
         (["--labels", "Posterior=lung"], "no teacher has a label 'lung'"),
         (["--weights", "1", "2"], "--weights must be 1 numbers above 0"),
         (["--weights", "-1"], "--weights must be 1 numbers above 0"),

@@ -232,7 +232,7 @@ def test_images_that_cannot_be_used(tmp_path):
     Path(files[0]).write_bytes(b"no image")
     with pytest.raises(KDError, match="case_0000.nii.gz cannot be read: "):
         space_of(plans([1.0, 1.0, 1.0]), student, files[:1], "x").see("case", properties, (4, 4, 4))
-    with pytest.raises(KDError, match=r"reads images with NaturalImage2DIO .* the student's end with .nii.gz"):
+    with pytest.raises(KDError, match=r"reads images with NaturalImage2DIO .* the student's images end with .nii.gz"):
         space_of(plans([1.0, 1.0], reader="NaturalImage2DIO"), student, files, "x")
 
 
@@ -240,7 +240,7 @@ def test_channels_are_matched_by_name():
     student = {"0": "T1", "1": "T2"}
     assert match_channels({"0": "t2", "1": "T1"}, student, {}) == [1, 0]
     assert match_channels({"0": "MRI"}, student, {"MRI": "T2"}) == [1]
-    with pytest.raises(KDError, match=r"no channel of the student's images \(T1, T2\) is the teacher's CT.*--channels"):
+    with pytest.raises(KDError, match=r"the student's images \(T1, T2\) have no channel CT.*--channels"):
         match_channels({"0": "CT"}, student, {})
     with pytest.raises(KDError, match="the teacher has no channel PET, only T1"):
         match_channels({"0": "T1"}, student, {"PET": "T2"})

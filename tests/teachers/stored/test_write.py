@@ -59,7 +59,7 @@ def test_what_is_stored_is_nnunets_prediction(stored_trained_world, here, monkey
     for words in (
         "6 cases",
         "% of the preprocessed data",
-        "largest error of a stored probability 0.00",
+        "largest quantization error of a probability 0.00",
         "mean Dice",
         'stored_teacher: "fold_0"',
     ):
@@ -201,7 +201,7 @@ def test_other_labels_and_regions_are_refused(here):
     kept.check(data, (3, False), own, kept.header["cases"])
     names = list(own["labels"])
     for labels in ({name: own["labels"][name] for name in reversed(names)}, {**own["labels"], names[-1]: [1, 2]}):
-        with pytest.raises(KDError, match=r"is not of this training's data:\n.*labels: "):
+        with pytest.raises(KDError, match=r"was not made from this training's data:\n.*labels: "):
             kept.check(data, (3, False), {**own, "labels": labels}, kept.header["cases"])
     with pytest.raises(KDError, match=r"regions_class_order: None in the store, \[2, 1\] in this training"):
         kept.check(data, (3, False), {**own, "regions_class_order": [2, 1]}, kept.header["cases"])
@@ -247,7 +247,7 @@ def test_an_ensemble_is_the_mean_of_probabilities(here):
         (["-p", "Other"], "Plans in this folder: "),
         (["--teacher_folder", "/nowhere"], "/nowhere/plans.json does not exist"),
         (["--teacher_folder", "/nowhere"], "here it is -tr, -p, -f, -chk, --teacher_folder"),
-        (["-device", "cuda"], "There is no device cuda here. Add: -device cpu"),
+        (["-device", "cuda"], "This machine has no device cuda. Add: -device cpu"),
     ],
 )
 def test_refused(here, capsys, monkeypatch, flags, expected):
