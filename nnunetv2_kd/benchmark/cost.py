@@ -1,4 +1,4 @@
-"""What each model costs: parameters, FLOPs, file size, and on this machine milliseconds and memory per case."""
+"""What each model costs: parameters, FLOPs, file size, and milliseconds and memory per case on this machine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,15 +12,15 @@ from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Of one model, whatever is known.
+    """What is known about one model's cost.
 
     Attributes:
         params: parameters of the network that the plans describe.
         gflops: 10^9 floating-point operations of one forward pass of one patch, a multiply-add counted as two.
         file_mib: size of one fold's checkpoint_final.pth (weights and optimizer) in MiB.
-        ms: median milliseconds from image to segmentation of one case, as stock nnU-Net predicts.
-        peak_mib: peak memory of that in MiB: CUDA memory allocated; on a CPU the whole process.
-        problem: why something is missing.
+        ms: median milliseconds per case from image to segmentation, as stock nnU-Net predicts.
+        peak_mib: peak memory of such a prediction in MiB: CUDA memory allocated, or on a CPU the whole process.
+        problem: why a value is missing.
     """
 
     params: int | None = None
@@ -32,12 +32,12 @@ class ModelCost:
 
 
 def size_of(model: TrainedModel) -> ModelCost:
-    """What can be told without running anything."""
+    """What is known without running anything."""
     sizes = [fold.checkpoint.stat().st_size for fold in model.trained_folds]
     file_mib = max(sizes) / 2**20 if sizes else None
     try:
         cost = network_cost(model.plans, model.configuration, model.dataset_json, model.trainer)
-    except Exception as error:  # an architecture that the plans name may be missing here, or refuse torch's meta device
+    except Exception as error:  # the plans' architecture may not be installed, or not run on torch's meta device
         problem = f"parameters and FLOPs not known: {type(error).__name__}: {error}"
         return ModelCost(file_mib=file_mib, problem=problem)
     return ModelCost(params=cost.params, gflops=cost.flops / 1e9, file_mib=file_mib)
@@ -46,12 +46,12 @@ def size_of(model: TrainedModel) -> ModelCost:
 def measured(
     timed: Sequence[TimedModel], costs: Mapping[str, ModelCost], cases: list[list[str]], device: torch.device
 ) -> dict[str, ModelCost]:
-    """The costs with `ModelCost.ms` and `ModelCost.peak_mib` of these models; see `timing.time_in_turns`.
+    """The costs, with `ModelCost.ms` and `ModelCost.peak_mib` of the timed models added; see `timing.time_in_turns`.
 
     Args:
-        timed: filled in; cascades are left out.
-        costs: by the models' names, of at least these.
-        cases: the files of the channels of each case; at least one.
+        timed: the models to time, filled in; cascades are left out.
+        costs: by model name, for at least these models.
+        cases: the channel files of each case; at least one case.
         device: to predict on.
     """
     time_in_turns(timed, cases, device)

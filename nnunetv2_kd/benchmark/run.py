@@ -49,11 +49,11 @@ class BenchmarkRequest:
     precisions: Sequence[Precision] = ("f32",)
 
     def kinds(self) -> list[dict[str, Any]]:
-        """What every model is timed in: stock nnU-Net's predictor in every CPU speed, then every runtime in every
-        precision that it has.
+        """The ways in which every model is timed: stock nnU-Net's predictor at every CPU speed, then every runtime in
+        every precision that it supports.
 
         Raises:
-            KDError: where runtimes and precisions do not fit each other.
+            KDError: if runtimes and precisions do not fit together.
         """
         stock: list[dict[str, Any]] = [{"cpu_speed": cpu_speed} for cpu_speed in self.cpu_speeds]
         return stock + [{"runtime": r, "precision": p} for r, p in combinations(self.runtimes, self.precisions)]
@@ -71,13 +71,13 @@ class BenchmarkRow:
 
 @dataclass
 class Benchmark:
-    """What was found. The first row that was timed is what the others are compared with.
+    """The results. The first row with a time is the reference for the others.
 
     Attributes:
-        cases: by name.
-        images: where they are from, in words.
-        on_cpu: whether a row's CPU mode counts; a GPU has its own.
-        empty_mib: memory on a CPU of a process before it loads a model.
+        cases: names.
+        images: where the cases come from, in words.
+        on_cpu: whether to show each row's CPU mode.
+        empty_mib: on a CPU, memory of a process before it loads a model.
     """
 
     rows: list[BenchmarkRow]
@@ -91,11 +91,11 @@ class Benchmark:
 
     @property
     def reference(self) -> BenchmarkRow:
-        """What the others are compared with."""
+        """The row that the others are compared with."""
         return next((row for row in self.rows if row.timed.ms()), self.rows[0])
 
     def times_faster(self, row: BenchmarkRow, mirroring: bool = True) -> float | None:
-        """How many times as fast as the first row that was timed."""
+        """How many times as fast a row is as the reference."""
         ms, of_first = row.timed.ms(mirroring), self.reference.timed.ms(mirroring)
         return of_first / ms if ms and of_first else None
 
@@ -104,7 +104,7 @@ def benchmark(request: BenchmarkRequest, say: Say) -> Benchmark:
     """Time the models that the request names.
 
     Raises:
-        KDError: where the device, a model or the images are not there, or no model can be timed.
+        KDError: if the device, a model or the images are missing, or no model can be timed.
     """
     check_request(request)
     models = _models(request)
@@ -138,16 +138,16 @@ def benchmark(request: BenchmarkRequest, say: Say) -> Benchmark:
 
 
 def check_request(request: BenchmarkRequest) -> None:
-    """The flags fit each other and this machine.
+    """Check that the flags fit together and fit this machine.
 
     Raises:
-        KDError: where they do not; with what to type.
+        KDError: if they do not; says what to type.
     """
     check_device(request.device)
     if request.device.type != "cpu" and tuple(request.cpu_speeds) != (cpu_mode.STOCK,):
         raise KDError(f"--cpu_speed is for -device cpu, found -device {request.device.type}. Leave one of them out.")
     if not request.runtimes and tuple(request.precisions) != ("f32",):
-        raise KDError(f"--precision {' '.join(request.precisions)} is of --runtime. Add: --runtime openvino")
+        raise KDError(f"--precision {' '.join(request.precisions)} only applies to --runtime. Add: --runtime openvino")
     for runtime, precision in combinations(request.runtimes, request.precisions):
         check_runtime(runtime, precision, request.device.type)
         if precision == "bf16":
@@ -155,18 +155,18 @@ def check_request(request: BenchmarkRequest) -> None:
     for cpu_speed in request.cpu_speeds:
         cpu_mode.check_here(cpu_speed)
     if bool(request.folders) == (request.dataset is not None):
-        raise KDError("Name the models either by -m FOLDER FOLDER ..., teacher first, or by -d DATASET.")
+        raise KDError("Name the models either with -m FOLDER FOLDER ..., teacher first, or with -d DATASET.")
     given = {"-c": request.configurations, "-p": request.plans, "-tr": request.trainers}
     narrowing = [flag for flag, values in given.items() if values]
     if request.folders and narrowing:
-        raise KDError(f"-m names the models in full; {' and '.join(narrowing)} are for -d DATASET.")
+        raise KDError(f"-m already names the models; {' and '.join(narrowing)} select models of -d DATASET.")
     for flag, number in (("--cases", request.cases), ("--repeats", request.repeats)):
         if number < 1:
             raise KDError(f"{flag} must be at least 1, found {number}.")
 
 
 def _models(request: BenchmarkRequest) -> list[TrainedModel]:
-    """As named, or those of a dataset, the largest first."""
+    """The named models, or those of a dataset, largest first."""
     folds = [request.fold] if request.fold is not None else None
     if request.folders:
         models = [_of_folder(folder, folds) for folder in request.folders]
@@ -189,8 +189,8 @@ def _models(request: BenchmarkRequest) -> list[TrainedModel]:
             ours, first = of(model.dataset_json), of(models[0].dataset_json)
             if ours != first:
                 raise KDError(
-                    f"The models cannot predict the same images: {key} of {model.folder}: {ours}, of "
-                    f"{models[0].folder}: {first}. Benchmark them one after the other."
+                    f"The models cannot predict the same images: {key} is {ours} for {model.folder} and {first} for "
+                    f"{models[0].folder}. Benchmark them one after the other."
                 )
     return models
 
@@ -198,16 +198,16 @@ def _models(request: BenchmarkRequest) -> list[TrainedModel]:
 def _of_folder(folder: Path, folds: list[str] | None) -> TrainedModel:
     folder = folder.expanduser().absolute()
     if parse_model_name(folder.name) is None:
-        raise KDError(f"-m {folder} is no model folder. Expected: {EXPECTED}.")
+        raise KDError(f"-m {folder} is not a model folder. Expected: {EXPECTED}.")
     try:
         model = read_model(folder, folds)
     except KDError as error:
-        raise KDError(f"-m {folder} is no model: {error}. Expected: {EXPECTED}.") from error
+        raise KDError(f"-m {folder} is not a model: {error}. Expected: {EXPECTED}.") from error
     if not model.predicting_folds:
         every = read_model(folder)
         trained = [fold.name for fold in every.trained_folds]
         asked = f"fold {folds[0]}" if folds else "fold"
-        hint = f"Trained are: -f {' or '.join(trained)}" if trained else "Train one, or finish its training with --c."
+        hint = f"Trained folds: -f {' or '.join(trained)}" if trained else "Train one, or finish its training with --c."
         damaged = [fold.problem for fold in every.folds if (fold.folder / FINAL).is_file() and not fold.is_trained]
         if damaged and not trained:
             raise KDError(listing(f"-m {folder} has no trained {asked} that can be read:", damaged))
@@ -216,7 +216,7 @@ def _of_folder(folder: Path, folds: list[str] | None) -> TrainedModel:
 
 
 def _cases(models: list[TrainedModel], request: BenchmarkRequest) -> tuple[dict[str, list[str]], str]:
-    """The files of the channels of each case, and where they are from in words."""
+    """The channel files of each case, and in words where they come from."""
     first = models[0]
     ending = first.dataset_json["file_ending"]
     if request.images is not None:
@@ -228,16 +228,16 @@ def _cases(models: list[TrainedModel], request: BenchmarkRequest) -> tuple[dict[
     splits = read_splits(Path(nnUNet_preprocessed) / dataset) if nnUNet_preprocessed.is_set() else []
     if not fold.isdigit() or int(fold) >= len(splits):
         raise KDError(
-            f"The validation cases of fold {fold} of {dataset} are not known: no splits_final.json with that fold "
-            f"under nnUNet_preprocessed ({nnUNet_preprocessed if nnUNet_preprocessed.is_set() else 'not set'}). "
-            "Name images: -i IMAGES"
+            f"The validation cases of fold {fold} of {dataset} are not known: there is no splits_final.json with this "
+            f"fold under nnUNet_preprocessed ({nnUNet_preprocessed if nnUNet_preprocessed.is_set() else 'not set'}). "
+            "Give the images: -i IMAGES"
         )
     found = {case: training_images(first.dataset, case, ending) for case in splits[int(fold)]["val"]}
     files = {case: channels for case, channels in found.items() if channels}
     if not files:
         raise KDError(
             f"No image of the validation cases of fold {fold} of {dataset} is under nnUNet_raw "
-            f"({nnUNet_raw if nnUNet_raw.is_set() else 'not set'}). Name images: -i IMAGES"
+            f"({nnUNet_raw if nnUNet_raw.is_set() else 'not set'}). Give the images: -i IMAGES"
         )
     return files, f"of the validation cases of fold {fold} of {dataset}"
 
@@ -245,7 +245,7 @@ def _cases(models: list[TrainedModel], request: BenchmarkRequest) -> tuple[dict[
 def _peak_on_cpu(row: BenchmarkRow, found: Benchmark, files: list[str]) -> None:
     try:
         memory = peak_in_own_process(row.timed, files)
-    except Exception as error:  # the process may have been killed for its memory
+    except Exception as error:  # the process may have been killed for using too much memory
         found.problems.append(f"{row.name}: peak memory not known: {type(error).__name__}: {error}")
         return
     if memory is not None:

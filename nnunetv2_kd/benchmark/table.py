@@ -1,4 +1,4 @@
-"""A benchmark for the terminal, for a README, and for programs."""
+"""A benchmark's results for the terminal, as Markdown, and as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def table_rows(benchmark: Benchmark) -> list[list[str]]:
-    """Headings, then one line per row; the way to compute only where it is not everywhere nnU-Net's own."""
+    """Headings, then one line per row. The column "computes in" is left out if all rows are stock nnU-Net's."""
     lines = [list(HEADINGS), *(_cells(benchmark, row) for row in benchmark.rows)]
     if all(row.timed.computes_in == cpu_mode.STOCK for row in benchmark.rows):
         lines = [line[:1] + line[2:] for line in lines]
@@ -80,14 +80,14 @@ def footnotes(benchmark: Benchmark) -> list[str]:
     memory = "CUDA memory allocated."
     if benchmark.empty_mib is not None:
         memory = (
-            f"a process that predicts one case, {benchmark.empty_mib:.0f} MiB of it Python, torch and nnU-Net before "
-            "any model."
+            f"a process that predicts one case. {benchmark.empty_mib:.0f} MiB of it are Python, torch and nnU-Net "
+            "before a model is loaded."
         )
     cases = "1 case" if len(benchmark.cases) == 1 else f"median of {len(benchmark.cases)} cases"
     return [
         f"On {benchmark.device}. ms per case: from image to segmentation through nnU-Net's predictor with one fold; "
         f"{cases} {benchmark.images}, each the fastest of {benchmark.repeats}, models taking turns.",
-        f"times faster: than {benchmark.reference.name}, the first line with a time. Peak: {memory}",
+        f"times faster: compared with {benchmark.reference.name}, the first line with a time. Peak: {memory}",
     ]
 
 

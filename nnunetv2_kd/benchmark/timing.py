@@ -1,4 +1,4 @@
-"""Milliseconds and memory of trained models on real cases, from image to segmentation, through nnU-Net's predictor."""
+"""Time and memory of trained models on real cases, from image to segmentation, in nnU-Net's predictor."""
 
 import contextlib
 import io
@@ -27,18 +27,18 @@ from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
 @dataclass
 class TimedModel:
-    """One model to be timed, and what came out.
+    """One model to time, and the results.
 
     Attributes:
         model: only its first fold is timed.
-        cpu_speed: how it is to compute on a CPU in stock nnU-Net's predictor.
-        runtime, precision: or what it is to run in, in the predictor of ``nnUNetv2_kd predict``; None: stock.
+        cpu_speed: the mode in which stock nnU-Net's predictor should compute on a CPU.
+        runtime, precision: instead, what to run in with the predictor of ``nnUNetv2_kd predict``; None: stock.
         mirroring: predict with nnU-Net's mirroring, without, or both.
         mode: how it computed on a CPU.
-        chosen: what it ran in, where the runtime was measured.
+        chosen: the runtime that was chosen, if several were measured.
         milliseconds: with and without mirroring, the milliseconds of all repeats, per case.
         peak_mib: on CUDA, peak memory allocated in MiB.
-        problem: why it was not timed; "" where it was.
+        problem: why it was not timed; "" if it was.
     """
 
     model: TrainedModel
@@ -54,29 +54,29 @@ class TimedModel:
 
     @property
     def computes_in(self) -> str:
-        """In words, for a table."""
+        """What the model computes in, in words for a table."""
         if self.runtime is None:
             return self.mode
         return f"{self.runtime} {self.precision}" + (f": {self.chosen}" if self.chosen else "")
 
     def ms(self, mirroring: bool = True) -> float | None:
-        """Median over the cases of each one's fastest repeat."""
+        """Median over the cases of each case's fastest repeat."""
         repeats = self.milliseconds.get(mirroring)
         return median(min(times) for times in repeats) if repeats and not self.problem else None
 
 
 def time_in_turns(models: Sequence[TimedModel], cases: list[list[str]], device: torch.device, repeats: int = 1) -> None:
-    """Time models. They take turns on every case, so that what else the machine does weighs on all alike.
+    """Time models. They take turns on every case, so that other load on the machine affects all alike.
 
     Args:
         models: filled in; cascades get a problem.
-        cases: the files of the channels of each case; at least one.
+        cases: the channel files of each case; at least one case.
         device: to predict on.
         repeats: how often each case is predicted.
     """
     predictors: dict[int, Any] = {}
 
-    def failed(number: int, error: Exception) -> None:  # nnU-Net's, of any kind; the other models go on
+    def failed(number: int, error: Exception) -> None:  # nnU-Net may raise anything; go on with the other models
         told = str(error) if isinstance(error, KDError) else f"{type(error).__name__}: {error}"
         models[number].problem = f"not timed: {told}"
         models[number].peak_mib = None
@@ -93,7 +93,7 @@ def time_in_turns(models: Sequence[TimedModel], cases: list[list[str]], device: 
                 timed.chosen = NAMES[ran_in.runtime]
         except Exception as error:
             failed(number, error)
-    turns: list[tuple[int | None, list[str]]] = [(None, cases[0])]  # for warming up
+    turns: list[tuple[int | None, list[str]]] = [(None, cases[0])]  # warm-up
     turns += [(index, files) for index, files in enumerate(cases) for _ in range(repeats)]
     with tqdm(total=len(turns) * len(predictors), desc="timing", unit="prediction", leave=False, disable=None) as bar:
         for index, files in turns:
@@ -115,14 +115,14 @@ def _one_turn(timed: TimedModel, predictor: Any, files: list[str], index: int | 
             timed.milliseconds[mirroring][index].append(milliseconds)
         if peak is not None:
             timed.peak_mib = max(peak, timed.peak_mib or 0.0)
-    predictor.network.to("cpu")  # so that it does not count for the model whose turn is next
+    predictor.network.to("cpu")  # so that its memory does not count for the next model
 
 
 def one_fold(
     model: TrainedModel, device: torch.device, runtime: RuntimeChoice | None = None, precision: Precision = "f32"
 ) -> tuple[Any, ChosenRuntime | None]:
-    """nnU-Net's predictor with the first fold of a model; with a runtime the one of ``nnUNetv2_kd predict``, and what
-    it runs in."""
+    """nnU-Net's predictor with the first fold of a model; or, with a runtime, the predictor of ``nnUNetv2_kd predict``
+    and what it runs in."""
     if model.configuration.endswith("cascade_fullres"):
         raise ValueError("a cascade needs its previous stage")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -138,7 +138,7 @@ def _image(predictor: Any, files: list[str]) -> tuple[Any, dict]:
 
 
 def _time(predictor: Any, image: Any, properties: dict, device: torch.device) -> tuple[float, float | None]:
-    """Milliseconds of one case, and on CUDA its peak memory in MiB."""
+    """Milliseconds of one case; on CUDA also its peak memory in MiB."""
     is_cuda = device.type == "cuda"
     if is_cuda:
         torch.cuda.synchronize(device)
@@ -157,9 +157,9 @@ def _predict(predictor: Any, image: Any, properties: dict) -> None:
 
 
 def peak_in_own_process(timed: TimedModel, files: list[str]) -> tuple[float, float] | None:
-    """Peak memory on a CPU in MiB of a process that predicts one case, and what it held before it loaded the model:
-    Python, torch and nnU-Net. A process's peak never falls, so every model needs one of its own. None where the system
-    does not tell."""
+    """On a CPU, the peak memory in MiB of a process that predicts one case, and its memory before it loaded the model
+    (Python, torch and nnU-Net). A process's peak never falls, so every model gets a process of its own. None if the
+    system does not report memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_of_one_case, timed, files, torch.get_num_threads()).result()
 

@@ -68,7 +68,7 @@ def test_real_models(here, capsys):
     command = ["benchmark", "-m", models(here)[1], "-device", "cpu", "--repeats", "1", "--json", "new/found.json"]
     assert main([*command, "--cpu_speed", way]) == 0
     out = capsys.readouterr().out
-    assert "times faster: than nnUNetTrainerKD__nnUNetPlansSmall__3d_fullres" in out
+    assert "times faster: compared with nnUNetTrainerKD__nnUNetPlansSmall__3d_fullres" in out
     assert "1 thread). ms per case: from image to segmentation" in out
     assert way.replace("_", " ") in out
     found = json.loads((here / "new" / "found.json").read_text())
@@ -91,7 +91,7 @@ def test_of_a_dataset_the_largest_is_first(here, in_no_time, capsys):
     large, small = (TimedModel(module.read_model(module.Path(folder))) for folder in models(here))
     module.time_in_turns([large, small], [[]], None, 1)
     assert f"| {large.ms() / small.ms():.1f} |" in lines[3]
-    assert "500 MiB of it Python" in lines[6]
+    assert "500 MiB of it are Python" in lines[6]
 
 
 def test_only_some_of_a_dataset(here, in_no_time, capsys):
@@ -117,7 +117,9 @@ def test_a_model_that_cannot_be_timed_does_not_stop_the_others(here, capsys):
     out = capsys.readouterr().out
     assert "Missing: nnUNetTrainer__nnUNetPlans__3d_fullres: not timed: The weights in" in out
     assert "peak memory not known: MemoryError: killed" in out
-    assert "times faster: than nnUNetTrainerKD__nnUNetPlansSmall__3d_fullres, the first line with a time" in out
+    assert (
+        "times faster: compared with nnUNetTrainerKD__nnUNetPlansSmall__3d_fullres, the first line with a time" in out
+    )
     assert main([*command, models(here)[0]]) == 1
     assert "No model could be timed" in capsys.readouterr().err
     torch.save(torch.load(checkpoint) | {"network_weights": {}}, checkpoint)
@@ -128,13 +130,13 @@ def test_a_model_that_cannot_be_timed_does_not_stop_the_others(here, capsys):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ([], "Name the models either by -m"),
-        (["-d", "7", "-m", "results"], "Name the models either by -m"),
-        (["-m", "results"], "results is no model folder. Expected: TRAINER__PLANS__CONFIGURATION with plans.json"),
-        (["-m", "a__b__c"], "a__b__c is no model: plans.json cannot be read"),
-        (["-m", "MODEL", "-c", "2d"], "-m names the models in full; -c are for -d DATASET"),
-        (["-m", "MODEL", "-f", "2"], "has no trained fold 2 (no checkpoint_final.pth). Trained are: -f 0"),
-        (["-m", "MODEL", "-i", "nowhere"], "-i nowhere is no folder"),
+        ([], "Name the models either with -m"),
+        (["-d", "7", "-m", "results"], "Name the models either with -m"),
+        (["-m", "results"], "results is not a model folder. Expected: TRAINER__PLANS__CONFIGURATION with plans.json"),
+        (["-m", "a__b__c"], "a__b__c is not a model: plans.json cannot be read"),
+        (["-m", "MODEL", "-c", "2d"], "-m already names the models; -c select models of -d DATASET"),
+        (["-m", "MODEL", "-f", "2"], "has no trained fold 2 (no checkpoint_final.pth). Trained folds: -f 0"),
+        (["-m", "MODEL", "-i", "nowhere"], "-i nowhere is not a folder"),
         (["-m", "MODEL", "-i", "raw"], "-i raw holds no image named CASE_0000.nii.gz"),
         (["-m", "MODEL", "--cases", "0"], "--cases must be at least 1, found 0"),
         (["-m", "MODEL", "--cpu_speed", "bfloat16"], "bfloat16 needs a processor with bfloat16 instructions"),
@@ -143,9 +145,9 @@ def test_a_model_that_cannot_be_timed_does_not_stop_the_others(here, capsys):
             "--cpu_speed is for -device cpu, found -device mps",
         ),
         (["-m", "MODEL", "--runtime", "onnx", "--precision", "int8"], "--runtime onnx has no --precision int8"),
-        (["-m", "MODEL", "--precision", "bf16"], "--precision bf16 is of --runtime. Add: --runtime openvino"),
+        (["-m", "MODEL", "--precision", "bf16"], "--precision bf16 only applies to --runtime. Add: --runtime openvino"),
         (["-m", "MODEL", "--runtime", "torch", "--precision", "bf16"], "bfloat16 needs a processor with bfloat16"),
-        (["-m", "MODEL", "-device", "cuda"], "There is no device cuda here. Add: -device cpu"),
+        (["-m", "MODEL", "-device", "cuda"], "This machine has no device cuda. Add: -device cpu"),
         (["-m", "MODEL", "--json", "/dev/null/x/y.json"], "--json /dev/null/x cannot be written to"),
         (["-d", "7", "-p", "nnUNetOther"], "has the -p and -tr asked for. Trained:\n  - nnUNetTrainerKD__"),
         (["-d", "8"], "There is no dataset 8"),
@@ -167,7 +169,7 @@ def test_without_the_validation_cases(here, in_no_time, capsys):
     assert "No image of the validation cases of fold 0" in capsys.readouterr().err
     (here / "preprocessed" / DATASET / "splits_final.json").unlink()
     assert main(["benchmark", "-d", "7", "-device", "cpu"]) == 1
-    assert "no splits_final.json with that fold under nnUNet_preprocessed" in capsys.readouterr().err
+    assert "there is no splits_final.json with this fold under nnUNet_preprocessed" in capsys.readouterr().err
 
 
 @pytest.mark.cuda
