@@ -1,5 +1,5 @@
-"""Which folds of a model folder are one model. All are, unless somebody trained another network or by another method in
-between, or a fold is a teacher's share of another fold's training cases."""
+"""Which folds of a model folder belong to one model. All do, unless one was trained with another network or method, or
+on a teacher's share of another fold's training cases."""
 
 import json
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from nnunetv2_kd.trainers.same_method import method_differences, method_of, netw
 
 
 def one_student_each(model: TrainedModel, splits: Sequence[Split] = ()) -> list[TrainedModel]:
-    """The model, or several where its folds do not belong together. The first keeps its name; it has the folds that
-    the folder's plans.json describes.
+    """The model, or several if its folds do not belong together. The first keeps the name, and has the folds whose
+    network is that of the folder's plans.json.
 
     Args:
-        model: of one folder.
-        splits: ``splits_final.json``; empty: not known, and no fold is taken for a share.
+        model: all folds of one folder.
+        splits: ``splits_final.json``; empty: not known, and no fold counts as a share.
     """
     groups: dict[tuple[str, str, str], list[TrainedFold]] = {}
     for fold in model.folds:
@@ -35,8 +35,8 @@ def one_student_each(model: TrainedModel, splits: Sequence[Split] = ()) -> list[
 
 
 def share_of(fold: str, splits: Sequence[Split]) -> str:
-    """The fold whose training cases a fold has a share of; empty where it is no share. ``split-teachers`` gives
-    shares the validation cases of that fold."""
+    """If a fold was trained on a share of another fold's training cases, that other fold; otherwise empty.
+    ``split-teachers`` gives a share the validation cases of the fold that it shares out."""
     if not fold.isdigit() or int(fold) >= len(splits):
         return ""
     mine = splits[int(fold)]["val"]
@@ -44,7 +44,7 @@ def share_of(fold: str, splits: Sequence[Split]) -> str:
 
 
 def _group(model: TrainedModel, fold: TrainedFold, splits: Sequence[Split]) -> tuple[str, str, str]:
-    """What must be alike: which share, which network, which method."""
+    """What must be equal within one model: share, network and method."""
     share = fold.name if share_of(fold.name, splits) else ""
     network = _network(model, fold)
     method = json.dumps(method_of(fold.record, across_folds=True), sort_keys=True) if fold.record is not None else ""
@@ -52,13 +52,13 @@ def _group(model: TrainedModel, fold: TrainedFold, splits: Sequence[Split]) -> t
 
 
 def _network(model: TrainedModel, fold: TrainedFold) -> str:
-    """Empty where it is that of plans.json, or the checkpoint does not tell."""
+    """How the fold's network differs from plans.json; empty if it does not, or the checkpoint does not tell."""
     if fold.plans is None or not _has(fold.plans, model.configuration) or not _has(model.plans, model.configuration):
         return ""
     places = ("in plans.json", "in its checkpoint")
     try:
         return "; ".join(network_differences(model.plans, fold.plans, model.configuration, places))
-    except Exception:  # nnU-Net's, of any kind, for plans that it did not write: told where the model is compared
+    except Exception:  # nnU-Net may raise anything on plans that it did not write; reported when the model is compared
         return ""
 
 
@@ -69,14 +69,14 @@ def _has(plans: Plans, configuration: str) -> bool:
 def _part(
     model: TrainedModel, folds: list[TrainedFold], key: tuple[str, str, str], others: Record | None
 ) -> TrainedModel:
-    """Some of its folds, and why they are apart from the others, whose record is given."""
+    """A model of some of the folds, with the reason why they are separate from the others, whose record is given."""
     share, network, _ = key
     names = [fold.name for fold in folds]
     part = f"__fold{'s' if len(names) > 1 else ''}_{'_'.join(names)}"
     if share:
-        apart = "trained on a share of a fold's training cases: no fold of a cross-validation"
+        apart = "trained on a share of a fold's training cases, so it is not a fold of a cross-validation"
     elif network:
-        apart = f"of another network than the folder's plans.json describes ({network})"
+        apart = f"its network is not the one in the folder's plans.json ({network})"
     else:
         mine, places = folds[0].record, ("there", "here")
         told = method_differences(others, mine, True, places) if others is not None and mine is not None else []
@@ -85,5 +85,5 @@ def _part(
     plans = folds[0].plans
     if not network or plans is None:
         return made
-    why = "its folder's plans.json is of another network, so nnU-Net cannot load it; train it again under a name"
+    why = "its folder's plans.json describes another network, so nnU-Net cannot load it; train it again under a name"
     return replace(made, plans=plans, unpredictable=why)

@@ -1,4 +1,4 @@
-"""A dataset's models, ranked and compared: everything that the tables and the page show."""
+"""A dataset's models, ranked and compared, with everything that the tables and the page show."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,13 +39,13 @@ class Entry:
     """One model's line.
 
     Attributes:
-        short_name: no other model of the board has it.
+        short_name: unique on the board.
         kind: see `origin.Origin`.
-        folds: those that its scores are of, or that predicted the images together.
-        rank: by mean Dice; None where nothing was scored.
-        teacher, alone: names of its teacher and of the same student without one, where they are on the board.
+        folds: the folds that were scored, or that predicted the images together.
+        rank: by mean Dice; None if nothing was scored.
+        teacher, alone: names of its teacher and of the same student without one, if they are on the board.
         warnings: what a reader must know, in words.
-        seeds: the trainings behind it where they differ in their seed alone; None: it is one training.
+        seeds: the trainings behind the line, which differ only in their seed; None: a single training.
     """
 
     model: TrainedModel
@@ -72,11 +72,11 @@ class Board:
 
     Attributes:
         evaluation: the scores of its rows, and where they come from.
-        every_score: those of every training, where rows are of several.
-        entries: best first, those without any score last.
-        reference: name of the model that the others are tested against; empty where no model has a score.
-        shared: the cases that all models with scores have.
-        case_means: mean Dice per case, ``(models, cases)`` with names; every case of every model.
+        every_score: the scores of every training, if rows combine several.
+        entries: best first, those without a score last.
+        reference: name of the model that the others are tested against; empty if no model has a score.
+        shared: the cases that all scored models have.
+        case_means: mean Dice per case, ``(models, cases)`` with names, for every case of every model.
         notes: how the models were compared here, one line each.
         problems: what is missing or went wrong, one line each.
     """
@@ -100,7 +100,7 @@ class Board:
         return [entry for entry in self.entries if entry.rank is not None]
 
     def pareto_front(self, cost: Callable[[Entry], float | None]) -> list[Entry]:
-        """The models that no other beats in both Dice and this cost, cheapest first."""
+        """The Pareto front of Dice and this cost: the models that no other beats in both, cheapest first."""
         costs = np.array([cost(entry) for entry in self.ranked], dtype=float)  # None becomes nan
         front = pareto(costs, np.array([entry.scores.mean_dice for entry in self.ranked]))
         return [self.ranked[i] for i in np.argsort(costs, kind="stable") if front[i]]
@@ -111,10 +111,10 @@ def make_boards(request: LeaderboardRequest, say: Say) -> list[Board]:
 
     Args:
         request: what to compare.
-        say: told what is being done, one line each.
+        say: called with progress messages, one line each.
 
     Raises:
-        KDError: where there is nothing to compare, or images and ground truth do not fit.
+        KDError: if there is nothing to compare, or images and ground truth do not fit.
     """
     check_request(request)
     datasets = dict.fromkeys(trained_dataset(dataset) for dataset in request.datasets)
@@ -131,12 +131,13 @@ def make_board(
 
     Args:
         evaluation: of one dataset.
-        reference: name of the model that the others are tested against; None: the best student alone, else the best.
-        teacher: name of the teacher of all distilled students; None: told by the checkpoints.
-        every_seed: a row for every training.
+        reference: name of the model that the others are tested against; None: the best student alone, or the best
+            model.
+        teacher: name of the teacher of all distilled students; None: taken from the checkpoints.
+        every_seed: whether every training gets a row of its own.
 
     Raises:
-        KDError: where `reference` or `teacher` names no model.
+        KDError: if `reference` or `teacher` names no model.
     """
     every_score, every_model = evaluation.scores, evaluation.models
     evaluation, seeds = (evaluation, {}) if every_seed else pool_seeds(evaluation)
@@ -196,7 +197,7 @@ def make_board(
 
 
 def _sides(model: TrainedModel, origin: Origin) -> Distilled:
-    """What a distilled student is compared with, and how to come by what is lacking."""
+    """What a distilled student is compared with, and how to get what is missing."""
     fold = next(fold for fold in model.folds if fold.record is not None)
     line = line_of_baseline(fold.record, fold.folder) if fold.record is not None else ""
     several = "it has several teachers: choose one with --teacher NAME"
@@ -204,12 +205,12 @@ def _sides(model: TrainedModel, origin: Origin) -> Distilled:
         teacher=origin.teacher,
         alone=origin.alone_name,
         no_teacher=several if origin.several_teachers else NO_TEACHER,
-        no_alone=f"no student alone trained as it was (train it: {line})",
+        no_alone=f"no student alone had the same training (train it: {line})",
     )
 
 
 def _ranks(scores: Mapping[str, ModelScores]) -> dict[str, int]:
-    """The rank of every model with a score, best first; models that tie are in the order of their names."""
+    """The rank of every model with a score, best first; ties are ordered by name."""
     scored = [name for name in scores if not np.isnan(scores[name].mean_dice)]
     scored.sort(key=lambda name: (-scores[name].mean_dice, name))
     return {name: rank for rank, name in enumerate(scored, start=1)}
@@ -232,7 +233,7 @@ def _notes(
     notes = explain_short_names(evaluation.models)
     if any(entry.seeds for entry in entries):
         notes.append(
-            "Trainings that differ in their seed alone are one row, the mean over seeds ± their standard deviation; "
+            "Trainings that differ only in their seed are one row, the mean over seeds ± their standard deviation; "
             "--every-seed shows each."
         )
     if not shared.models:
@@ -243,19 +244,19 @@ def _notes(
     notes.append(f"Reference of the differences and tests: {base.short_name} ({why}).")
     notes.append(
         f"{len(shared.cases)} cases are shared by all {len(shared.models)} models; differences, tests, rank shares and "
-        "gaps stand on these, folds pooled."
+        "gaps are computed on these, with folds pooled."
     )
     if len(shared.cases) < 2:
         notes.append(
             "Fewer than two shared cases: no interval, test or rank share can be given." + _on_one_fold(entries)
         )
     elif len(shared.cases) < 6:
-        notes.append(f"With {len(shared.cases)} cases no signed-rank test can reach p < 0.05, whatever the difference.")
+        notes.append(f"With {len(shared.cases)} cases, no signed-rank test can reach p < 0.05.")
     return notes
 
 
 def _on_one_fold(entries: Sequence[Entry]) -> str:
-    """The fold that most models have been validated on, where not all have the same."""
+    """Advice to compare on the fold that most models have; empty if all models have the same folds."""
     counts = Counter(fold.name for entry in entries for fold in entry.folds if fold.name != ALL)
     if len(counts) < 2:
         return ""
@@ -265,13 +266,13 @@ def _on_one_fold(entries: Sequence[Entry]) -> str:
 
 def _repeated_cases(scores: ModelScores) -> Iterator[str]:
     if scores.repeated_cases:
-        yield f"{scores.repeated_cases} cases are in several folds: every one counts in its means"
+        yield f"{scores.repeated_cases} cases are in several folds; the means count each of them once per fold"
 
 
 def _unequal_training(model: TrainedModel, alone: TrainedModel | None) -> Iterator[str]:
     mine, other = iterations(model), iterations(alone) if alone is not None else None
     if None not in (mine, other) and mine != other:
-        yield f"its student alone was trained for {other} iterations, it itself for {mine}"
+        yield f"it was trained for {mine} iterations, its student alone for {other}"
 
 
 def _seen_cases(model: TrainedModel) -> Iterator[str]:
@@ -282,8 +283,8 @@ def _seen_cases(model: TrainedModel) -> Iterator[str]:
 def _missing_folds(
     model: TrainedModel, folds: Mapping[str, tuple[TrainedFold, ...]], models: Sequence[TrainedModel]
 ) -> Iterator[str]:
-    """Of those that any model was scored with, and those that this one has begun. A share of the training cases is no
-    fold that others lack."""
+    """Folds that this model lacks, out of those that any model was scored with or that this one has begun. Shares of
+    the training cases do not count as folds that others lack."""
     whole = [folds[other.name] for other in models if not other.part]
     expected = {fold.name for of_model in (*whole, model.folds) for fold in of_model} - {ALL}
     missing = sorted(expected - {fold.name for fold in folds[model.name]})
@@ -305,7 +306,7 @@ def _model_problems(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _score_problems(scores: pd.DataFrame) -> Iterator[str]:
-    """What the scores note, one line per model and note."""
+    """The notes in the scores, one line per model and note."""
     for (model, note), group in scores[scores.note != ""].groupby(["model", "note"], sort=False):
         state = "failed: " if (group.state == FAILED).all() else ""
         cases = sorted(group.case.unique())

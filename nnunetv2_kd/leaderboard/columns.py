@@ -1,4 +1,4 @@
-"""Columns of the leaderboard and the text of their cells, for every kind of output alike."""
+"""Columns of the leaderboard and the text of their cells, the same for every output."""
 
 import math
 from collections.abc import Callable
@@ -17,14 +17,14 @@ SHORT = {
     "gap closed": "gap",
     "parameters": "params",
 }
-# shown where there is room; all others but these and MAIN when all are asked for
+# shown if there is room; columns that are neither these nor MAIN are shown only with --wide
 WHERE_ROOM = ("95 % interval", "kind", "difference")
 MAIN = ("#", "model", "Dice", "p (Holm)", "gap closed", "parameters", "ms")
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column. `key` sorts it: a number, nan where there is none, or text."""
+    """One column. `key` gives the value to sort by: a number (nan if there is none) or text."""
 
     heading: str
     text: Callable[[Entry], str]
@@ -33,12 +33,12 @@ class Column:
 
     @property
     def short(self) -> str:
-        """The heading where there is little room."""
+        """The heading for narrow tables."""
         return SHORT.get(self.heading, self.heading)
 
     @property
     def rank(self) -> str:
-        """How much it is wanted: ``main``, ``room`` where there is room for it, ``more`` where all are asked for."""
+        """When it is shown: ``main`` always, ``room`` if there is room, ``more`` if all columns are asked for."""
         is_wanted = self.heading in WHERE_ROOM or self.heading.startswith("NSD ")
         return "main" if self.heading in MAIN else "room" if is_wanted else "more"
 
@@ -60,7 +60,7 @@ def columns(board: Board) -> list[Column]:
             "Dice",
             mean_dice,
             lambda e: _or_nan(e.scores.mean_dice),
-            "mean over cases, then over structures, as nnU-Net; of several seeds ± their standard deviation",
+            "mean over cases, then over structures, as in nnU-Net; for several seeds ± their standard deviation",
         ),
         Column(
             "95 % interval",
@@ -68,12 +68,12 @@ def columns(board: Board) -> list[Column]:
             lambda e: e.scores.low,
             "of the mean Dice, bootstrap over cases",
         ),
-        Column("kind", lambda e: e.kind, lambda e: e.kind, "told by the record in its checkpoint"),
+        Column("kind", lambda e: e.kind, lambda e: e.kind, "from the record in its checkpoint"),
         Column(
             "difference",
             lambda e: "reference" if e.name == board.reference else signed(e.comparison.difference),
             lambda e: 0.0 if e.name == board.reference else e.comparison.difference,
-            "of the mean Dice to the reference",
+            "mean Dice minus the reference's",
         ),
         Column(
             "p (Holm)",
@@ -103,20 +103,20 @@ def columns(board: Board) -> list[Column]:
             3,
             "normalised surface Dice at this tolerance",
         ),
-        numeric("HD95 mm", lambda e: e.scores.hd95_mm, 2, "95 % Hausdorff distance; missed structures are not in it"),
+        numeric("HD95 mm", lambda e: e.scores.hd95_mm, 2, "95 % Hausdorff distance, without missed structures"),
         Column(
             "empty",
             lambda e: empties(e.scores.counts),
             lambda e: float(sum(e.scores.counts.values())),
-            "structures of cases that are missed, false alarms, empty in both, or failed",
+            "how many structures of cases are missed, false alarms, empty in both, or failed",
         ),
         *(
-            numeric(f"Dice {name}", lambda e, name=name: e.scores.dice[name], 3, "mean over cases, as nnU-Net")  # type: ignore[misc]
+            numeric(f"Dice {name}", lambda e, name=name: e.scores.dice[name], 3, "mean over cases, as in nnU-Net")  # type: ignore[misc]
             for name in board.evaluation.structures
         ),
         Column("folds", fold_names, fold_names, "folds that were validated"),
         Column(
-            "cases", lambda e: str(e.scores.cases), lambda e: float(e.scores.cases), "cases that its means stand on"
+            "cases", lambda e: str(e.scores.cases), lambda e: float(e.scores.cases), "cases that the means are over"
         ),
     ]
 
@@ -151,7 +151,7 @@ def p_value(value: float) -> str:
 
 
 def empties(counts: dict[str, int]) -> str:
-    """What is in no mean, or was scored 0 because of it: ``2 missed, 1 both empty``."""
+    """Structures left out of the means, or scored 0, because they are empty: ``2 missed, 1 both empty``."""
     parts = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
     return ", ".join(parts) or "0"
 

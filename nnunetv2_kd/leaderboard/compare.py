@@ -1,5 +1,5 @@
-"""Means of each model, and comparisons of models on the cases that they share. Knows tables of scores and the names of
-models; knows nothing of files."""
+"""Means of each model, and comparisons of models on the cases that they share. Works on tables of scores and names of
+models, never on files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +20,11 @@ class ModelScores:
     """Means of one model over all of its cases. Dice and NSD in [0, 1]; nan where not known.
 
     Attributes:
-        cases: how many were scored, on which `dice` and `mean_dice` stand.
+        cases: number of scored cases, over which `dice` and `mean_dice` are means.
         repeated_cases: how many of them are in several folds.
         low, high: 95 % bootstrap interval of the mean Dice.
-        measured: how many values `nsd` and `hd95_mm` stand on.
-        counts: structures of cases by state, see `scores`.
+        measured: how many values `nsd` and `hd95_mm` are means of.
+        counts: number of structures of cases in each state, see `scores`.
     """
 
     cases: int
@@ -41,12 +41,12 @@ class ModelScores:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One model against the others, on the cases that all share; nan, empty and None where not compared.
+    """One model against the others, on the cases that all share; nan, empty or None if not compared.
 
     Attributes:
-        difference: of the mean Dice to the reference's; `p` and `p_holm` of the signed-rank test.
-        rank_shares: of the resamples, per rank, best first.
-        gap: of a distilled student.
+        difference: mean Dice minus the reference's; `p` and `p_holm` are from the signed-rank test.
+        rank_shares: per rank, best first, the share of resamples in which the model has it.
+        gap: for a distilled student, the gap closed.
     """
 
     difference: float = NAN
@@ -64,25 +64,25 @@ class Distilled:
     """What a distilled student is compared with.
 
     Attributes:
-        teacher, alone: names of its teacher and of the same student without one; None where there is none.
-        no_teacher, no_alone: what is to be said where it is lacking.
+        teacher, alone: names of its teacher and of the same student without one; None if there is none.
+        no_teacher, no_alone: what to say if one is missing.
     """
 
     teacher: str | None
     alone: str | None
     no_teacher: str = NO_TEACHER
-    no_alone: str = "no student alone trained as it was"
+    no_alone: str = "no student alone had the same training"
 
 
 @dataclass(frozen=True)
 class SharedCases:
-    """What all of some models have.
+    """The cases that several models share, and their Dice.
 
     Attributes:
         models: names.
         cases: names, sorted.
-        dice: ``(models, cases, structures)``. A structure of a case that one model has no Dice for (both empty) is nan
-            for all.
+        dice: ``(models, cases, structures)``. If one model has no Dice for a structure of a case (both empty), it is
+            nan for all.
     """
 
     models: list[str]
@@ -91,11 +91,11 @@ class SharedCases:
 
 
 def model_scores(scores: pd.DataFrame, model: str, structures: list[str]) -> ModelScores:
-    """Means as nnU-Net makes them: over cases, then over structures.
+    """Means as in nnU-Net: over cases, then over structures.
 
     Args:
         scores: columns as in `scores.SCORE_COLUMNS`.
-        model: whose rows of it.
+        model: the model whose rows to use.
         structures: names.
     """
     mine = scores[scores.model == model]
@@ -120,8 +120,8 @@ def model_scores(scores: pd.DataFrame, model: str, structures: list[str]) -> Mod
 
 
 def shared_cases(scores: pd.DataFrame, models: list[str], structures: list[str]) -> SharedCases:
-    """The cases that all the models have scores of. A case that a model predicts with several folds counts once, with
-    their mean."""
+    """The cases for which all models have scores. A case that a model predicts with several folds counts once, with the
+    mean over them."""
     mine = scores[scores.model.isin(models)]
     good = mine[mine.state != FAILED]
     counts = good.groupby("case").model.nunique()
@@ -136,7 +136,7 @@ def shared_cases(scores: pd.DataFrame, models: list[str], structures: list[str])
 
 
 def compare(shared: SharedCases, reference: str, distilled: Mapping[str, Distilled]) -> dict[str, Comparison]:
-    """Differences, tests, rank shares and gaps; all without a value where no case is shared.
+    """Differences, tests, rank shares and gaps; all without a value if no case is shared.
 
     Args:
         shared: of the models to compare.
@@ -162,7 +162,7 @@ def compare(shared: SharedCases, reference: str, distilled: Mapping[str, Distill
 
 
 def case_means(scores: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
-    """Mean Dice ``(models, cases)`` with names; every case of every model, nan where it has no Dice."""
+    """Mean Dice ``(models, cases)`` with names, for every case of any model; nan where a model has no Dice."""
     good = scores[scores.state.isin([SCORED, MISSED, FALSE_ALARM])]
     return good.pivot_table(index="model", columns="case", values="dice", aggfunc="mean").reindex(list(models))
 
@@ -180,7 +180,7 @@ def _mean(means: Mapping[str, float]) -> float:
 def _tests(
     shared: SharedCases, means: np.ndarray, reference: str
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Difference of the mean Dice to the reference's, p, and p after correction, by model; empty without reference."""
+    """By model: mean Dice minus the reference's, p, and corrected p; empty without a reference."""
     if reference not in shared.models:
         return {}, {}, {}
     per_case = statistics.per_case(shared.dice)

@@ -1,4 +1,4 @@
-"""Whether two trainings may be compared: what may have made one of them stronger, beside its teacher."""
+"""Whether two trainings may be compared: what, other than the teacher, may have made one of them stronger."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,7 +24,7 @@ SINCE_THE_FIRST = ("epochs", "iterations_per_epoch", "batch_size", "cases")  # a
 
 
 def unequal(mine: TrainingRecord, others: TrainingRecord) -> list[str]:
-    """In what two trainings differ, in words, first mine, then the other's; empty where they are equal."""
+    """How two trainings differ, in words, mine first; empty if they are equal."""
     found = []
     for key, words in IN_WORDS.items():
         one, other = _in_words(mine, key), _in_words(others, key)
@@ -34,7 +34,7 @@ def unequal(mine: TrainingRecord, others: TrainingRecord) -> list[str]:
 
 
 def _mirroring(training: TrainingRecord) -> str:
-    """What is not recorded was along all axes, as nnU-Net's trainers do unless they are told otherwise."""
+    """Mirroring in words. If it is not recorded, it was along all axes, which is nnU-Net's default."""
     if training.mirroring is None or len(training.mirroring) == len(training.patch_size or ()):
         return "all axes"
     return f"axes {', '.join(map(str, training.mirroring))}" if training.mirroring else "none"

@@ -33,7 +33,7 @@ from nnunetv2_kd.nnunet.splits import Split, read_splits
 from nnunetv2_kd.nnunet.teacher_labels import agreement_note
 from nnunetv2_kd.nnunet.trained_models import TrainedModel, find_models, pick
 
-JOBS_WORTH_A_PROCESS = 16  # starting one takes seconds
+JOBS_WORTH_A_PROCESS = 16  # starting a process takes seconds
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,17 @@ class Evaluation:
     """The models of one dataset, scored.
 
     Attributes:
-        models: those with the same structures.
+        models: the models that have the same structures.
         structures: names, in nnU-Net's order.
         scores: every model, fold, case and structure; columns as in `scores.SCORE_COLUMNS`.
-        costs: by the models' names.
+        costs: by model name.
         source: where the scores come from, in words.
-        tolerance: of the normalised surface Dice in mm.
-        timing: how the models were timed, in words; empty where they were not.
+        tolerance: of the normalised surface Dice, in mm.
+        timing: how the models were timed, in words; empty if they were not.
         is_validation: whether the cases are the models' own validation cases, which a teacher may have seen.
-        agreement: what Dice is where a teacher labelled validation cases, in words; empty where people labelled all.
-        truths, predictions, images: where the files are: a folder, by model and case, by case (one file per channel).
+        agreement: what Dice is if a teacher labelled validation cases, in words; empty if people labelled all.
+        truths, predictions, images: the folder of the ground truth, the predictions' files by model and case, and the
+            images' files by case (one per channel).
         problems: what is missing or went wrong, one line each.
     """
 
@@ -72,7 +73,7 @@ class Evaluation:
 
 @dataclass
 class _ToScore:
-    """Jobs, the rows of cases for which there is nothing to score, and what is missing, one line each."""
+    """Jobs to score, rows for cases that cannot be scored, and what is missing, one line each."""
 
     jobs: list[ScoringJob] = field(default_factory=list)
     failed: list[ScoreRow] = field(default_factory=list)
@@ -80,15 +81,15 @@ class _ToScore:
 
 
 def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
-    """Score every model of a dataset, and time them where that is asked for.
+    """Score every model of a dataset, and time the models if asked to.
 
     Args:
-        dataset: its whole name.
+        dataset: its full name.
         request: checked, see `check_request`.
-        say: told what is being done, one line each.
+        say: called with progress messages, one line each.
 
     Raises:
-        KDError: where there is nothing to compare, or images and ground truth do not fit.
+        KDError: if there is nothing to compare, or images and ground truth do not fit.
     """
     found, problems = find_models(dataset, request.configurations, request.folds)
     splits = _splits_of(dataset)
@@ -96,7 +97,7 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
     alike, structures, unlike = of_one_task(apart, problems)
     models, runs_in = rows_of(alike, request.runs_in())
     for name, flag, among in ((request.reference, "--reference", models), (request.teacher, "--teacher", alike)):
-        if name is not None:  # a name that fits none is told before hours of scoring
+        if name is not None:  # a name that fits no model is refused now, not after hours of scoring
             pick(among, name, flag)
     counted = f"{len(alike)} model{'s' * (len(alike) != 1)}"
     say(f"{dataset}: {counted}" + (f", {len(models)} rows" if len(models) > len(alike) else ""))
@@ -142,7 +143,7 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
 def of_one_task(
     models: Sequence[TrainedModel], problems: Sequence[str] = ()
 ) -> tuple[list[TrainedModel], list[str], list[str]]:
-    """The models of the same structures as the first.
+    """The models that have the same structures as the first.
 
     Args:
         models: of one dataset.
@@ -152,7 +153,7 @@ def of_one_task(
         These models, their structures, and why the others are not compared, one line each.
 
     Raises:
-        KDError: where none can be compared.
+        KDError: if none can be compared.
     """
     structures: dict[str, Structure] = {}
     alike: list[TrainedModel] = []
@@ -160,7 +161,7 @@ def of_one_task(
     for model in models:
         try:
             found = structures_of(model.plans, model.dataset_json)
-        except Exception as error:  # nnU-Net's, of any kind, for a file that it did not write
+        except Exception as error:  # nnU-Net may raise anything on a file that it did not write
             unlike.append(f"{model.name}: plans.json or dataset.json is not nnU-Net's: {type(error).__name__}: {error}")
             continue
         if not alike or found == structures:
@@ -177,7 +178,7 @@ def rows_of(models: Sequence[TrainedModel], runs_in: Sequence[RunsIn]) -> tuple[
     """One row per model and runtime.
 
     Returns:
-        The models, named by what they run in where that is more than one, and what each runs in, by name.
+        The models, with the runtime in their names if there are several, and what each runs in, by name.
     """
     rows = [
         (replace(model, runs_in=str(row)) if len(runs_in) > 1 else model, row) for model in models for row in runs_in
@@ -186,7 +187,7 @@ def rows_of(models: Sequence[TrainedModel], runs_in: Sequence[RunsIn]) -> tuple[
 
 
 def _validated(models: Sequence[TrainedModel], tolerance: float) -> _ToScore:
-    """The models' own validation."""
+    """What to score of the models' own validation."""
     truths, splits = ground_truth_folder(models[0].dataset), _splits_of(models[0].dataset)
     to_score = _ToScore()
     if truths is None:
@@ -209,7 +210,7 @@ def _predicted(
     output: Path,
     say: Say,
 ) -> _ToScore:
-    """Predictions of other images, made now."""
+    """Predict other images, to be scored."""
     to_score = _ToScore()
     for model in models:
         if not model.predicting_folds:
@@ -255,7 +256,7 @@ def _timed(
     request: LeaderboardRequest,
     say: Say,
 ) -> tuple[dict[str, ModelCost], str, list[str]]:
-    """The costs with times and memory, how they were measured in words, and why they were not, one line each."""
+    """The costs with times and memory, in words how they were measured, and what was not timed, one line each."""
     cases = [channels for channels in images if channels][: request.timed]
     if not cases:
         return costs, "", ["Not timed: no image of the scored cases was found (nnUNet_raw, imagesTr)."]
@@ -279,13 +280,13 @@ def _timed(
 
 
 def _computed_in(runs_in: Mapping[str, RunsIn]) -> str:
-    """What the networks ran in, in words, where that is not stock nnU-Net's PyTorch."""
+    """What the networks ran in, in words; empty for stock nnU-Net's PyTorch."""
     rows = [str(row) for row in dict.fromkeys(runs_in.values()) if row != STOCK]
     return f"in {' and '.join(rows)}, " if rows else ""
 
 
 def _image_files(model: TrainedModel, case: str, image_set: ImageSet | None) -> list[str]:
-    """Files of the channels of a case; empty where they are not on this machine."""
+    """The channel files of a case; empty if they are not on this machine."""
     if image_set is not None:
         return image_set.image_files(case)
     return training_images(model.dataset, case, model.dataset_json["file_ending"])

@@ -16,15 +16,15 @@ STOCK, TEACHER, ALONE, DISTILLED = "nnU-Net", "teacher", "student alone", "stude
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model stands among the others.
+    """How a model relates to the others.
 
     Attributes:
         kind: `TEACHER` of another, `DISTILLED`, `ALONE` (trained by this package without a teacher) or `STOCK`.
-        teacher: name of its teacher; None where it has none, or it is not among the others.
-        alone: of a distilled student the same one without a teacher, trained under the same conditions; None where
+        teacher: name of its teacher; None if it has none, or the teacher is not among the others.
+        alone: for a distilled student, the same student without a teacher, trained under the same conditions; None if
             there is none.
         unequal: which students alone it is not compared with, and why, in words.
-        several_teachers: whether more than one of the others taught it.
+        several_teachers: whether more than one of the other models taught it.
     """
 
     kind: str
@@ -39,14 +39,14 @@ class Origin:
 
 
 def origins_of(models: Sequence[TrainedModel], teacher: str | None = None) -> dict[str, Origin]:
-    """By the models' names.
+    """The origin of every model, by its name.
 
     Args:
         models: of one dataset.
-        teacher: name of the teacher of all distilled students; None: told by the checkpoints.
+        teacher: name of the teacher of all distilled students; None: taken from the checkpoints.
 
     Raises:
-        KDError: where `teacher` names no model.
+        KDError: if `teacher` names no model.
     """
     owners = owners_of_teachers(models)
     teachers = teachers_of(models)
@@ -69,19 +69,20 @@ def origins_of(models: Sequence[TrainedModel], teacher: str | None = None) -> di
 
 
 def teachers_of(models: Sequence[TrainedModel]) -> dict[str, str]:
-    """The teacher of every distilled model that has one among the models itself.
+    """The teacher of every distilled model whose teacher is one of the models.
 
     Returns:
-        Name of the student to name of the teacher.
+        The teacher's name, by the student's.
     """
     return {student: owners[0] for student, owners in owners_of_teachers(models).items() if len(owners) == 1}
 
 
 def owners_of_teachers(models: Sequence[TrainedModel]) -> dict[str, list[str]]:
-    """The models that taught, told by the checkpoint's SHA-256: folders are moved and renamed, contents are not.
+    """The models that taught each student, identified by their checkpoint's SHA-256, which stays the same if a folder
+    is moved or renamed.
 
     Returns:
-        Name of the student to names of its teachers, where all of these are among the models.
+        The teachers' names by the student's, if all of them are among the models.
     """
     wanted = {teacher.checkpoint for model in models for teacher in model.teachers}
     owners = {
@@ -115,8 +116,8 @@ def kind(model: TrainedModel, teachers: Sequence[str]) -> str:
 
 def alone_of(model: TrainedModel, models: Sequence[TrainedModel]) -> TrainedModel | None:
     """The same student without a teacher, trained under the same conditions: same configuration, network, plans and
-    suffixes of the trainer's name; else plans of another name trained as long and with the same seed, or another one.
-    None where there is none."""
+    suffixes of the trainer's name. If there is none, one with plans of another name that was trained as long, with the
+    same seed if possible. Otherwise None."""
     alone = [other for other in _same_network_alone(model, models) if not _differences(model, other)]
     same_plans = [other for other in alone if other.plans_name == model.plans_name]
     same_seed = [other for other in alone if _training(other) == _training(model)]
@@ -139,17 +140,17 @@ def _same_network_alone(model: TrainedModel, models: Sequence[TrainedModel]) -> 
 def _told_unequal(model: TrainedModel, models: Sequence[TrainedModel]) -> Iterator[str]:
     for other in _same_network_alone(model, models):
         if differences := _differences(model, other):
-            yield f"not compared with {other.name}, which was trained otherwise: {'; '.join(differences)}"
+            yield f"not compared with {other.name}, which was trained differently: {'; '.join(differences)}"
 
 
 def _differences(model: TrainedModel, other: TrainedModel) -> list[str]:
-    """What may have made one of them stronger, as far as both records tell."""
+    """What may have made one of the two stronger, as far as both records tell."""
     mine, others = (m.record.training if m.record is not None else None for m in (model, other))
     return unequal(mine, others) if mine is not None and others is not None else []
 
 
 def iterations(model: TrainedModel) -> int | None:
-    """Iterations that a model was trained for; None where neither its record nor nnU-Net's own notes tell."""
+    """Number of iterations that a model was trained for; None if neither its record nor nnU-Net's files tell."""
     fold = next((fold for fold in model.folds if fold.epoch is not None), None)
     if fold is None or fold.epoch is None:
         return None
@@ -160,7 +161,7 @@ def iterations(model: TrainedModel) -> int | None:
 
 
 def seen_cases(model: TrainedModel) -> str:
-    """Which folds' teachers were trained on validation cases, in words; empty where none was."""
+    """Which folds' teachers were trained on validation cases, in words; empty if none was."""
     folds = []
     for fold in model.folds:
         record = fold.record
@@ -177,7 +178,7 @@ def seen_cases(model: TrainedModel) -> str:
 
 
 def provenance(model: TrainedModel) -> list[tuple[str, str]]:
-    """How a model was made, as pairs of what and value, for people to read."""
+    """How a model was made, as pairs of heading and text for a reader."""
     facts = [("folder", str(model.folder)), ("configuration", model.configuration)]
     record = model.record
     if record is None:
@@ -194,7 +195,7 @@ def provenance(model: TrainedModel) -> list[tuple[str, str]]:
             where = f"{teacher.folder}, fold {teacher.fold}, {teacher.checkpoint}, SHA-256 {teacher.sha256}"
             facts.append((f"teacher of fold {fold.name}", where))
         if fold.record.start is not None:
-            facts.append((f"fold {fold.name} begins as a part of", str(fold.record.start)))
+            facts.append((f"fold {fold.name} started as a part of", str(fold.record.start)))
         if fold.record.teacher_labels is not None:
             labels = fold.record.teacher_labels
             who = ", ".join(str(teacher) for teacher in labels.teachers)
@@ -216,7 +217,7 @@ def _network(model: TrainedModel) -> Any:
 
 
 def _without_nothing(options: Any) -> Any:
-    """The options that are set, which is what one would write into an options file."""
+    """The options that are set, as one would write them in an options file."""
     if not isinstance(options, dict):
         return options
     kept = {key: _without_nothing(value) for key, value in options.items() if value is not None}

@@ -1,5 +1,5 @@
-"""What there is of a dataset: its models fold by fold, its stores, and what is of no use any more. Reads small files
-only, so that it takes no time with large models."""
+"""What exists for a dataset: its models fold by fold, its stores, and what is no longer of use. Reads only small files,
+so that it is fast even with large models."""
 
 import time
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ from nnunetv2_kd.trainers.closing_words import validation_dice
 from nnunetv2_kd.trainers.start import CHECKPOINTS, REPLACED
 
 JUST_NOW = 60  # seconds within which a validation leaves a file behind
-MAY_RUN = 3600  # seconds without a change after which nobody is taken to be at work
+MAY_RUN = 3600  # seconds; a folder that changed more recently may belong to a running training
 
 
 @dataclass(frozen=True)
 class FoldState:
-    """One fold of a model. ``size`` in bytes; ``dice`` of nnU-Net's own validation, None where there is none."""
+    """One fold of a model. ``size`` is in bytes; ``dice`` is from nnU-Net's own validation, or None."""
 
     model: str
     fold: str
@@ -40,7 +40,7 @@ class FoldState:
 
 @dataclass(frozen=True)
 class StoreState:
-    """One store of a teacher's predictions. ``size`` in bytes."""
+    """One store of a teacher's predictions. ``size`` is in bytes."""
 
     name: str
     finished: int
@@ -51,7 +51,7 @@ class StoreState:
 
 @dataclass(frozen=True)
 class Useless:
-    """Something that can be thrown away. ``size`` in bytes."""
+    """Something that can be thrown away. ``size`` is in bytes."""
 
     place: Path
     size: int
@@ -69,10 +69,10 @@ class Overview:
 
 
 def overview_of(dataset: str) -> Overview:
-    """What there is of a dataset.
+    """What exists for a dataset.
 
     Args:
-        dataset: its whole name.
+        dataset: its full name.
     """
     results = Path(nnUNet_results) / dataset if nnUNet_results.is_set() else None
     data = Path(nnUNet_preprocessed) / dataset if nnUNet_preprocessed.is_set() else None
@@ -95,7 +95,7 @@ def overview_of(dataset: str) -> Overview:
 
 
 def format_bytes(size: int) -> str:
-    """``1536`` to ``1.5 KiB``."""
+    """A number of bytes with its unit: ``1536`` becomes ``1.5 KiB``."""
     value = float(size)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
@@ -162,7 +162,7 @@ def _stores(data: Path | None) -> list[Path]:
 def _useless_folds(folders: list[Path]) -> Iterator[Useless]:
     for folder in folders:
         if not any(folder.glob(CHECKPOINTS)) and _idle(folder) > MAY_RUN:
-            yield Useless(folder, _size(folder), "a start that never saved anything")
+            yield Useless(folder, _size(folder), "a training that never saved anything")
         if (folder / REPLACED).is_dir():
             yield Useless(folder / REPLACED, _size(folder / REPLACED), "a training that another one replaced")
         for file in folder.glob(f"*{UNFINISHED}"):
@@ -171,7 +171,7 @@ def _useless_folds(folders: list[Path]) -> Iterator[Useless]:
 
 
 def _useless_stores(data: Path | None) -> Iterator[Useless]:
-    """Whose teacher is another one by now. A teacher that is gone is no reason: its store does without."""
+    """Stores whose teacher has been trained again. A deleted teacher is no reason: its store works without it."""
     for folder in _stores(data):
         try:
             teachers = Store(folder).header["teachers"]
@@ -186,12 +186,12 @@ def _useless_stores(data: Path | None) -> Iterator[Useless]:
 
 
 def _useless_plans(data: Path | None) -> Iterator[Useless]:
-    """Of students that nobody has trained."""
+    """Plans of students that nobody has trained."""
     for file in sorted(data.glob("*.json")) if data is not None else ():
         content = read_json(file)
         is_student = isinstance(content, dict) and RECORD in content
         if is_student and data is not None and not trained_with(data.name, file.stem):
-            yield Useless(file, _size(file), "a student's plans with which no model is trained")
+            yield Useless(file, _size(file), "a student's plans that no model uses")
 
 
 def _record(folder: Path) -> Record | None:
@@ -207,5 +207,5 @@ def _size(place: Path) -> int:
 
 
 def _idle(folder: Path) -> float:
-    """Seconds since anything in a folder was changed."""
+    """Seconds since anything in a folder changed."""
     return time.time() - max(file.stat().st_mtime for file in (folder, *folder.iterdir()))

@@ -1,4 +1,4 @@
-"""One self-contained page: no file beside it, nothing from the network, and nothing that needs its script."""
+"""One self-contained page: it needs no other file and no network, and everything can be read without its script."""
 
 import datetime
 import math
@@ -21,7 +21,7 @@ FILES = Path(__file__).parent / "page_files"
 
 
 def to_page(boards: Sequence[Board]) -> str:
-    """The page as HTML. Everything that comes from names and files is escaped."""
+    """The page as HTML. All text from names and files is escaped."""
     environment = Environment(
         loader=FileSystemLoader(FILES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -61,7 +61,7 @@ def _section(number: int, board: Board) -> dict[str, Any]:
 
 
 def _seeds(entry: Entry) -> list[tuple[str, str]]:
-    """The trainings behind a row of several."""
+    """The trainings behind a row that combines several."""
     if entry.seeds is None:
         return []
     of_each = zip(entry.seeds.names, entry.seeds.seeds, entry.seeds.dice, strict=True)
@@ -69,12 +69,12 @@ def _seeds(entry: Entry) -> list[tuple[str, str]]:
 
 
 def _key(value: float | str) -> str:
-    """What the script sorts by: empty goes last."""
+    """The value that the script sorts by; empty values go last."""
     return value if isinstance(value, str) else "" if math.isnan(value) else repr(float(value))
 
 
 def _ranks(entry: Entry) -> dict[str, Any]:
-    """A model's shares of ranks as whole percents, and how strongly to shade each."""
+    """A model's rank shares in whole percent, and how strongly to shade each."""
     shares = [
         {"percent": f"{100 * share:.0f}" if share >= 0.01 else ("<1" if share else ""), "shade": f"{share:.2f}"}
         for share in entry.comparison.rank_shares

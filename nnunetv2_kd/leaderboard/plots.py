@@ -1,4 +1,4 @@
-"""The page's plots, as SVG to be put into it."""
+"""The page's plots, as inline SVG."""
 
 import io
 import math
@@ -19,9 +19,9 @@ from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.leaderboard.board import Board, Entry
 from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, STOCK, TEACHER
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart; the shapes tell the same
+# Okabe and Ito's colours, which people with any colour vision can tell apart; marker shapes show the same
 STYLE = {TEACHER: ("#000000", "s"), DISTILLED: ("#0072B2", "o"), ALONE: ("#D55E00", "^"), STOCK: ("#009E73", "D")}
-LABEL_GAP, LABEL_HEIGHT, MOST_STEPS = 8, 11, 8  # points, points, and how often a label is lifted
+LABEL_GAP, LABEL_HEIGHT, MOST_STEPS = 8, 11, 8  # points, points, and how often a label may be lifted
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nnunetv2_kd",
@@ -34,13 +34,13 @@ SETTINGS: dict[Any, Any] = {
 
 
 def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: str, name: str) -> Markup:
-    """Dice against a cost, with the models that no other beats joined by a line; empty where the cost is not known.
+    """Plot Dice against a cost, with a line through the Pareto front; empty if the cost is not known.
 
     Args:
         board: the models.
-        cost: greater than 0, or None.
+        cost: of an entry, greater than 0, or None.
         heading: of the axis.
-        name: no other figure of the page has it.
+        name: unique among the page's figures.
     """
     entries = [entry for entry in board.ranked if cost(entry)]
     if not entries:
@@ -79,7 +79,7 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.margins(x=0.15)
         labels = []
-        for i, entry in enumerate(front):  # above: up there no model can be, or it would be on the front
+        for i, entry in enumerate(front):  # above the point, where there is no model: it would be on the front instead
             side = "left" if i == 0 else "right" if i == len(front) - 1 else "center"
             labels.append(
                 axes.annotate(
@@ -104,15 +104,15 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
 
 
 def _lift_apart(figure: Figure, axes: Any, labels: Sequence[Annotation], points: Sequence[tuple[float, float]]) -> None:
-    """Lift labels until none covers another, a point, or the line between the points of the labels; a line leads from
-    a lifted one to its own."""
+    """Lift labels until none covers another label, a point, or the line through the labelled points. A thin line
+    connects a lifted label to its point."""
     FigureCanvasAgg(figure).draw()  # which places everything
     taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in map(axes.transData.transform, points)]
     corners = [axes.transData.transform(label.xy) for label in labels]
     taken += [Bbox.from_extents(x - 1, low, x + 1, high) for (_, low), (x, high) in pairwise(corners)]
     for label in labels:
         steps = 0
-        # a browser's letters may be wider than those measured here
+        # a browser's letters may be wider than matplotlib's
         while steps < MOST_STEPS and any(_box(label).overlaps(other) for other in taken):
             steps += 1
             label.set_position((0, LABEL_GAP + steps * LABEL_HEIGHT))
@@ -126,7 +126,7 @@ def _box(label: Annotation) -> Any:
 
 
 def per_case(board: Board, name: str) -> Markup:
-    """Every case's mean Dice, a box and the cases as points per model; empty where nothing was scored."""
+    """Plot every case's mean Dice: a box per model, with its cases as points; empty if nothing was scored."""
     entries = board.ranked
     if not entries or board.case_means.empty:
         return Markup("")
@@ -143,7 +143,7 @@ def per_case(board: Board, name: str) -> Markup:
             boxprops={"color": "#777777"},
         )
         for position, (entry, mine) in enumerate(zip(entries, values, strict=True), start=1):
-            spread = [position + 0.22 * math.sin(2.4 * i) for i in range(len(mine))]  # apart, and the same every time
+            spread = [position + 0.22 * math.sin(2.4 * i) for i in range(len(mine))]  # the same every time
             colour, marker = STYLE[entry.kind]
             axes.scatter(mine, spread, s=9, c=colour, marker=marker, alpha=0.45, linewidths=0, zorder=3)
         axes.set_yticks(range(1, len(entries) + 1), [entry.short_name for entry in entries], fontsize=8)
@@ -154,12 +154,12 @@ def per_case(board: Board, name: str) -> Markup:
 
 
 def _svg(figure: Figure, description: str, name: str) -> Markup:
-    """The figure as an element of a page, with a description for those who do not see it."""
+    """The figure as an element of a page, with a description for readers who cannot see it."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # every figure of matplotlib's has the same ids, and a page may have each only once
+    # all of matplotlib's figures use the same ids, but an id must be unique on a page
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1))

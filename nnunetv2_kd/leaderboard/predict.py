@@ -1,4 +1,4 @@
-"""Other images than the validation cases: check them against their ground truth, and predict them with every model."""
+"""Images other than the validation cases: check them against their ground truth, and predict them with every model."""
 
 import contextlib
 import glob
@@ -44,7 +44,7 @@ class ImageSet:
 def check_images(
     images: Path, truths: Path, dataset_json: dict[str, Any], plans: Mapping[str, Any] | None = None
 ) -> ImageSet:
-    """Images and ground truth of a folder, in nnU-Net's naming, that belong together.
+    """Find images and their ground truth, named as in nnU-Net, and check that they fit together.
 
     Args:
         images: ``CASE_0000.nii.gz`` and so on.
@@ -53,13 +53,13 @@ def check_images(
         plans: of the models, which name the reader of the images.
 
     Raises:
-        KDError: where a folder is missing or empty, a case has no ground truth, or one of other geometry or labels;
+        KDError: if a folder is missing or empty, or a case has no ground truth or one with another geometry or labels;
             lists every such case.
     """
     ending = dataset_json["file_ending"]
     cases = cases_in(images, ending)
     if not truths.is_dir():
-        raise KDError(f"-gt {truths} is no folder.")
+        raise KDError(f"-gt {truths} is not a folder.")
     without = [case for case in cases if not (truths / f"{case}{ending}").is_file()]
     if without:
         shown = [f"{case}: {truths / (case + ending)} does not exist" for case in without]
@@ -87,21 +87,21 @@ def predict(
     device: torch.device,
     runs_in: RunsIn = STOCK,
 ) -> str:
-    """Predict with nnU-Net, all trained folds of the model together; nothing where that was done before with the same
-    checkpoints and all of the predictions are there.
+    """Predict with nnU-Net, as an ensemble of the model's trained folds. Does nothing if all predictions already exist
+    and were made with the same checkpoints.
 
     Args:
         model: with at least one trained fold.
         image_set: what to predict.
-        output: folder for the predictions; made where it is not there.
+        output: folder for the predictions; created if needed.
         device: to predict on.
         runs_in: what the network runs in on a CPU.
 
     Returns:
-        What it ran in, in words; empty for stock nnU-Net, and where nothing had to be done.
+        What the network ran in, in words; empty for stock nnU-Net, and if nothing had to be done.
 
     Raises:
-        KDError: where nnU-Net cannot predict with this model; with its reason.
+        KDError: if nnU-Net cannot predict with this model; gives nnU-Net's reason.
     """
     if model.unpredictable:
         raise KDError(model.unpredictable)
@@ -122,7 +122,7 @@ def predict(
         return ""
     (output / STAMP).unlink(missing_ok=True)
     if model.configuration.endswith("cascade_fullres"):
-        raise KDError("a cascade needs the predictions of its previous stage: not predicted here")
+        raise KDError("not predicted, because a cascade needs the predictions of its previous stage")
     chosen = ""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -134,7 +134,7 @@ def predict(
                 [image_set.image_files(case) for case in image_set.cases],
                 [str(output / case) for case in image_set.cases],
             )
-    except Exception as error:  # nnU-Net's, of any kind; the other models go on
+    except Exception as error:  # nnU-Net may raise anything; go on with the other models
         told = str(error) if isinstance(error, KDError) else f"{type(error).__name__}: {error}"
         raise KDError(f"nnU-Net cannot predict with it: {told}") from error
     write_text(output / STAMP, json.dumps(stamp, indent=2) + "\n")
@@ -142,7 +142,7 @@ def predict(
 
 
 def image_jobs(model: TrainedModel, image_set: ImageSet, output: Path, tolerance: float) -> list[ScoringJob]:
-    """What to score of predictions of a test set; see `scores.ScoringJob`."""
+    """The scoring jobs for predictions of a test set; see `scores.ScoringJob`."""
     structures = structures_of(model.plans, model.dataset_json)
     ending, reader = model.dataset_json["file_ending"], reader_of(model.plans, model.dataset_json)
     ignore = PlansManager(model.plans).get_label_manager(model.dataset_json).ignore_label
@@ -165,14 +165,14 @@ def image_jobs(model: TrainedModel, image_set: ImageSet, output: Path, tolerance
 
 
 def _problem(case: str, image_set: ImageSet, dataset_json: dict[str, Any]) -> str:
-    """What keeps a case from being scored, in words; empty where nothing does."""
+    """Why a case cannot be scored, in words; empty if it can."""
     reader = image_set.reader()
     try:
         for file in (*image_set.image_files(case), str(image_set.truths / f"{case}{image_set.ending}")):
             check_whole(Path(file))
         image, image_properties = reader.read_images(image_set.image_files(case))
         truth, truth_properties = reader.read_seg(str(image_set.truths / f"{case}{image_set.ending}"))
-    except Exception as error:  # the reader's, of any kind
+    except Exception as error:  # a reader may raise anything
         return f"{case}: cannot be read: {error}"
     difference = geometry_difference(image, truth, (image_properties, truth_properties))
     if difference:

@@ -32,8 +32,8 @@ STOCK = RunsIn()
 @dataclass(frozen=True)
 class LeaderboardRequest:
     """The flags. ``timed``: how many cases to time every model on. ``runtimes``, ``precisions``: what models run in for
-    that and for ``images``, one row each; none: as in stock nnU-Net. ``every_seed``: a row for each training, and not
-    one for all that differ in their seed alone."""
+    timing and for ``images``, one row each; none: as in stock nnU-Net. ``every_seed``: a row for each training, instead
+    of one for all trainings that differ only in their seed."""
 
     datasets: Sequence[str]
     device: torch.device
@@ -52,27 +52,27 @@ class LeaderboardRequest:
     every_seed: bool = False
 
     def runs_in(self) -> list[RunsIn]:
-        """What every model runs in, a row each.
+        """What every model runs in, one row each.
 
         Raises:
-            KDError: where runtimes and precisions do not fit each other.
+            KDError: if runtimes and precisions do not fit together.
         """
         return [RunsIn(*pair) for pair in combinations(self.runtimes, self.precisions)] or [STOCK]
 
 
 def check_request(request: LeaderboardRequest) -> None:
-    """The flags fit each other and this machine.
+    """Check that the flags fit together and fit this machine.
 
     Raises:
-        KDError: where they do not; with what to type.
+        KDError: if they do not; says what to type.
     """
     if (request.images is None) != (request.truths is None):
         given, lacking = ("-i", "-gt LABELS") if request.truths is None else ("-gt", "-i IMAGES")
-        raise KDError(f"{given} is given alone. Predictions are compared with ground truth: add {lacking}.")
+        raise KDError(f"{given} also needs {lacking}: predictions are compared with ground truth.")
     if request.images is not None and request.output is None:
-        raise KDError("-i needs a folder to keep the predictions in: add -o FOLDER.")
+        raise KDError("-i needs a folder for the predictions: add -o FOLDER.")
     if request.images is not None and len(request.datasets) > 1:
-        raise KDError(f"-i is of one dataset, -d names {len(request.datasets)}. Run the command once per dataset.")
+        raise KDError(f"-i is for one dataset, but -d names {len(request.datasets)}. Run the command once for each.")
     if not request.tolerance > 0:
         raise KDError(f"--tolerance must be greater than 0 mm, found {request.tolerance:g}.")
     if request.timed < 0:
@@ -82,9 +82,9 @@ def check_request(request: LeaderboardRequest) -> None:
     if request.images is not None or request.timed:
         check_device(request.device)
     if request.runtimes and request.images is None and not request.timed:
-        raise KDError("--runtime is what models run in for -i IMAGES and --time N. Add one of them.")
+        raise KDError("--runtime only applies to -i IMAGES and --time N. Add one of them.")
     if not request.runtimes and tuple(request.precisions) != ("f32",):
-        raise KDError(f"--precision {' '.join(request.precisions)} is of --runtime. Add: --runtime openvino")
+        raise KDError(f"--precision {' '.join(request.precisions)} only applies to --runtime. Add: --runtime openvino")
     rows = request.runs_in()
     for row in rows:
         if row.runtime is not None:
@@ -93,7 +93,7 @@ def check_request(request: LeaderboardRequest) -> None:
             cpu_mode.check_here("bfloat16")
     if request.images is None and all(row.precision != "f32" for row in rows):
         raise KDError(
-            f"nnU-Net's validation was predicted in f32, and says nothing of {' and '.join(map(str, rows))}. Predict "
-            "in it: -i IMAGES -gt LABELS -o FOLDER. Or time it beside f32: --precision f32 "
+            f"nnU-Net's validation was predicted in f32 and says nothing about {' and '.join(map(str, rows))}. Predict "
+            "with it: -i IMAGES -gt LABELS -o FOLDER. Or time it beside f32: --precision f32 "
             + " ".join(request.precisions)
         )

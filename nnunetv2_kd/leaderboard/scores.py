@@ -1,6 +1,6 @@
 """Scores per case and structure: nnU-Net's Dice, and the distances between surfaces that it does not measure.
 
-Conventions, where a structure is empty in the ground truth, in the prediction, or in both:
+Conventions if a structure is empty in the ground truth, in the prediction, or in both:
 
 =============  ====================  =====  =====  ======
 state          truth / prediction    Dice   NSD    HD95
@@ -10,7 +10,7 @@ state          truth / prediction    Dice   NSD    HD95
 `FALSE_ALARM`  empty / there         0      0      nan
 =============  ====================  =====  =====  ======
 
-nan is counted and shown, and is in no mean.
+nan is counted and shown, but left out of the means.
 """
 
 import warnings
@@ -38,16 +38,16 @@ SCORE_COLUMNS = ("model", "fold", "case", "structure", "state", "dice", "nsd", "
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """One case of one model to be scored; plain values only, for a worker process.
+    """One case of one model to score; plain values only, for a worker process.
 
     Attributes:
         model, fold, case: names.
-        truth, prediction: the files; None where there is none.
-        structures: name to label, or to the labels of a region.
+        truth, prediction: the files; None if there is none.
+        structures: the label, or the labels of a region, by name.
         ignore_label: nnU-Net's.
         reader: nnU-Net's reader class.
         tolerance: of the normalised surface Dice, in mm.
-        dice: what nnU-Net's summary.json says per structure, with ``n_ref`` and ``n_pred``; None: to be computed.
+        dice: Dice per structure from nnU-Net's summary.json, with ``n_ref`` and ``n_pred``; None: to be computed.
     """
 
     model: str
@@ -63,14 +63,14 @@ class ScoringJob:
 
 
 def structures_of(plans: dict[str, Any], dataset_json: dict[str, Any]) -> dict[str, Structure]:
-    """Names of the foreground structures and what nnU-Net evaluates them by: a label, or the labels of a region."""
+    """The foreground structures by name, each as nnU-Net evaluates it: a label, or the labels of a region."""
     manager = PlansManager(plans).get_label_manager(dataset_json)
     keys = manager.foreground_regions if manager.has_regions else manager.foreground_labels
     names: dict[Structure, str] = {}
     for name, value in dataset_json["labels"].items():
         key = _as_structure(value)
         names[key] = name
-        if isinstance(key, tuple) and len(key) == 1:  # nnU-Net reads [1] as 1 where nothing is a region of several
+        if isinstance(key, tuple) and len(key) == 1:  # nnU-Net reads [1] as 1 if no region has several labels
             names.setdefault(key[0], name)
     return {names[_as_structure(key)]: _as_structure(key) for key in keys}
 
@@ -81,14 +81,14 @@ def validation_jobs(
     """What to score of a model's own validation output.
 
     Args:
-        model: with folds that were validated.
+        model: with validated folds.
         truths: folder of the ground truth; None: surfaces cannot be measured.
-        splits: ``splits_final.json``, to tell which cases are missing; empty: not known.
+        splits: ``splits_final.json``, to find missing cases; empty: not known.
         tolerance: in mm.
 
     Returns:
-        The jobs, a failed row per structure of each validation case that summary.json lacks, and one line per
-        summary.json that is of no use.
+        The jobs, a failed row per structure of each validation case that is not in summary.json, and one line per
+        summary.json that cannot be used.
     """
     structures = structures_of(model.plans, model.dataset_json)
     ending, reader = model.dataset_json["file_ending"], reader_of(model.plans, model.dataset_json)
@@ -124,8 +124,8 @@ def validation_jobs(
             )
         if expected and not set(entries) <= set(expected):
             problems.append(
-                f"{model.name}, fold {fold.name}: trained with other folds than splits_final.json has now; counted on "
-                "the validation cases that it had"
+                f"{model.name}, fold {fold.name}: splits_final.json has changed since the training; scored on the "
+                "validation cases of that time"
             )
             continue
         for case in sorted(set(expected) - set(entries)):
@@ -137,7 +137,7 @@ def _left_out(stale: Iterable[str]) -> str:
     names = sorted(stale)
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return (
-        f"{shown} in its validation folder were left by a training with other folds and may be training cases now: not "
+        f"{shown} in its validation folder are from a training with other folds and may now be training cases: not "
         "counted"
     )
 
@@ -156,7 +156,7 @@ def score(job: ScoringJob) -> list[ScoreRow]:
         ]
     try:
         return _score(job)
-    except Exception as error:  # whatever a broken image file makes a reader raise; shown, and the other cases go on
+    except Exception as error:  # a reader may raise anything on a broken file; it is shown, and the other cases go on
         if job.dice is not None:
             note = f"no surface distances: {error}"
             return [_from_summary(job, name, key, note) for name, key in job.structures.items()]
@@ -166,7 +166,7 @@ def score(job: ScoringJob) -> list[ScoreRow]:
 def surface_scores(
     truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], tolerance: float
 ) -> tuple[float, float]:
-    """Normalised surface Dice and 95 % Hausdorff distance of two masks that both hold something; MONAI's.
+    """Normalised surface Dice and 95 % Hausdorff distance of two masks, neither of them empty; computed by MONAI.
 
     Args:
         truth, prediction: ``(*S)`` with two or three axes.
@@ -178,7 +178,7 @@ def surface_scores(
         greater of the two directed 95th percentiles).
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI's, about its own deprecations
+        warnings.simplefilter("ignore")  # MONAI warns about its own deprecations
         from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # seconds to import
 
         predicted, true = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (prediction, truth))
@@ -191,7 +191,7 @@ def surface_scores(
 
 
 def geometry_difference(first: Any, second: Any, properties: tuple[dict, dict]) -> str:
-    """How two images differ in shape, spacing, origin or direction, in words; empty where they do not.
+    """How two images differ in shape, spacing, origin or direction, in words; empty if they do not.
 
     Args:
         first, second: arrays as nnU-Net's readers return them.
@@ -222,7 +222,7 @@ def _score(job: ScoringJob) -> list[ScoreRow]:
         said = (job.dice or computed)[key]
         note = ""
         if job.dice is not None and not np.isclose(_number(said["Dice"]), computed[key]["Dice"], equal_nan=True):
-            note = f"summary.json says Dice {said['Dice']:.4f}, the files give {computed[key]['Dice']:.4f}"
+            note = f"Dice is {said['Dice']:.4f} in summary.json, but {computed[key]['Dice']:.4f} from the files"
         row = _from_metrics(job, name, said, note)
         if row["state"] == SCORED:
             if job.ignore_label is not None and (truth == job.ignore_label).any():
@@ -237,7 +237,7 @@ def _score(job: ScoringJob) -> list[ScoreRow]:
 
 
 def _squeezed(truth: Any, prediction: Any, properties: dict[str, Any]) -> tuple[Any, Any, list[float]]:
-    """A single slice is measured as the two-dimensional image that it is: its two faces are no surface."""
+    """Make a single slice a two-dimensional image, so that its two faces do not count as surface."""
     spacing = [float(value) for value in properties["spacing"]]
     if truth.shape[0] == 1:
         return truth[0], prediction[0], spacing[1:]
@@ -263,7 +263,7 @@ def _row(
 
 
 def _entries(fold: TrainedFold, ending: str, keys: set[Structure]) -> dict[str, dict[str, Any]]:
-    """Case to its entry in the fold's summary.json."""
+    """Each case's entry in the fold's summary.json."""
     try:
         entries = load_summary_json(str(fold.summary))["metric_per_case"]
         named = {Path(entry["prediction_file"]).name.removesuffix(ending): entry for entry in entries}
@@ -274,8 +274,8 @@ def _entries(fold: TrainedFold, ending: str, keys: set[Structure]) -> dict[str, 
         ) from error
     if found != keys:
         raise KDError(
-            f"{fold.summary} is of other labels ({found}) than dataset.json ({keys}); repeat the training "
-            "command with --val"
+            f"{fold.summary} has other labels ({found}) than dataset.json ({keys}); repeat the training command with "
+            "--val"
         )
     return named
 

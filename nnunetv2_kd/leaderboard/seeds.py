@@ -1,4 +1,4 @@
-"""Trainings that differ in their seed alone, as one row: the mean over seeds, and how much they differ."""
+"""One row for trainings that differ only in their seed: their mean, and how much they vary."""
 
 import json
 import re
@@ -21,10 +21,10 @@ class Seeds:
     """The trainings behind one row.
 
     Attributes:
-        names: of the models, the one that stands for all first.
+        names: of the models, first the one whose name the row has.
         seeds: in the same order.
-        dice: mean Dice of each; nan where one has no score.
-        sd: sample standard deviation of these; nan where fewer than two have a score.
+        dice: mean Dice of each; nan if it has no score.
+        sd: their sample standard deviation; nan if fewer than two have a score.
     """
 
     names: tuple[str, ...]
@@ -34,14 +34,14 @@ class Seeds:
 
 
 def pool_seeds(evaluation: Evaluation) -> tuple[Evaluation, dict[str, Seeds]]:
-    """One model for all that differ in their seed alone, which stands under the name of the one of the smallest seed:
-    its scores are those of all, so that their mean is the mean over seeds.
+    """Merge models that differ only in their seed into one, under the name of the model with the smallest seed. It has
+    the scores of all, so that its mean is the mean over seeds.
 
     Args:
         evaluation: of one dataset.
 
     Returns:
-        The evaluation with fewer models, and what is behind them by name; empty where no two belong together.
+        The evaluation with fewer models, and the trainings behind each merged model, by name.
     """
     found: dict[str, Seeds] = {}
     renamed: dict[str, str] = {}
@@ -61,12 +61,12 @@ def pool_seeds(evaluation: Evaluation) -> tuple[Evaluation, dict[str, Seeds]]:
 
 
 def row_of(name: str, seeds: Mapping[str, Seeds]) -> str:
-    """The name of the row that a model is part of: its own where it is not pooled."""
+    """The name of the row that a model is part of; its own if it is not merged."""
     return next((first for first, of_one in seeds.items() if name in of_one.names), name)
 
 
 def common_plans_name(seeds: Seeds) -> str:
-    """What the names of the plans have in common, without what introduces the seed: ``nnUNetPlans_emkd`` of
+    """The common beginning of the plans' names, without the separator before the seed: ``nnUNetPlans_emkd`` for
     ``nnUNetPlans_emkd_s0`` and ``nnUNetPlans_emkd_s1``."""
     plans = [parts.plans for name in seeds.names if (parts := parse_model_name(name)) is not None]
     alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*plans, strict=False))
@@ -82,8 +82,8 @@ def _groups(models: Sequence[TrainedModel]) -> list[list[TrainedModel]]:
 
 
 def _one_per_seed(models: Sequence[TrainedModel]) -> list[TrainedModel]:
-    """By seed. Of several trainings with one seed the one that was given a name, as the others of a series were; the
-    rest are rows of their own."""
+    """One model per seed. Of several trainings with the same seed, take the one that was given a name, like the others
+    of a series; the rest remain rows of their own."""
     named_first = sorted(models, key=lambda model: (_seed(model), _name(model) == "", model.name))
     return list({_seed(model): model for model in reversed(named_first)}.values())[::-1]
 
@@ -97,13 +97,13 @@ def _seed(model: TrainedModel) -> int:
 
 
 def _all_but_seed(model: TrainedModel) -> str:
-    """What trainings must share to be one row: method, network, folds, and the checkpoints that taught."""
+    """What trainings must share to be one row: method, network, folds, and the teachers' checkpoints."""
     if model.record is None:
         return model.name
     method = {key: value for key, value in method_of(model.record, across_folds=True).items() if key != "seed"}
     try:
         plans = resolved_configuration(model.plans, model.configuration)
-    except Exception:  # nnU-Net's, of any kind, for plans that it did not write
+    except Exception:  # nnU-Net may raise anything on plans that it did not write
         return model.name
     network = {key: plans.get(key) for key in NETWORK}
     folds = [fold.name for fold in model.trained_folds]

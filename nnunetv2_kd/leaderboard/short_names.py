@@ -7,15 +7,15 @@ from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
 
 def short_names(models: Sequence[TrainedModel], seeds: Mapping[str, Seeds] | None = None) -> dict[str, str]:
-    """Names without what nnU-Net's names all begin with, and without the configuration where all share it; whole names
-    where the short ones would not tell all models apart.
+    """Names without nnU-Net's common prefixes, and without the configuration if all models share it. If the short names
+    would be ambiguous, full names are kept.
 
     Args:
         models: of one dataset.
-        seeds: what is behind a row of several trainings, by the model's name.
+        seeds: the trainings behind each merged row, by the model's name.
 
     Returns:
-        Name to short name.
+        The short name, by the full name.
     """
     parts = {
         model.name: [
@@ -34,7 +34,7 @@ def short_names(models: Sequence[TrainedModel], seeds: Mapping[str, Seeds] | Non
 
 
 def explain_short_names(models: Sequence[TrainedModel]) -> list[str]:
-    """How to read them; nothing where they are the whole names."""
+    """How to read the short names; nothing if they are the full names."""
     if all(name == short for name, short in short_names(models).items()):
         return []
     share = _share_configuration(models)

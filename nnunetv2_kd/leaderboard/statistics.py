@@ -1,8 +1,8 @@
-"""Statistics on Dice per case and structure. Arrays only; knows nothing of models and files.
+"""Statistics on Dice per case and structure. Works on arrays, not on models or files.
 
-Bootstrap and signed-rank test are SciPy's. Resampling is over cases, and all models see the same resamples, so that
-differences are paired. What the intervals tell is how much the *cases* matter; how much a second training of the same
-model would differ they cannot tell.
+Bootstrap and signed-rank test are SciPy's. Cases are resampled, and all models use the same resamples, so that
+differences are paired. The intervals show how much the choice of *cases* matters. They do not show how much a second
+training of the same model would differ.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class Intervals:
     """Mean Dice of M models with bootstrap intervals.
 
     Attributes:
-        mean, low, high: ``(M,)``; low and high are nan where there are fewer than two cases.
-        resampled: ``(M, B)``, the means in each of the B resamples; B is 0 where there are fewer than two cases.
+        mean, low, high: ``(M,)``; low and high are nan if there are fewer than two cases.
+        resampled: ``(M, B)``, the means in each of the B resamples; B is 0 if there are fewer than two cases.
     """
 
     mean: np.ndarray
@@ -32,8 +32,8 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Gap:
-    """Share of the way from the student alone to the teacher that distillation went: 0 none, 1 all of it. `reason`
-    says why `share` is None, or why `low` and `high` are."""
+    """The share of the gap between the student alone and the teacher that distillation closed: 0 none, 1 all of it.
+    `reason` says why `share`, or `low` and `high`, are None."""
 
     share: float | None
     low: float | None
@@ -42,14 +42,14 @@ class Gap:
 
 
 def foreground_mean(dice: np.ndarray, axis: int = -2) -> np.ndarray:
-    """nnU-Net's ``foreground_mean``: the mean over structures of the mean over cases, nan left out.
+    """nnU-Net's ``foreground_mean``: the mean over structures of the mean over cases, ignoring nan.
 
     Args:
-        dice: ``(..., cases, structures)`` in [0, 1]; nan where truth and prediction are both empty.
+        dice: ``(..., cases, structures)`` in [0, 1]; nan if truth and prediction are both empty.
         axis: of the cases.
 
     Returns:
-        The mean; structures that are nan in every case are left out (nnU-Net's own mean is then nan).
+        The mean. Structures that are nan in every case are left out, whereas nnU-Net's own mean is then nan.
     """
     per_structure = _nanmean(dice, axis)
     return _nanmean(per_structure, -1)
@@ -86,7 +86,7 @@ def intervals(dice: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> In
 
 
 def per_case(dice: np.ndarray) -> np.ndarray:
-    """``(..., C, S)`` to ``(..., C)``: the mean over the structures of each case, nan left out."""
+    """``(..., C, S)`` to ``(..., C)``: the mean over the structures of each case, ignoring nan."""
     return _nanmean(dice, -1)
 
 
@@ -97,7 +97,7 @@ def signed_rank(model: np.ndarray, reference: np.ndarray) -> float:
         model, reference: ``(C,)``, the same cases in the same order; nan pairs are left out.
 
     Returns:
-        p in (0, 1]; 1 where no case differs; nan with fewer than two cases.
+        p in (0, 1]; 1 if no case differs; nan with fewer than two cases.
     """
     difference = model - reference
     difference = difference[~np.isnan(difference)]
@@ -130,8 +130,8 @@ def rank_shares(resampled: np.ndarray) -> np.ndarray:
         resampled: ``(M, B)`` means.
 
     Returns:
-        ``(M, M)``: of model (row) the share of resamples with rank (column, best first). Models that tie share the
-        better rank. nan without resamples.
+        ``(M, M)``: for each model (row), the share of resamples in which it has each rank (column, best first). Models
+        that tie share the better rank. nan without resamples.
     """
     if resampled.shape[1] == 0:
         return np.full((len(resampled), len(resampled)), np.nan)
@@ -156,14 +156,15 @@ def gap_closed(teacher: int, alone: int, distilled: int, found: Intervals) -> Ga
     tail = (1 - LEVEL) / 2
     if (wholes <= 0).mean() >= tail:
         # a ratio whose denominator may be 0 has no bounded interval (Fieller)
-        return Gap(share, None, None, "no interval: the teacher is not surely better than the student alone")
+        return Gap(share, None, None, "no interval: the teacher may not be better than the student alone")
     shares = (found.resampled[distilled] - found.resampled[alone])[wholes > 0] / wholes[wholes > 0]
     low, high = np.quantile(shares, [tail, 1 - tail])
     return Gap(share, float(low), float(high))
 
 
 def pareto(costs: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Which models no other model beats: none is as cheap or cheaper and as good or better, and one of both strictly.
+    """Which models are on the Pareto front: no other model is at least as cheap and as good, and strictly better in
+    one.
 
     Args:
         costs, values: ``(M,)``; models with nan in either are never on the front.
@@ -176,7 +177,7 @@ def pareto(costs: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
-    """np.nanmean, nan without a warning where everything is."""
+    """np.nanmean, without a warning if all values are nan."""
     with np.errstate(invalid="ignore", divide="ignore"):
         counts = (~np.isnan(values)).sum(axis=axis)
         return np.asarray(np.nansum(values, axis=axis) / counts)

@@ -19,8 +19,8 @@ def summary(board: Board) -> list[str]:
     lines += [f"Highest mean Dice: {_with_dice(best)}." + _how_often_first(best)]
     students = [entry for entry in board.ranked if entry.kind != TEACHER]
     if students and students[0] is not best:
-        lines.append(f"Best that is no teacher: {_with_dice(students[0])}{_size_against(students[0], best)}.")
-    # one per size: a model that runs in several runtimes is there several times
+        lines.append(f"Best model that is not a teacher: {_with_dice(students[0])}{_size_against(students[0], best)}.")
+    # one per size: a model in several runtimes has several entries
     front = list({entry.cost.params: entry for entry in reversed(board.pareto_front(lambda e: e.cost.params))}.values())
     front.reverse()
     if len(front) > 1:
@@ -39,7 +39,7 @@ def _against_reference(board: Board) -> list[str]:
     undecided = len(tested) - len(significant)
     return [
         f"Against {reference}, {better} of {len(tested)} models are better and {len(significant) - better} worse with "
-        f"p < {SIGNIFICANT} after correction" + (f"; for {undecided} the cases do not tell." if undecided else ".")
+        f"p < {SIGNIFICANT} after correction" + (f"; for {undecided} the cases do not decide." if undecided else ".")
     ]
 
 

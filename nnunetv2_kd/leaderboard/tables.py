@@ -1,4 +1,4 @@
-"""The same table for the terminal, for papers, and for programs."""
+"""The same table for the terminal (text), papers (LaTeX, Markdown) and programs (CSV, JSON)."""
 
 import csv
 import io
@@ -44,10 +44,10 @@ LEFT_OUT_OF_PAPERS = ("#", "kind", "folds", "cases", "empty", "MiB file", "MiB p
 
 
 def print_board(board: Board, console: Console, wide: bool = False) -> None:
-    """The summary, the columns that fit a terminal of this width, and everything that must be known of them.
+    """Print the summary, the columns that fit the terminal's width, and the footnotes.
 
     Args:
-        wide: all columns, on lines as long as they need.
+        wide: print all columns, on lines as long as needed.
     """
     filled = [c for c in columns(board) if any(c.text(entry) != NOTHING for entry in board.entries)]
     in_order = sorted(filled, key=lambda column: not _comes_first(column))
@@ -58,11 +58,11 @@ def print_board(board: Board, console: Console, wide: bool = False) -> None:
         table.add_column(Text(column.short), justify=justify, no_wrap=wide or column.is_number, overflow="fold")
     for entry in board.entries:
         table.add_row(*(Text(column.text(entry)) for column in kept))
-    # a console breaks what is longer than its own lines
+    # a console breaks text that is longer than its own lines
     (Console(file=console.file, width=_width(kept, board)) if wide else console).print(table)
     left_out = [column.short for column in in_order if column not in kept]
     if left_out:
-        console.print(Text(f"--wide shows {', '.join(left_out)} too.", style="dim"))
+        console.print(Text(f"--wide also shows {', '.join(left_out)}.", style="dim"))
     for line in summary(board):
         _print_line(console, line)
     for line in footnotes(board):
@@ -72,7 +72,8 @@ def print_board(board: Board, console: Console, wide: bool = False) -> None:
 
 
 def _print_line(console: Console, line: str, style: str = "") -> None:
-    """Broken between words in a terminal, unless there is a command in it to be copied; as it is in a file or pipe."""
+    """Print a line: in a terminal broken between words, unless it contains a command to copy; in a file or pipe as
+    is."""
     console.print(Text(line, style=style), soft_wrap=not console.is_terminal or "nnUNetv2_" in line)
 
 
@@ -81,7 +82,7 @@ def _comes_first(column: Column) -> bool:
 
 
 def _fitting(kept: list[Column], board: Board, width: int) -> list[Column]:
-    """Without the least wanted columns until the rest fits on a line; where that is not enough, names are broken."""
+    """Drop the least important columns until the rest fits on a line; if that is not enough, names are broken."""
     for heading in (*(f"Dice {name}" for name in board.evaluation.structures), *DROPPED_FIRST):
         if _width(kept, board, NAME_WIDTH) <= width:
             break
@@ -90,10 +91,10 @@ def _fitting(kept: list[Column], board: Board, width: int) -> list[Column]:
 
 
 def _width(kept: Sequence[Column], board: Board, of_name: int | None = None) -> int:
-    """Of a table with these columns, a space on both sides of each and one between.
+    """Width of a table with these columns, with a space on both sides of each and one character between.
 
     Args:
-        of_name: as much as names get before they are broken between words; None: as much as they need.
+        of_name: width at which names are broken between words; None: as wide as they need.
     """
     widths = {c.heading: max(len(text) for text in (c.short, *map(c.text, board.entries))) for c in kept}
     if of_name is not None and "model" in widths:
@@ -102,7 +103,7 @@ def _width(kept: Sequence[Column], board: Board, of_name: int | None = None) -> 
 
 
 def to_csv(boards: Sequence[Board]) -> str:
-    """Every dataset, model, fold, case and structure, one line each; not a number is empty."""
+    """One line per dataset, model, fold, case and structure; nan is written as an empty value."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["dataset", *SCORE_COLUMNS])
@@ -114,7 +115,7 @@ def to_csv(boards: Sequence[Board]) -> str:
 
 
 def to_json(boards: Sequence[Board]) -> str:
-    """Everything, every case too; not a number is null."""
+    """Everything, including every case; nan is written as null."""
     return json.dumps(
         {"nnunetv2_kd": __version__, "datasets": [_as_dict(board) for board in boards]}, indent=1, allow_nan=False
     )
@@ -136,7 +137,7 @@ def to_markdown(boards: Sequence[Board]) -> str:
 
 
 def to_latex(boards: Sequence[Board]) -> str:
-    """A ``table*`` per dataset for ``\\usepackage{booktabs}``, with the columns that papers print."""
+    """A ``table*`` per dataset, using ``\\usepackage{booktabs}``, with the columns that papers print."""
     parts = []
     for board in boards:
         kept = [column for column in columns(board) if column.heading not in LEFT_OUT_OF_PAPERS]

@@ -1,4 +1,4 @@
-"""The cases that a student does worst: image, truth, teacher and student side by side, as a picture in the page."""
+"""Pictures of a student's worst cases for the page: image, ground truth, teacher and student side by side."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ NAMES = ("orange", "light blue", "yellow", "green", "pink", "dark blue", "amber"
 
 @dataclass(frozen=True)
 class Picture:
-    """`png`: base64. `description`: what it shows, for those who do not see it."""
+    """`png`: base64. `description`: what the picture shows, for readers who cannot see it."""
 
     case: str
     png: str
@@ -30,7 +30,8 @@ class Picture:
 
 
 def featured(board: Board) -> Entry | None:
-    """The model whose worst cases are shown: the best distilled student, else the best that is no teacher."""
+    """The model whose worst cases are shown: the best distilled student, or else the best model that is not a
+    teacher."""
     ranked = [entry for entry in board.ranked if entry.kind == DISTILLED]
     ranked += [entry for entry in board.ranked if entry.kind != TEACHER] + board.ranked
     return ranked[0] if ranked else None
@@ -40,7 +41,7 @@ def worst_cases(board: Board, entry: Entry, count: int = 3) -> tuple[list[Pictur
     """Pictures of the cases with the lowest mean Dice.
 
     Returns:
-        The pictures, and why there are none.
+        The pictures, and why some are missing.
     """
     scores = board.case_means.loc[entry.name].dropna().sort_values(kind="stable")
     by_name = {other.name: other for other in board.entries}
@@ -55,7 +56,7 @@ def worst_cases(board: Board, entry: Entry, count: int = 3) -> tuple[list[Pictur
             return [], f"No pictures: the predictions of {entry.short_name} are not on this machine."
         try:
             pictures.append(_picture(board, case, present))
-        except Exception as error:  # a broken image file must not cost the page; whatever its reader raises is shown
+        except Exception as error:  # a reader may raise anything on a broken file, which must not cost the page
             return pictures, f"{case}: no picture: {error}"
     return pictures, ""
 
@@ -94,7 +95,7 @@ def _picture(board: Board, case: str, predictions: Sequence[tuple[Entry, Path]])
 
 
 def _window(masks: Sequence[np.ndarray]) -> tuple[slice, slice]:
-    """Rows and columns around everything that is outlined, with a margin; the whole slice where nothing is."""
+    """Rows and columns around everything that is outlined, with a margin; the whole slice if nothing is."""
     where = np.argwhere(np.any([mask > 0 for mask in masks], axis=0))
     if not len(where):
         return slice(None), slice(None)
@@ -119,7 +120,7 @@ def _draw(
         for i, structure in enumerate(structures):
             mask = region_or_label_to_mask(overlay, structure) if overlay is not None else None
             if mask is not None and mask.any():
-                # padded, so that an outline at the picture's edge is closed
+                # padded, so that outlines at the picture's edge are closed
                 axes.contour(
                     np.arange(-1, mask.shape[1] + 1),
                     np.arange(-1, mask.shape[0] + 1),

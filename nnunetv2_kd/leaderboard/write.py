@@ -1,4 +1,4 @@
-"""All files of the leaderboard."""
+"""Write all files of the leaderboard."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ WRITERS = {
 
 
 def write_all(boards: Sequence[Board], output: Path) -> list[Path]:
-    """Write every kind of output into a folder, each file whole or not at all.
+    """Write all outputs into a folder, each file atomically.
 
     Returns:
         The files.

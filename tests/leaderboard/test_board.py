@@ -84,7 +84,7 @@ def test_gap_needs_teacher_and_alone(results):
     results.add("nnUNetTrainerKD", eroded(2), kd=record("x", results.teacher_record(teacher)))
     gap = entry_of(board_of(results), "nnUNetTrainerKD").comparison.gap
     assert gap.share is None
-    assert "no student alone trained as it was (train it: nnUNetv2_train 7 3d_fullres 0 -tr " in gap.reason
+    assert "no student alone had the same training (train it: nnUNetv2_train 7 3d_fullres 0 -tr " in gap.reason
 
 
 def test_the_line_for_a_student_alone_trains_what_can_be_compared(results):
@@ -145,7 +145,7 @@ def test_a_dataset_with_one_case(tmp_path, monkeypatch):
     board = board_of(results)
     assert [np.isnan(entry.scores.low) for entry in board.entries] == [True, True]
     assert [np.isnan(entry.comparison.p) for entry in board.entries] == [True, True]
-    assert "Fewer than two shared cases: no interval, test or rank share can be given." in board.notes
+    assert "Fewer than two shared cases: there are no intervals, tests or rank shares." in board.notes
     assert board.entries[0].scores.mean_dice == 1.0
 
 
@@ -166,7 +166,7 @@ def test_a_case_in_two_folds_counts_once_in_comparisons(results):
     board = board_of(results)
     entry = entry_of(board, "nnUNetTrainerOther")
     assert board.shared == results.cases(0)
-    assert "8 cases are in several folds: every one counts in its means" in entry.warnings
+    assert "8 cases are in several folds; the means count each of them once per fold" in entry.warnings
 
 
 def test_other_structures_are_not_compared(results):
@@ -193,7 +193,7 @@ def test_plans_that_are_not_nnunets_are_told(family):
 
 def test_broken_splits_are_told(family):
     (family.truths.parent / "splits_final.json").write_text("[")
-    with pytest.raises(KDError, match=r"splits_final.json is not valid JSON .* nnU-Net makes it again"):
+    with pytest.raises(KDError, match=r"splits_final.json is not valid JSON .* nnU-Net will make it again"):
         board_of(family)
 
 
@@ -222,8 +222,8 @@ def test_without_ground_truth_there_is_dice_only(family):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"images": "there"}, "-i is given alone. Predictions are compared with ground truth: add -gt LABELS"),
-        ({"truths": "there"}, "-gt is given alone"),
+        ({"images": "there"}, "-i also needs -gt LABELS: predictions are compared with ground truth"),
+        ({"truths": "there"}, "-gt also needs"),
         ({"images": "there", "truths": "there"}, "add -o FOLDER"),
         ({"tolerance": 0.0}, "--tolerance must be greater than 0 mm, found 0"),
         ({"tolerance": float("nan")}, "--tolerance must be greater than 0 mm, found nan"),

@@ -52,18 +52,18 @@ def test_worker_processes_score_the_same(family, tmp_path):
         (["-d", "7", "-c", "2d"], "No trained model of Dataset007_Boxes with configuration 2d"),
         (["-d", "7", "-np", "0"], "-np must be at least 1"),
         (["-d", "7", "--reference", "Small"], "--reference Small fits 3 of the models"),
-        (["-d", "7", "-i", "images"], "-i is given alone"),
+        (["-d", "7", "-i", "images"], "-i also needs"),
         (["-d", "7", "-o", "/dev/null/out"], "-o /dev/null/out cannot be written to"),
-        (["-d", "7", "--runtime", "torch"], "--runtime is what models run in for -i IMAGES and --time N"),
-        ([*TIMED, "--precision", "bf16"], "--precision bf16 is of --runtime. Add: --runtime openvino"),
+        (["-d", "7", "--runtime", "torch"], "--runtime only applies to -i IMAGES and --time N"),
+        ([*TIMED, "--precision", "bf16"], "--precision bf16 only applies to --runtime. Add: --runtime openvino"),
         ([*TIMED, "--runtime", "onnx", "--precision", "int8"], "--runtime onnx has no --precision int8. Add:"),
         (
             [*TIMED, "--runtime", "torch", "--precision", "f32", "int8"],
-            "--precision int8 is in none of the runtimes named. Add: --runtime openvino",
+            "None of the given runtimes has --precision int8. Add: --runtime openvino",
         ),
         (
             [*TIMED, "--runtime", "torch", "--precision", "bf16"],
-            "nnU-Net's validation was predicted in f32, and says nothing of torch bf16. Predict in it: -i IMAGES",
+            "nnU-Net's validation was predicted in f32 and says nothing about torch bf16. Predict with it: -i IMAGES",
         ),
     ],
 )
@@ -79,7 +79,7 @@ def test_refuses(family, capsys, flags, expected, monkeypatch):
 def test_a_device_that_is_not_there(family, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["leaderboard", "-d", "7", "--time", "1"]) == 1
-    assert "There is no device cuda here. Add: -device cpu" in capsys.readouterr().err
+    assert "This machine has no device cuda. Add: -device cpu" in capsys.readouterr().err
 
 
 def test_models_that_cannot_be_timed_are_told(family, capsys):

@@ -80,7 +80,7 @@ def test_models_that_labelled_or_that_a_student_began_with_may_have_seen_its_val
     assert all(kind(model, []) == "student alone" for model in models.values())
     facts = dict(provenance(models["nnUNetTrainerKDBaseline"]))
     assert facts["labels of fold 0"].startswith("2 training and 0 validation cases labelled by M, fold 1")
-    assert "M, fold 1" in dict(provenance(models["nnUNetTrainerKDBaseline_5epochs"]))["fold 0 begins as a part of"]
+    assert "M, fold 1" in dict(provenance(models["nnUNetTrainerKDBaseline_5epochs"]))["fold 0 started as a part of"]
 
 
 def test_iterations_as_recorded_else_as_asked_for_else_as_nnunet_noted(results):

@@ -51,8 +51,8 @@ def test_a_dataset_of_nnunet_v1(folders):
 
 def test_missing_folders_and_truths(folders):
     images, truths = folders
-    refused((images / "none", truths), r"^-i .*none is no folder")
-    refused((images, truths / "none"), r"^-gt .*none is no folder")
+    refused((images / "none", truths), r"^-i .*none is not a folder")
+    refused((images, truths / "none"), r"^-gt .*none is not a folder")
     refused((truths.parent / "raw", truths), r"holds no image named CASE_0000.nii.gz")
     (truths / "box003.nii.gz").unlink()
     refused(folders, r"1 of 16 images have no ground truth:\n  - box003: .*my labels/box003.nii.gz does not exist")

@@ -120,7 +120,7 @@ def test_predictions_that_are_not_those_of_summary_json_are_told(results):
     folder = results.add("nnUNetTrainer", shifted(1))
     write(folder / "fold_0" / "validation" / "box000.nii.gz", np.roll(truth_of(0), 3, axis=1))
     row = next(row for row in rows_of(results) if row["case"] == "box000")
-    assert row["note"].startswith("summary.json says Dice 0.8333, the files give 0.5")
+    assert row["note"].startswith("Dice is 0.8333 in summary.json, but 0.5")
     assert row["dice"] == pytest.approx(5 / 6)
 
 
@@ -133,7 +133,7 @@ def test_broken_summary_and_other_labels_are_told(results):
     told = {model.trainer: validation_jobs(model, results.truths, [], 1.0)[2] for model in find_models(DATASET)[0]}
     words = "summary.json cannot be read (JSONDecodeError); repeat the training command with --val"
     assert words in told["nnUNetTrainer"][0]
-    assert "is of other labels ({1, 2}) than dataset.json ({1, 2, 3})" in told["nnUNetTrainerOther"][0]
+    assert "has other labels ({1, 2}) than dataset.json ({1, 2, 3})" in told["nnUNetTrainerOther"][0]
 
 
 def model_with_older_cases(results):
@@ -160,7 +160,7 @@ def test_cases_of_older_folds_are_not_counted(results):
     cases, missing, (problem,) = validation_of(results)
     assert sorted(cases) == results.cases(0)
     assert missing == []
-    assert "box100, box101 in its validation folder were left by a training with other folds" in problem
+    assert "box100, box101 in its validation folder are from a training with other folds" in problem
 
 
 def test_a_model_that_was_trained_with_other_folds(results):
@@ -169,7 +169,7 @@ def test_a_model_that_was_trained_with_other_folds(results):
     cases, missing, (problem,) = validation_of(results)
     assert len(cases) == 10
     assert missing == []
-    assert "fold 0: trained with other folds than splits_final.json has now" in problem
+    assert "fold 0: splits_final.json has changed since the training" in problem
 
 
 def test_other_shape_fails_with_its_reason(results, tmp_path):
