@@ -1,4 +1,4 @@
-"""What ``-tr`` names."""
+"""The trainers that ``-tr`` can name."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ class nnUNetTrainerKD(DistillationMixin, nnUNetTrainer):
 
 
 class nnUNetTrainerRegionKD(DistillationMixin, nnUNetTrainer):
-    """Terms that look at regions and not at voxels; defaults from docs/results.md, EMKD's own in configs/emkd.yaml."""
+    """Terms on regions instead of voxels; defaults from docs/results.md, EMKD's own in configs/emkd.yaml."""
 
     default_options = {  # noqa: RUF012
         "terms": {
@@ -65,7 +65,7 @@ class nnUNetTrainerJointKD(JointMixin, nnUNetTrainer):
 
 
 class nnUNetTrainerKDBaseline(DistillationMixin, nnUNetTrainer):
-    """The same student, options, seed and schedule without a teacher: what a distilled student is compared with."""
+    """The same student, options, seed and schedule without a teacher, to compare distilled students with."""
 
     distils = False
 
@@ -81,7 +81,7 @@ TRAINERS = (
 
 
 def __getattr__(name: str) -> Any:
-    """``nnUNetTrainerRegionKD_DA5_250epochs``: any trainer on nnU-Net's variants, for any number of epochs."""
+    """Combine a trainer with nnU-Net's variants and a number of epochs: ``nnUNetTrainerRegionKD_DA5_250epochs``."""
     trainer = compose(name, TRAINERS, __name__)
     if trainer is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

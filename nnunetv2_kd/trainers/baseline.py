@@ -1,4 +1,4 @@
-"""The same student without a teacher: how its trainer is called, and the line that trains it."""
+"""The same student without a teacher: the name of its trainer, and the command that trains it."""
 
 import re
 import shlex
@@ -17,13 +17,13 @@ NOT_AGAIN = ("--c", "--val", "--val_best", "--npz")
 
 
 def suffix(trainer: str) -> str:
-    """The variants and epochs behind a trainer's name, ``_DA5_250epochs``; empty where there are none."""
+    """The variants and epochs at the end of a trainer's name, such as ``_DA5_250epochs``; empty if there are none."""
     return trainer[len(split_name(trainer)[0]) :]
 
 
 def line_of_baseline(record: Record, fold: Path) -> str:
-    """As a distilled student was trained, with its options and the number of epochs of its trainer, but alone: what it
-    can be compared with fairly.
+    """The command that trains a distilled student's fair counterpart: with the same options and number of epochs, but
+    without a teacher.
 
     Args:
         record: of the student.
@@ -40,7 +40,7 @@ def line_of_baseline(record: Record, fold: Path) -> str:
 
 
 def _command(record: Record, fold: Path) -> list[str]:
-    """That trained it, or where it was another launcher's one of nnU-Net that does the same."""
+    """The command that trained the student; if another launcher did, nnU-Net's command that does the same."""
     command = shlex.split(record.command)
     if command and re.fullmatch(r"nnUNetv2_train(\.exe)?", command[0]):
         return command

@@ -15,14 +15,14 @@ from nnunetv2_kd.trainers.command_line import this_line_anew
 def previous_stage_folder(
     own: str, teacher_model: Path, previous_stage: str, configuration: str, cases: Sequence[str]
 ) -> str:
-    """The student's own previous stage where that is complete, else the teacher's where that is, else the own.
+    """The student's own previous stage if it is complete; otherwise the teacher's if that is; otherwise the own.
 
     Args:
-        own: where nnU-Net looks by itself.
+        own: where nnU-Net itself looks.
         teacher_model: the teacher's model folder, ``<trainer>__<plans>__<configuration>``.
         previous_stage: for example ``3d_lowres``.
         configuration: for example ``3d_cascade_fullres``.
-        cases: that are needed.
+        cases: the cases that are needed.
     """
     name = parse_model_name(teacher_model.name)
     if name is None or not missing_cases(own, cases):
@@ -67,12 +67,12 @@ def check_same_previous_stage(before: PreviousStageRecord | None, folder: str, c
 
 
 def check_previous_stage(folder: str, cases: Sequence[str], train_command: str) -> None:
-    """Every case has a segmentation of the previous stage.
+    """Check that every case has a segmentation of the previous stage.
 
     Args:
         folder: where they are expected.
         cases: identifiers of this fold's training and validation cases.
-        train_command: the line that makes them, for a fold F.
+        train_command: the command that makes them, for a fold F.
 
     Raises:
         KDError: says how many are missing and what to type.

@@ -1,4 +1,4 @@
-"""A student's checkpoint is a plain nnU-Net checkpoint: it can be read, and predicts, where this package is not."""
+"""A student's checkpoint is a plain nnU-Net checkpoint: it can be loaded, and predicts, without this package."""
 
 import shlex
 from pathlib import Path
@@ -20,14 +20,14 @@ from nnunetv2_kd.trainers.trained_parts import split_optimizer_state
 
 
 def stock_name(trainer: type) -> str:
-    """Name of the trainer class whose network this is: the one that defines ``build_network_architecture``. nnU-Net
-    looks it up to build the network for prediction, and needs nothing else of it."""
+    """Name of the trainer class that defines ``build_network_architecture``. nnU-Net looks it up to build the network
+    for prediction, and needs nothing else from it."""
     definers = (c for c in trainer.__mro__ if "build_network_architecture" in vars(c))
     return next(definers, nnUNetTrainer).__name__
 
 
 def base_trainers(trainer: type) -> list[str]:
-    """Names of the trainers that one with `DistillationMixin` is put on, without those that these are built on."""
+    """Names of the nnU-Net trainers that a trainer with `DistillationMixin` extends, without their own bases."""
     found: list[type] = []
     for base in trainer.__mro__:
         distils = hasattr(base, "distils")  # of the mixin, which imports this module
@@ -39,16 +39,16 @@ def base_trainers(trainer: type) -> list[str]:
 def make_stock(
     checkpoint: dict[str, Any], name: str, trainer_name: str, record: Record, added: int, state: dict[str, Any]
 ) -> dict[str, Any]:
-    """Turn a checkpoint of nnU-Net's trainer into one of stock nnU-Net.
+    """Turn a checkpoint of our trainer into one of stock nnU-Net.
 
     Args:
-        checkpoint: is changed.
+        checkpoint: changed in place.
         name: of its file.
         trainer_name: the stock trainer's name.
-        record: where the student comes from; its plain values are kept under the key ``kd``.
-        added: how many parameters of ours the optimizer has, in its last group.
-        state: what only a resumed training needs, tensors and plain values. Kept under the key ``kd_training`` in
-            checkpoint_latest.pth, which nnU-Net deletes at the end, and in no other.
+        record: where the student comes from; stored as plain values under the key ``kd``.
+        added: how many parameters of ours are in the optimizer's last group.
+        state: tensors and plain values that only a resumed training needs. Stored under the key ``kd_training``, but
+            only in checkpoint_latest.pth, which nnU-Net deletes at the end.
     """
     checkpoint["trainer_name"] = trainer_name
     checkpoint["kd"] = record.as_dict()
@@ -61,19 +61,19 @@ def make_stock(
 def check_same_size(
     file: Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], plans_file: Path | None = None
 ) -> tuple[Record | None, dict[str, Any]]:
-    """The checkpoint to resume from, or to validate, is of a student of this size.
+    """Check that the checkpoint to resume from, or to validate, has a student of this size.
 
     Args:
         file: the checkpoint.
         plans: of the student that is asked for now.
         configuration, dataset_json: as in nnU-Net.
-        plans_file: that the size comes from; None: it comes from the options.
+        plans_file: the file that gives the size; None: the options give it.
 
     Returns:
-        The checkpoint's record (None: it has none), and what only a resumed training needs of it.
+        The checkpoint's record (None if it has none), and the state that only a resumed training needs.
 
     Raises:
-        KDError: shows both sizes, or what cannot be read of the record.
+        KDError: shows both sizes, or what cannot be read in the record.
     """
     checkpoint = read_checkpoint(file, trust=True, mend=_without(file))  # as nnU-Net is about to read it
     before = checkpoint["init_args"]["plans"]
@@ -81,7 +81,7 @@ def check_same_size(
         record = read_record(checkpoint["kd"], str(file)) if checkpoint.get("kd") else None
         return record, checkpoint.get("kd_training", {})
     raise KDError(
-        f"The student in {file} is of another size than the one asked for now:"
+        f"The student in {file} has another size than the one asked for now:"
         f"\n  in the checkpoint: {_size(before, configuration, dataset_json)}"
         f"\n  asked for now:     {_size(plans, configuration, dataset_json)}"
         f"\n{_same_size_again(file, before, plans_file)}"
@@ -99,14 +99,14 @@ def _without(file: Path) -> str:
 
 
 def _same_size_again(file: Path, before: dict[str, Any], plans_file: Path | None) -> str:
-    """How to come by the size of a checkpoint again."""
+    """How to get a student of the checkpoint's size again."""
     if plans_file is None:
         options = file.parent.absolute() / OPTIONS_FILE
         return f"Repeat the options it was trained with: export nnUNet_kd_config='{options}'"
     kept = file.parent.parent.absolute() / "plans.json"
     if kept.is_file() and read_json(kept)["configurations"] == before["configurations"]:
-        return f"{plans_file} was changed since. Put back the plans it was trained with: cp '{kept}' '{plans_file}'"
-    return f"{plans_file} was changed since, and the plans it was trained with are nowhere else: train it again."
+        return f"{plans_file} has changed since. Put back the plans it was trained with: cp '{kept}' '{plans_file}'"
+    return f"{plans_file} has changed since, and there is no copy of the plans it was trained with: train it again."
 
 
 METHOD = (
@@ -124,11 +124,11 @@ METHOD = (
 
 
 def check_same_method(before: Record | None, options: dict[str, Any], folder: str) -> None:
-    """A training is resumed with the teacher, terms, schedule and optimizer that it began with.
+    """Check that a training is resumed with the same teacher, terms, schedule and optimizer.
 
     Args:
-        before: the record in the checkpoint; None where nothing is resumed.
-        options: those at hand, in plain values.
+        before: the record in the checkpoint; None if nothing is resumed.
+        options: the current options, as plain values.
         folder: the fold's output folder, which holds the options file of the training.
 
     Raises:
@@ -144,7 +144,7 @@ def check_same_method(before: Record | None, options: dict[str, Any], folder: st
     ]
     if differing:
         raise KDError(
-            listing("The training to resume was begun with other options:", differing)
+            listing("The training to resume was started with other options:", differing)
             + f"\nRepeat them: export nnUNet_kd_config='{Path(folder).absolute() / OPTIONS_FILE}'"
         )
 
@@ -173,8 +173,7 @@ def check_same_teachers(before: Record | None, now: Record, folder: str) -> None
 
 
 def recorded_options(record: Record) -> dict[str, Any]:
-    """The options of a record as today's version writes them: older ones name every term, and no optimizer or
-    mirroring."""
+    """A record's options in today's form. Older records list every term, but no optimizer or mirroring."""
     options = {"optimizer": OptimizerOptions().model_dump(mode="json"), "mirroring": "teacher"} | record.options
     terms = options.get("terms") or {}
     return without_trust(options | {"terms": {name: term for name, term in terms.items() if term is not None}})

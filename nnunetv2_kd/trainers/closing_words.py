@@ -1,4 +1,5 @@
-"""What a training ends with: how good the student is beside its teacher and the student alone, and what comes next."""
+"""The end of a training's log: how good the student is compared with its teacher and the student alone, and the next
+step."""
 
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from nnunetv2_kd.trainers.baseline import ALONE_TRAINER, line_of_baseline, suffi
 
 
 def closing_words(fold: Path) -> str:
-    """One paragraph; empty where nothing was validated.
+    """One paragraph; empty if nothing was validated.
 
     Args:
         fold: the student's folder, ``DATASET/TRAINER__PLANS__CONFIGURATION/fold_0``.
@@ -32,11 +33,11 @@ def closing_words(fold: Path) -> str:
         told.append(f"{of_alone:.4f} of the same student alone")
         return f"{', '.join(told)}. Compare them case by case:\n  {compare}"
     line = line_of_baseline(record, fold)
-    return f"{', '.join(told)}. What the teacher adds is told by the same student alone:\n  {line}"
+    return f"{', '.join(told)}. To see what the teacher adds, train the same student alone:\n  {line}"
 
 
 def validation_dice(fold: Path) -> float | None:
-    """Mean Dice of nnU-Net's own validation of a fold; None where there is none."""
+    """Mean Dice of a fold's validation by nnU-Net; None if there is none."""
     try:
         return float(read_json(fold / "validation" / "summary.json")["foreground_mean"]["Dice"])
     except (KDError, KeyError, TypeError, ValueError):
@@ -44,7 +45,7 @@ def validation_dice(fold: Path) -> float | None:
 
 
 def _of_alone(record: Record, fold: Path, name: ModelName) -> float | None:
-    """Of the same student trained alone, for as long and with the same seed, under any name."""
+    """Dice of the same student trained alone, for as long and with the same seed, under any name."""
     pattern = f"{ALONE_TRAINER}{suffix(name.trainer)}__*__{name.configuration}/{fold.name}"
     for other in sorted(fold.parents[1].glob(pattern)):
         its = _record(other)

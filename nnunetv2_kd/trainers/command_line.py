@@ -1,4 +1,4 @@
-"""The line that is running, as it can be typed again."""
+"""The running command, in a form that can be typed again."""
 
 import os
 import shlex
@@ -10,11 +10,11 @@ from nnunetv2_kd.trainers.options import NAME, SEED, VARIABLE, options_file
 
 
 def this_line(*added: str, **environment: str | Path | None) -> str:
-    """The command of this process with what of its environment decides on a student.
+    """The command of this process, with the environment variables that affect the student.
 
     Args:
-        added: one more flag, with its value where it has one, which takes the place of another value.
-        environment: other values of the variables; None leaves one out.
+        added: one more flag, with its value if it has one; replaces a value given before.
+        environment: other values for the variables; None leaves one out.
     """
     program, *arguments = sys.argv
     return line([Path(program).name, *arguments], added, **{**_own_environment(), **environment})
@@ -28,7 +28,7 @@ def this_line_anew(**environment: str | Path | None) -> str:
 
 
 def line(command: Sequence[str], added: Sequence[str] = (), **environment: str | Path | None) -> str:
-    """A command with a flag added, behind the variables that it needs; see `this_line`."""
+    """A command with a flag added, preceded by the variables that it needs; see `this_line`."""
     variables = [f"{name}={shlex.quote(str(value))}" for name, value in environment.items() if value is not None]
     arguments = list(command)
     if added and added[0] in arguments:
@@ -38,7 +38,7 @@ def line(command: Sequence[str], added: Sequence[str] = (), **environment: str |
 
 
 def _own_environment() -> dict[str, str | Path | None]:
-    """The options file by its whole path, so that the line works wherever it is typed."""
+    """The variables, with the options file's full path, so that the command works in any folder."""
     file = options_file()
     found: dict[str, str | Path | None] = {VARIABLE: file.absolute() if file is not None else None}
     return found | {name: os.environ.get(name, "").strip() or None for name in (NAME, SEED)}

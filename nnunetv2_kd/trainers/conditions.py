@@ -1,4 +1,4 @@
-"""What may make one arm of a comparison stronger than another, for the record."""
+"""The training conditions that may make one arm of a comparison stronger than another, for the record."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,7 +12,7 @@ PRETRAINED = "-pretrained_weights"  # of nnUNetv2_train; nnU-Net does not tell i
 
 
 def training_conditions(trainer: Any) -> TrainingRecord:
-    """Alike for two trainings that differ in their teacher alone.
+    """The conditions of a training; equal for two trainings that differ only in their teacher.
 
     Args:
         trainer: an initialised nnU-Net trainer of ours.
@@ -20,7 +20,7 @@ def training_conditions(trainer: Any) -> TrainingRecord:
     return TrainingRecord(
         epochs=trainer.num_epochs,
         iterations_per_epoch=trainer.num_iterations_per_epoch,
-        batch_size=trainer.configuration_manager.batch_size,  # of all processes; trainer.batch_size is of this one
+        batch_size=trainer.configuration_manager.batch_size,  # of all processes; trainer.batch_size is this process's
         cases=len(trainer.do_split()[0]),
         optimizer=described(trainer.optimizer, trainer.lr_scheduler),
         ema=trainer.options.ema,
@@ -39,6 +39,6 @@ def initial_weights(command: Sequence[str]) -> str:
 
 
 def pretrained_file(command: Sequence[str]) -> str | None:
-    """That the command names; None where it names none."""
+    """The file of pretrained weights that a command names; None if it names none."""
     named = [after for before, after in pairwise(command) if before == PRETRAINED]
     return named[0] if named else None

@@ -1,4 +1,4 @@
-"""The running mean of a student's weights, which is validated, saved and predicted with in their place."""
+"""The running mean of a student's weights, which is used instead of them for validation, checkpoints and prediction."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -12,14 +12,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 class WeightAverage:
     """Exponential mean of a network's weights and buffers.
 
-    Outside of training epochs the network itself holds the mean, so that all of nnU-Net's validation, checkpoints and
-    prediction use it without knowing. The weights that are trained are then kept here.
+    Outside training epochs, the network itself holds the mean, so that nnU-Net's validation, checkpoints and prediction
+    use it. The trained weights are then kept here.
 
     Args:
-        network: without DDP and compilation around it, before anything is hooked to it.
-        decay: of the mean. At the start the decay is smaller, ``(1 + n) / (10 + n)`` after ``n`` steps, so that a
-            short training does not keep its random weights.
-        kept: what `state` gave a checkpoint whose ``network_weights`` the network has now; None: nothing yet.
+        network: not wrapped in DDP, not compiled, and without hooks.
+        decay: of the mean. At first the decay is smaller, ``(1 + n) / (10 + n)`` after ``n`` steps, so that a short
+            training does not keep its random weights.
+        kept: the `state` from the checkpoint whose ``network_weights`` the network now has; None for a fresh start.
     """
 
     def __init__(self, network: nn.Module, decay: float, kept: dict[str, Any] | None = None) -> None:
@@ -35,11 +35,11 @@ class WeightAverage:
             self._other.n_averaged.fill_(kept["steps"])
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take in the weights after each step that the optimizer makes."""
+        """Update the mean after each of the optimizer's steps."""
         optimizer.register_step_post_hook(lambda *_: self._other.update_parameters(self._network))
 
     def train(self) -> None:
-        """Put the weights that are trained into the network."""
+        """Put the trained weights into the network."""
         if self._in_network:
             self._swap()
 
@@ -49,7 +49,7 @@ class WeightAverage:
             self._swap()
 
     def state(self) -> dict[str, Any]:
-        """What a resumed training needs beside the mean, while that is in the network."""
+        """What a resumed training needs besides the mean, while the mean is in the network."""
         return {"weights": self._other.module.state_dict(), "steps": int(self._other.n_averaged)}
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What must be right outside before a training starts, and its seeds."""
+"""Checks of the environment before a training starts, and seeds."""
 
 import random
 from pathlib import Path
@@ -16,15 +16,15 @@ from nnunetv2_kd.trainers.command_line import this_line
 
 
 def check_results_folder() -> None:
-    """nnUNet_results is set and can be written to.
+    """Check that nnUNet_results is set and can be written to.
 
     Raises:
         KDError: says what is wrong and what to type.
     """
     if not nnUNet_results.is_set():
         raise KDError(
-            "The environment variable nnUNet_results is not set, so there is nowhere to write the student to and no "
-            "teacher to find. Set it: export nnUNet_results=/path/to/nnUNet_results"
+            "The environment variable nnUNet_results is not set, so there is no place to write the student to or to "
+            "find a teacher in. Set it: export nnUNet_results=/path/to/nnUNet_results"
         )
     for name in ("nnUNet_results", "nnUNet_preprocessed"):
         if mistake := problem_of(name):
@@ -33,8 +33,8 @@ def check_results_folder() -> None:
     problem = why_not_writable(folder)
     if problem:
         raise KDError(
-            f"nnUNet_results={folder} cannot be written to ({problem}). Mend its permissions, or point it elsewhere: "
-            "export nnUNet_results=/path/to/nnUNet_results"
+            f"nnUNet_results={folder} cannot be written to ({problem}). Correct its permissions, or use another "
+            "folder: export nnUNet_results=/path/to/nnUNet_results"
         )
 
 
@@ -61,14 +61,14 @@ def splits_as_nnunet(trainer: type, mixin: type) -> bool:
 
 
 def check_device(device: torch.device) -> None:
-    """The device is there.
+    """Check that the device exists.
 
     Raises:
-        KDError: where it is not; with the line to type.
+        KDError: if it does not; gives the command to type.
     """
     if not is_there(device):
         name = {"cuda": "CUDA device", "mps": "Apple GPU"}[device.type]
-        raise KDError(f"There is no {name} here. Train on the processor:\n  {this_line('-device', 'cpu')}")
+        raise KDError(f"This machine has no {name}. Train on the processor:\n  {this_line('-device', 'cpu')}")
 
 
 def seed_everything(seed: int) -> None:

@@ -1,8 +1,9 @@
 """Teacher and student trained together (Liu et al., doi 10.1007/978-3-031-51455-5_21).
 
-From the paper's abstract: both are trained simultaneously, and the best weights of the teacher distil the student. The
-rest is ours: both see the same batches, the teacher learns from nnU-Net's loss alone, and "best" is nnU-Net's running
-mean of the pseudo Dice.
+From the paper's abstract: both are trained simultaneously, and the teacher's best weights teach the student. The rest
+is
+ours: both see the same batches, the teacher learns from nnU-Net's loss alone, and "best" means the highest running mean
+of nnU-Net's pseudo Dice.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,22 +34,22 @@ from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput
 from nnunetv2_kd.trainers.checkpoint import stock_name
 from nnunetv2_kd.trainers.mixin import DistillationMixin
 
-TEACHERS = {"teacher", "teachers", "stored_teacher"}  # options that name a trained one
+TEACHERS = {"teacher", "teachers", "stored_teacher"}  # options that name a trained teacher
 SMOOTHING = 0.9  # of nnU-Net's own running mean
 
 
 class LearningTeacher(Teacher):
-    """A network that nnU-Net's own steps train beside the student, and a snapshot of it, which teaches.
+    """A network trained by nnU-Net's own steps together with the student, and a snapshot of it that teaches.
 
-    The snapshot is refreshed whenever the running mean of the network's pseudo Dice improves; before it is above 0 for
-    the first time, nobody is taught.
+    The snapshot is refreshed whenever the running mean of the network's pseudo Dice improves. Until it is above 0 for
+    the first time, there is no distillation.
 
     Args:
-        trainer: of the student. Its ``network``, ``loss`` and optimizer are exchanged for the teacher's during a step.
+        trainer: of the student. During a step, its ``network``, ``loss`` and optimizer are replaced by the teacher's.
         network: on the trainer's device.
         plans_name: of the plans that the network is built from.
-        resumed: what `training_state` gave; empty for a fresh start.
-        compiled: whether the network that learns is compiled.
+        resumed: the `training_state` from a checkpoint; empty for a fresh start.
+        compiled: whether to compile the network that is trained.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class LearningTeacher(Teacher):
             device_ids = [trainer.local_rank] if trainer.device.type == "cuda" else None
             self._learner = DistributedDataParallel(self._learner, device_ids=device_ids)
 
-    # ---- what teaches is the snapshot
+    # ---- the snapshot, which teaches
 
     def attach(self, student: nn.Module, methods: Methods) -> list[str]:
         return self.snapshot.attach(student, methods)
@@ -106,7 +107,7 @@ class LearningTeacher(Teacher):
         params = format_count(self._record.params)
         return [f"Teacher: the network of {self._plans_name}, {params} parameters, trained beside the student"]
 
-    # ---- what learns is the network
+    # ---- the network, which learns
 
     def start_epoch(self, epoch: int) -> None:
         self._learner.train()
@@ -153,7 +154,7 @@ class LearningTeacher(Teacher):
 
     @contextmanager
     def _in_trainer(self, **own: Any) -> Iterator[None]:
-        """Inside, the trainer has these attributes of the teacher instead of the student's."""
+        """Within this context, the trainer has these attributes of the teacher instead of the student's."""
         of_student = {name: getattr(self._trainer, name) for name in own}
         for name, value in own.items():
             setattr(self._trainer, name, value)
@@ -165,8 +166,8 @@ class LearningTeacher(Teacher):
 
 
 class JointMixin(DistillationMixin):
-    """Trains the network of the given plans as the teacher of its own student. The teacher lives as long as the
-    training: only checkpoint_latest.pth holds it."""
+    """Trains the network of the given plans as the teacher of a smaller student. The teacher exists only during the
+    training, and is saved only in checkpoint_latest.pth."""
 
     names_teacher: ClassVar[bool] = False
 
@@ -187,13 +188,13 @@ class JointMixin(DistillationMixin):
         if named:
             raise KDError(
                 f"{type(self).__name__} trains its own teacher beside the student; '{named.pop()}' in the options "
-                "names one that is trained already. Remove it, or train with -tr nnUNetTrainerRegionKD."
+                "names a teacher that is already trained. Remove it, or train with -tr nnUNetTrainerRegionKD."
             )
 
         if self.options.student.start is not None:
             raise KDError(
-                f"{type(self).__name__} trains its own teacher beside the student, which has no part to begin with: "
-                "remove student.start from the options, or train with -tr nnUNetTrainerRegionKD."
+                f"{type(self).__name__} trains its own teacher from scratch, so the student cannot start as a part "
+                "of it: remove student.start from the options, or train with -tr nnUNetTrainerRegionKD."
             )
 
     def _make_teacher(self, labels: Labels) -> Teacher:
@@ -206,7 +207,7 @@ class JointMixin(DistillationMixin):
         ).to(self.device)
         resumed = self._resumed_state.get("joint", {})
         if not resumed and self.current_epoch > 0:
-            self._say("WARNING: the checkpoint holds no teacher (only checkpoint_latest.pth does): it starts anew.")
+            self._say("WARNING: the checkpoint holds no teacher (only checkpoint_latest.pth does): it starts afresh.")
         teacher = LearningTeacher(self, network, self._teacher_plans["plans_name"], resumed, self._do_i_compile())
         self._set_cpu_mode(network, "teacher in training", trained=True)
         self._set_cpu_mode(teacher.snapshot.network, "teacher", trained=False)
@@ -214,10 +215,10 @@ class JointMixin(DistillationMixin):
 
 
 def mean_dice(validated: list[dict], of_all_workers: Callable[[Any], list[Any]]) -> float:
-    """Mean foreground pseudo Dice of validation batches, as nnU-Net computes it; 0 for none.
+    """Mean foreground pseudo Dice of validation batches, as nnU-Net computes it; 0 if there are none.
 
     Args:
-        validated: what nnU-Net's validation step gave for every batch.
+        validated: what nnU-Net's validation step returned for every batch.
         of_all_workers: gathers a value of every DDP worker.
     """
     counts = collate_outputs(validated)
@@ -231,10 +232,10 @@ def copy_target(target: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
 
 
 def plans_of_teacher(plans: dict[str, Any]) -> dict[str, Any]:
-    """The plans that the student is, or was, made from.
+    """The plans that the student is made from.
 
     Raises:
-        KDError: where the plans are a student's, and those that it was made from are gone.
+        KDError: if the given plans are a student's, and the plans that it was made from no longer exist.
     """
     name = made_from(plans)
     if name is None:

@@ -1,4 +1,4 @@
-"""What a command of nnU-Net ends with where it cannot go on: our reason alone, once, and no traceback."""
+"""How nnU-Net's commands end if they cannot go on: with our reason, printed once, and without a traceback."""
 
 import difflib
 import os
@@ -19,18 +19,18 @@ from nnunetv2_kd.terminal import let_print_everything
 from nnunetv2_kd.trainers.variants import split_name
 
 NOT_FOUND = re.compile(r"Could not find requested nnunet trainer (\w+) in ")
-PREFIX = "nnunettrainer"  # which people leave out
+PREFIX = "nnunettrainer"  # users often leave it out
 EPOCHS = re.compile(r"_\d*epochs?$")
 CLASS = re.compile(r"^class (\w+)\(", re.MULTILINE)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, with what is to be said of it."""
+    """Ctrl-C or SIGTERM, with a message for the user."""
 
 
 def install() -> None:
-    """From now on this process ends with a reason and no traceback where there is one; everything else is shown as
-    before. Only in commands of nnU-Net."""
+    """From now on, errors of ours end this process with their reason and no traceback; all others are shown as before.
+    Only in nnU-Net's commands."""
     let_print_everything()
     if Path(sys.argv[0]).name.startswith("nnUNetv2_") and not isinstance(sys.excepthook, _Hook):
         sys.excepthook = _Hook(sys.excepthook)
@@ -39,10 +39,10 @@ def install() -> None:
 
 @contextmanager
 def interruptible(about: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C or SIGTERM ends what is inside with one line.
+    """Within this context, Ctrl-C or SIGTERM ends the process with one line.
 
     Args:
-        about: what to say; called when it happens.
+        about: returns that line; called when this happens.
     """
     try:
         yield
@@ -51,19 +51,19 @@ def interruptible(about: Callable[[], str]) -> Iterator[None]:
 
 
 def last_words(error: BaseException) -> str | None:
-    """What to say of an error instead of its traceback; None for one that is not ours to explain."""
+    """The message to show instead of an error's traceback; None for errors that are not ours to explain."""
     if isinstance(error, KDError):
         return f"Error: {error}"
     if isinstance(error, Interrupted):
         return str(error)
     found = NOT_FOUND.match(str(error)) if isinstance(error, RuntimeError) else None
     if found is None or Path(sys.argv[0]).name != "nnUNetv2_train":
-        return None  # a prediction looks for the name in a checkpoint, which is nobody's slip of the pen
+        return None  # a prediction takes the name from a checkpoint, where it cannot be a typing error
     return f"Error: There is no trainer {found[1]}. {did_you_mean(found[1], trainer_names())}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The trainer that is named most alike, a number of epochs aside."""
+    """Suggest the trainer with the most similar name, ignoring the number of epochs."""
     suffix = EPOCHS.search(name)
     number = re.search(r"\d+", suffix[0]) if suffix else None
     ending = "" if number is None else f"_{number[0]}epoch{'' if number[0] == '1' else 's'}"
@@ -81,8 +81,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def trainer_names() -> list[str]:
-    """The trainers of nnU-Net, of the user's own folders, and ours. Read from their files: nothing is imported."""
-    from nnunetv2_kd.trainers import TRAINERS  # which has the mixin, which needs this module
+    """Trainers of nnU-Net, of the user's own folders, and of this package. Read from files; nothing is imported."""
+    from nnunetv2_kd.trainers import TRAINERS  # imported here, because the mixin imports this module
 
     folders = [Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"]
     folders += [Path(folder) for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder.strip()]
@@ -108,5 +108,5 @@ class _Hook:
 
 
 def _with_epochs(trainer: str, ending: str) -> str:
-    """Ours take any number of epochs; nnU-Net's have their own names for some."""
+    """Add the epochs to a name: our trainers take any number, nnU-Net's have names for some numbers only."""
     return trainer + ending if "KD" in trainer else trainer

@@ -1,4 +1,4 @@
-"""What a trainer tells the user about its student and its teacher, line by line."""
+"""Lines in which a trainer tells the user about its student and its teacher."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ POOR_DICE = 0.5
 
 
 def about_student(plans: Plans, configuration: str, dataset_json: dict[str, Any], made_here: bool) -> str:
-    """Its size, and where that comes from."""
+    """The student's size, and where that comes from."""
     cost = network_cost(plans, configuration, dataset_json)
     record = shrink_record(plans)
     features = PlansManager(plans).get_configuration(configuration).network_arch_init_kwargs["features_per_stage"]
@@ -29,7 +29,7 @@ def about_student(plans: Plans, configuration: str, dataset_json: dict[str, Any]
 
 
 def about_teachers(teacher: Teacher, student_params: int, student_fold: int | str) -> list[str]:
-    """Who teaches, and warnings where that is no larger than the student or has seen its validation cases."""
+    """The teachers, with warnings if one is no larger than the student or has seen its validation cases."""
     return [
         *teacher.describe(),
         *(line for record in teacher.records() for line in _warnings(record, student_params, student_fold)),
@@ -37,21 +37,21 @@ def about_teachers(teacher: Teacher, student_params: int, student_fold: int | st
 
 
 def about_start(record: TeacherRecord, student_fold: int | str) -> list[str]:
-    """Which model a student begins as a part of, and a warning where that has seen its validation cases."""
-    return [f"The student begins as a part of {record}", *_seen_warning(record, student_fold)]
+    """The model that a student starts as a part of, with a warning if it has seen the student's validation cases."""
+    return [f"The student starts as a part of {record}", *_seen_warning(record, student_fold)]
 
 
 def about_labels(labels: TeacherLabelsRecord | None, validation: int) -> list[str]:
-    """Whose labels the student is trained and validated on, where not all are people's.
+    """Whose labels the student is trained and validated on, if teachers made some of them.
 
     Args:
-        labels: None where they are.
+        labels: the labels by teachers; None if people made all labels.
         validation: how many validation cases there are.
     """
     if labels is None:
         return []
     models = ", ".join(f"{teacher.folder} (fold {teacher.fold})" for teacher in labels.teachers)
-    lines = [f"{len(labels.cases)} training cases have no label of a person: {models} labelled them."]
+    lines = [f"{len(labels.cases)} training cases were not labelled by a person, but by {models}."]
     seen = [teacher.seen_validation_cases for teacher in labels.teachers]
     if labels.validation_cases:
         lines.append(
@@ -61,8 +61,8 @@ def about_labels(labels: TeacherLabelsRecord | None, validation: int) -> list[st
     elif any(count != 0 for count in seen):
         known = "an unknown number" if None in seen else max(count for count in seen if count is not None)
         lines.append(
-            f"WARNING: the teachers that labelled have seen {known} of the {validation} validation cases: validation "
-            "Dice may be too good. Recorded."
+            f"WARNING: the labelling teachers were trained on {known} of the {validation} validation cases: validation "
+            "Dice may be too good. This is recorded in the checkpoint."
         )
     return lines
 
@@ -109,7 +109,7 @@ def _seen(record: TeacherRecord, student_fold: int | str) -> str:
             "the student's validation Dice will be too good."
         )
     return (
-        f"{folds}it is not known whether the teacher was trained on this student's validation cases, as it left no "
-        "word of its own cases (validation folder, log, and splits_final.json of its dataset). If it was, the "
+        f"{folds}it is not known whether the teacher was trained on this student's validation cases, because nothing "
+        "tells which cases it used (no validation folder, log, or splits_final.json of its dataset). If it was, the "
         "student's validation Dice will be too good."
     )

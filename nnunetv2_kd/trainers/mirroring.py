@@ -1,5 +1,5 @@
-"""Along which axes a student is mirrored: its teacher must know mirrored images from its own training, or it confuses
-structures that are each other's mirror image, such as a left and a right kidney."""
+"""The axes along which a student is mirrored. A teacher that was not trained with mirroring confuses structures that
+are mirror images of each other, such as the left and the right kidney."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +10,7 @@ Axes = tuple[int, ...]
 
 
 def common_axes(teachers: Iterable[TeacherRecord]) -> Axes | None:
-    """Axes of the patch along which all of the teachers were mirrored; None where none of them says."""
+    """Axes of the patch along which all teachers were mirrored in training; None if no teacher's are known."""
     known = [set(teacher.mirrored_axes) for teacher in teachers if teacher.mirrored_axes is not None]
     return tuple(sorted(set.intersection(*known))) if known else None
 
@@ -19,16 +19,16 @@ def student_axes(own: Axes, wanted: str | Axes, teachers: Axes | None, trainer: 
     """Axes of the patch along which the student is mirrored in training and in prediction.
 
     Args:
-        own: those of the nnU-Net trainer that it is built on.
+        own: the axes of the nnU-Net trainer that it is built on.
         wanted: ``teacher``, ``trainer`` or axes, as in the options.
-        teachers: those of its teachers; None: there is none, or they do not say.
+        teachers: the axes of its teachers; None: there are no teachers, or theirs are not known.
         trainer: its trainer's name, for messages.
 
     Returns:
-        The axes, and lines for the log; no line where it is mirrored as trainer and teacher are.
+        The axes, and lines for the log; no line if student, trainer and teacher all have the same axes.
 
     Raises:
-        KDError: where the options name an axis along which the trainer does not mirror.
+        KDError: if the options name an axis along which the trainer does not mirror.
     """
     if wanted == "teacher":
         allowed = own if teachers is None else tuple(axis for axis in own if axis in teachers)
@@ -38,8 +38,8 @@ def student_axes(own: Axes, wanted: str | Axes, teachers: Axes | None, trainer: 
         allowed = tuple(sorted({int(axis) for axis in wanted}))
         if set(allowed) - set(own):
             raise KDError(
-                f"'mirroring: {list(allowed)}' in the options: {trainer} mirrors along {in_words(own)}. Name some of "
-                "these, or another trainer."
+                f"'mirroring: {list(allowed)}' in the options, but {trainer} mirrors along {in_words(own)}. Name only "
+                "axes among these, or use another trainer."
             )
     lines = []
     if allowed != own:
@@ -50,15 +50,15 @@ def student_axes(own: Axes, wanted: str | Axes, teachers: Axes | None, trainer: 
         )
         if wanted == "teacher":
             lines.append(
-                "To mirror it otherwise: 'mirroring: trainer' in the options. A student alone to compare it with needs "
-                f"'mirroring: {list(allowed)}' in its options."
+                "To mirror as the trainer does: 'mirroring: trainer' in the options. A student alone, for comparison, "
+                f"needs 'mirroring: {list(allowed)}' in its options."
             )
     unknown = [] if teachers is None else [axis for axis in allowed if axis not in teachers]
     if unknown:
         lines.append(
-            f"WARNING: the student is mirrored along {in_words(allowed)}, its teacher was along "
-            f"{in_words(teachers or ())} only, so the teacher is asked about images of a kind that it never saw. Where "
-            "left and right matter it teaches wrong sides. 'mirroring: teacher' in the options mends it."
+            f"WARNING: the student is mirrored along {in_words(allowed)}, but its teacher was mirrored along "
+            f"{in_words(teachers or ())}, so it has never seen such images. If left and right matter, it teaches the "
+            "wrong side. To prevent this: 'mirroring: teacher' in the options."
         )
     return allowed, lines
 

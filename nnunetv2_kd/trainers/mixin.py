@@ -95,10 +95,10 @@ ASSESSED_BATCHES = 5
 
 
 class DistillationMixin(Base):
-    """Trains a shrunken student beside a teacher. Put it first among the bases of a trainer.
+    """Trains a shrunken student with a teacher. Put it first among a trainer's base classes.
 
-    Everything that is not distillation is the other base's. Each training step calls the teacher with the batch, then
-    the base's own ``train_step``, whose loss has the distillation terms added.
+    The other base class does everything except distillation. Each training step first calls the teacher with the batch,
+    then the base's own ``train_step``, to whose loss the distillation terms are added.
     """
 
     default_options: ClassVar[dict[str, Any]] = {}
@@ -106,7 +106,7 @@ class DistillationMixin(Base):
     names_teacher: ClassVar[bool] = True  # in the options
     least_teachers: ClassVar[int] = 1
 
-    # the other base's
+    # from the other base class
     num_epochs: int
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
@@ -139,7 +139,7 @@ class DistillationMixin(Base):
         folder = self._fold_folder(plans, configuration, fold)
         refuse_second(folder)
         self._start = Start(folder)
-        atexit.register(self._start.take_back)  # nnU-Net may fail in between what is caught here
+        atexit.register(self._start.take_back)  # nnU-Net may also fail where nothing is caught here
         with self._start.taken_back_at_failure():
             environment.check_fold_folder(self._start.folder)
             super().__init__(plans, configuration, fold, dataset_json, device)
@@ -228,12 +228,12 @@ class DistillationMixin(Base):
         return next((name for name in names if (Path(self.output_folder) / name).is_file()), None)
 
     def _about_interruption(self) -> str:
-        """One line, and the one that goes on."""
+        """What happened, and the command to go on."""
         saved = self._saved()
         if not self._start.is_over:
             return "Interrupted before the first iteration: nothing was kept."
         if saved is None:
-            return f"Interrupted in epoch {self.current_epoch}, before anything was saved: the same line begins anew."
+            return f"Interrupted in epoch {self.current_epoch}, before anything was saved: the same line restarts it."
         return f"Interrupted in epoch {self.current_epoch}. Go on from {saved}:\n  {self._line_to_go_on()}"
 
     def _line_to_go_on(self, flag: str = "--c") -> str:
@@ -301,7 +301,7 @@ class DistillationMixin(Base):
         self._say(f"Log: {self.log_file}. Curves, beside it: progress.png{terms}.")
 
     def _fill_in_defaults(self) -> None:
-        """The options hold what is in force, whether a user, a trainer's name or nnU-Net has said so."""
+        """Put every value in force into the options, whether the user, the trainer's name or nnU-Net set it."""
         in_force: dict[str, Any] = {
             "epochs": self.num_epochs,
             "iterations_per_epoch": self.num_iterations_per_epoch,
@@ -314,7 +314,7 @@ class DistillationMixin(Base):
         self.options = self.options.model_copy(update=in_force)
 
     def _begin_as_part_of_teacher(self) -> None:
-        """Where the options ask for it, and the training does not go on from a checkpoint."""
+        """Overwrite the student's weights if the options ask for it and the training is not resumed."""
         if self._resumed is not None:
             self.began_as_part_of = self._resumed.start
         if self.options.student.start is None or self._resumed is not None or self.current_epoch > 0:
@@ -337,7 +337,7 @@ class DistillationMixin(Base):
 
     @property
     def initial_weights(self) -> str:
-        """``random``, a file, or which model the student began as a part of; of a resumed training what it was."""
+        """``random``, a file, or the model that the student started as a part of; if resumed, as first started."""
         if self._resumed is not None and self._resumed.training is not None and self._resumed.training.initial_weights:
             return self._resumed.training.initial_weights
         return initial_weights(sys.argv) if self.began_as_part_of is None else f"a part of {self.began_as_part_of}"
@@ -348,20 +348,20 @@ class DistillationMixin(Base):
         kept = self._resumed_state.get("ema")
         if kept is None and self.current_epoch > 0:
             self._say(
-                "WARNING: the checkpoint holds the mean of the weights alone (only checkpoint_latest.pth holds those "
-                "that are trained): the training goes on from the mean."
+                "WARNING: the checkpoint holds only the mean of the weights (only checkpoint_latest.pth also holds the "
+                "trained weights): the training goes on from the mean."
             )
         self._average = WeightAverage(plain_network(self.network), self.options.ema, kept)
         self._average.follow(self.optimizer)
 
     def do_split(self) -> tuple[Any, Any]:
-        # asked for by several; nnU-Net says the same lines into the log every time
+        # called several times; nnU-Net would repeat its lines in the log every time
         if self._split is None:
             self._split = super().do_split()
         return self._split
 
     def _start_distillation(self) -> None:
-        """Make the teacher, put the terms into the loss, and train what the terms train."""
+        """Make the teacher, add the terms to the loss, and the terms' trained parts to the optimizer."""
         labels = Labels(
             self.label_manager.num_segmentation_heads, self.label_manager.has_regions, self.label_manager.ignore_label
         )
@@ -378,7 +378,7 @@ class DistillationMixin(Base):
             self.distillation.trained_parts, self.optimizer, self.lr_scheduler, self._resumed_state, self.is_ddp
         )
         if anew and self.current_epoch > 0:
-            self._say("WARNING: the checkpoint holds no adapters (only checkpoint_latest.pth does): they start anew.")
+            self._say("WARNING: the checkpoint holds no adapters (only checkpoint_latest.pth does): they start afresh.")
         if self.loss.balance is not None and "balance" in self._resumed_state:
             self.loss.balance.restore(self._resumed_state["balance"], self.device)
         self._guard = TermGuard()
@@ -421,7 +421,7 @@ class DistillationMixin(Base):
         return teacher
 
     def _open_store(self, labels: Labels) -> StoredTeacher:
-        """The store that the options name, checked against the data at hand."""
+        """The store that the options name, checked against the training's data."""
         if self.is_cascaded:
             raise KDError("stored_teacher cannot be used in a cascade: let the teacher run during the training.")
         data = Path(self.preprocessed_dataset_folder)
@@ -460,7 +460,7 @@ class DistillationMixin(Base):
         if teacher is None:
             return super().get_dataloaders()
         plain: Callable[..., Any] = self.get_training_transforms
-        # nnU-Net's is a static method, which trainers call on their classes too: only this instance's is replaced
+        # nnU-Net's is a static method that trainers also call on their classes, so it is replaced on this instance only
         self.__dict__["get_training_transforms"] = lambda *args, **kwargs: teacher.training_transforms(
             plain(*args, **kwargs)
         )
@@ -472,7 +472,7 @@ class DistillationMixin(Base):
     # ---- during the training
 
     def on_epoch_start(self) -> None:
-        if self.options.seed is not None:  # a resumed training sees the batches that an uninterrupted one would see
+        if self.options.seed is not None:  # so that a resumed training sees the same batches as an uninterrupted one
             environment.seed_everything(self.options.seed + 1_000_003 * (self.current_epoch + 1) + self.local_rank)
         super().on_epoch_start()
 
@@ -516,7 +516,7 @@ class DistillationMixin(Base):
         return result
 
     def _end_of_start(self) -> None:
-        """After the first iteration: what would have been taken back until then."""
+        """After the first iteration, keep what would have been undone until then."""
         self._start.keep()
         if self.local_rank != 0:
             return
@@ -575,7 +575,7 @@ class DistillationMixin(Base):
         times = [self.logger.get_value(f"epoch_{edge}_timestamps", step=-1) for edge in ("start", "end")]
         share = self._clock.share()
         epochs = f"{left} epoch{'' if left == 1 else 's'}"
-        told = f"About {time_to_end(times[1] - times[0], left)} to the end of the training ({epochs})"
+        told = f"About {time_to_end(times[1] - times[0], left)} left until the end of the training ({epochs})"
         self._say(told + ("." if not share else f"; the teacher takes {100 * share:.0f} % of a training step."))
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -639,7 +639,7 @@ class DistillationMixin(Base):
         return factor_at(min(progress, 1.0), self.options.schedule)
 
     def of_all_workers(self, mine: T) -> list[T]:
-        """A value of every DDP worker, this one's among them."""
+        """A value from every DDP worker, including this one."""
         if not self.is_ddp:
             return [mine]
         gathered: list[Any] = [None] * dist.get_world_size()
@@ -673,7 +673,7 @@ class DistillationMixin(Base):
         return make_stock(checkpoint, name, stock_name(type(self)), make_record(self), added, self._training_state())
 
     def _training_state(self) -> dict[str, Any]:
-        """What a resumed training needs beside nnU-Net's own checkpoint, and nothing else does."""
+        """What only a resumed training needs, in addition to nnU-Net's own checkpoint."""
         average = {} if self._average is None else {"ema": self._average.state()}
         if self.distillation is None or self.teacher is None:
             return average
@@ -705,8 +705,8 @@ class DistillationMixin(Base):
         optimizer = self.optimizer
         now = self.options.model_dump(mode="json")["optimizer"]
         if self._resumed is not None and recorded_options(self._resumed)["optimizer"] != now:
-            # another kind of optimizer's state cannot be read by this one: a validation goes on without it, and a
-            # training is refused before its first step
+            # this optimizer cannot load another kind's state: a validation goes on without it, a training is refused
+            # before its first step
             self.optimizer = SimpleNamespace(load_state_dict=lambda state: None)
         try:
             super().load_checkpoint(filename_or_checkpoint)
@@ -721,7 +721,7 @@ class DistillationMixin(Base):
 
     @property
     def _cpu_speed(self) -> cpu_mode.CpuSpeed:
-        """How networks compute; what the options ask for in vain is nnU-Net's own way."""
+        """How networks compute; nnU-Net's own way if the options ask for something that is not possible."""
         wanted = self.options.speed_on_cpu()
         is_lacking = cpu_mode.is_bfloat16(wanted) and not cpu_mode.cpu_has_bfloat16()
         return cpu_mode.STOCK if self.device.type != "cpu" or is_lacking else wanted
@@ -731,7 +731,7 @@ class DistillationMixin(Base):
         if wanted == self._cpu_speed:
             return []
         lacking = " with bfloat16 instructions" if self.device.type == "cpu" else ""
-        return [f"The options ask for {wanted}, but this is no CPU{lacking}: training as nnU-Net does."]
+        return [f"The options ask for {wanted}, but this is not a CPU{lacking}: training as nnU-Net does."]
 
     def _set_cpu_mode(self, network: nn.Module, name: str, trained: bool) -> str:
         if self._cpu_speed != cpu_mode.STOCK:

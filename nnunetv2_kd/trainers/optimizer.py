@@ -1,7 +1,7 @@
-"""Optimizer and learning rate, where the options ask for others than nnU-Net's own.
+"""Optimizer and learning rate, if the options ask for others than nnU-Net's own.
 
-nnU-Net's (SGD, 0.01, momentum 0.99) was tuned on networks of 30 M parameters and 250,000 iterations, and hardly starts
-a network of a few ten thousand parameters within a few thousand.
+nnU-Net's optimizer (SGD, 0.01, momentum 0.99) was tuned for networks of 30 M parameters and 250,000 iterations. Within
+a few thousand iterations, it hardly gets a network of a few ten thousand parameters started.
 """
 
 import math
@@ -18,11 +18,11 @@ from nnunetv2_kd.networks.cost import network_cost
 SMALL = 500_000  # parameters; measured with 31 k and 82 k
 MOMENTUM = 0.99  # nnU-Net's
 POLY_EXPONENT = 0.9  # nnU-Net's
-WARMUP_START = 0.01  # a step of length 0 would be lost
+WARMUP_START = 0.01  # a step with factor 0 would be wasted
 
 
 def default_optimizer(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> OptimizerOptions:
-    """AdamW for shrunken networks that are small, nnU-Net's own for all others: docs/results.md.
+    """AdamW for shrunken networks below `SMALL`, nnU-Net's own optimizer for all others; see docs/results.md.
 
     Args:
         plans: the student's.
@@ -39,8 +39,8 @@ def make_optimizer(
     """What nnU-Net's ``configure_optimizers`` returns.
 
     Args:
-        options: of any name but ``nnunet``.
-        epochs, iterations: the length of the training, and of an epoch.
+        options: with any name except ``nnunet``.
+        epochs, iterations: number of epochs, and of iterations per epoch.
     """
     lr, weight_decay = options.resolved()
     optimizer: torch.optim.Optimizer
@@ -56,8 +56,8 @@ def lr_factor(progress: float, schedule: str, warmup: float) -> float:
 
     Args:
         progress: share of the training that is done, in [0, 1].
-        schedule: ``poly`` and ``cosine`` fall to 0, ``constant`` stays.
-        warmup: share of the training over which the factor rises to 1, before it falls.
+        schedule: ``poly`` and ``cosine`` fall to 0, ``constant`` stays at 1.
+        warmup: share of the training over which the factor first rises to 1.
     """
     if progress < warmup:
         return WARMUP_START + (1 - WARMUP_START) * progress / warmup
@@ -69,7 +69,8 @@ def lr_factor(progress: float, schedule: str, warmup: float) -> float:
 
 class LearningRate(LRScheduler):
     """A learning rate that changes with every step of its optimizer. nnU-Net calls ``step(epoch)`` at the start of each
-    epoch, which is all that a resumed training needs, and at which steps that AMP left out are caught up with."""
+    epoch. This sets the position again, which is all that a resumed training needs, and makes up for steps that AMP
+    skipped."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, schedule: str, warmup: float, epochs: int, iterations: int
@@ -89,7 +90,7 @@ class LearningRate(LRScheduler):
 
 
 def described(optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, Any]:
-    """The optimizer and its learning rate for the record, whoever made them."""
+    """Describe any optimizer and its learning rate, for the record."""
     group = optimizer.param_groups[0]
     known = ("momentum", "nesterov", "betas", "weight_decay")
     own = isinstance(scheduler, LearningRate)

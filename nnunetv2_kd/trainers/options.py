@@ -1,8 +1,8 @@
-"""All options of a distillation training: read, merged, and checked before anything is spent.
+"""All options of a distillation training: read, merged, and checked before any time is spent.
 
 Options come from the variables ``nnUNet_kd_name`` and ``nnUNet_kd_seed``, from the YAML file that the environment
-variable ``nnUNet_kd_config`` names, from the key ``"kd"`` of the plans, and from the trainer's defaults; the first that
-names a top-level key wins it whole.
+variable ``nnUNet_kd_config`` names, from the key ``"kd"`` of the plans, and from the trainer's defaults. The first of
+these that has a top-level key determines its whole value.
 """
 
 import os
@@ -34,7 +34,7 @@ from nnunetv2_kd.nnunet.yaml_file import NotReadableError, read_yaml
 
 VARIABLE = "nnUNet_kd_config"
 MOST = 10_000_000  # epochs, iterations
-NAME, SEED = "nnUNet_kd_name", "nnUNet_kd_seed"  # before the keys of the options file
+NAME, SEED = "nnUNet_kd_name", "nnUNet_kd_seed"  # they override the options file
 
 
 class Options(CheckedOptions):
@@ -46,14 +46,14 @@ class Options(CheckedOptions):
     combine: CombineOptions = CombineOptions()
     student: StudentOptions = StudentOptions()
     terms: Annotated[dict[str, SerializeAsAny[Method]], BeforeValidator(read_methods)] = Field(
-        {}, description="the distillation methods by name; one that is not named is not computed"
+        {}, description="the distillation methods by name; methods that are not named are not computed"
     )
     schedule: Schedule = Schedule()
     balance: Literal["gradient"] | None = Field(
-        None, description="gradient: a term's weight is the length of its gradient against that of nnU-Net's loss"
+        None, description="gradient: a term's weight is the ratio of its gradient's length to that of nnU-Net's loss"
     )
     optimizer: OptimizerOptions | None = Field(
-        None, description="default: adamw for shrunken students below 500 k parameters, else nnunet"
+        None, description="default: adamw for shrunken students below 500 k parameters, otherwise nnunet"
     )
     ema: float | None = Field(None, gt=0, lt=1, description="keep a running mean of the weights, with this decay")
     epochs: int | None = Field(None, ge=1, le=MOST, description="default: the trainer's own, 1000 in nnU-Net")
@@ -68,14 +68,14 @@ class Options(CheckedOptions):
     )
     mirroring: Literal["teacher", "trainer"] | tuple[Annotated[int, Field(ge=0, le=2)], ...] = Field(
         "teacher",
-        description="teacher: along the axes that teacher and trainer both are mirrored along; trainer: as the trainer "
-        "does by itself; or a list of axes of the patch, [] for none",
+        description="teacher: along the axes that teacher and trainer both mirror; trainer: the trainer's own axes; or "
+        "a list of axes of the patch, [] for none",
     )
     name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*$",
         max_length=60,
-        description="becomes part of the plans' name, so that this variant of the student has a folder of its own",
+        description="added to the plans' name, so that this variant of the student has its own folder",
     )
     seed: int | None = Field(None, ge=0, lt=2**31, description="seeds weights and, with nnUNet_n_proc_DA=0, the data")
     cpu_bfloat16: bool = Field(False, description="short for cpu_speed: bfloat16_channels_last")
@@ -99,7 +99,7 @@ class Options(CheckedOptions):
             raise ValueError("a store of several teachers is their mean: remove combine, or stored_teacher")
         if self.teachers is None:
             if "combine" in self.model_fields_set and self.combine != CombineOptions():
-                raise ValueError("combine says how several teachers are combined; name them under teachers")
+                raise ValueError("combine needs several teachers; name them under teachers")
             return self
         if "teacher" in self.model_fields_set:
             raise ValueError("name one teacher under teacher or several under teachers, not both")
@@ -123,7 +123,7 @@ class Options(CheckedOptions):
         return self.cpu_speed or ("bfloat16_channels_last" if self.cpu_bfloat16 else "float32")
 
     def all_teachers(self) -> tuple[TeacherOptions, ...]:
-        """The one teacher, or the several."""
+        """The single teacher, or all of several."""
         return self.teachers or (self.teacher,)
 
 
@@ -141,7 +141,7 @@ def _expanded_file(name: str) -> Path:
 
 
 def options_of_environment() -> dict[str, Any]:
-    """Name and seed of a student where the variables ``nnUNet_kd_name`` and ``nnUNet_kd_seed`` give them."""
+    """Name and seed of a student, if given by the variables ``nnUNet_kd_name`` and ``nnUNet_kd_seed``."""
     values = {key: os.environ.get(variable, "").strip() for key, variable in (("name", NAME), ("seed", SEED))}
     return {key: value for key, value in values.items() if value}
 
@@ -150,7 +150,7 @@ def read_options_file(path: Path) -> dict[str, Any]:
     """Top-level keys of an options file.
 
     Raises:
-        KDError: where it is missing, not YAML, or not a mapping.
+        KDError: if it is missing, not YAML, or not a mapping.
     """
     return _read(path)[0]
 
@@ -174,7 +174,8 @@ def _read(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
 
 
 def line_finder(root: yaml.Node | None, content: Mapping[str, Any]) -> Callable[[tuple[int | str, ...]], int | None]:
-    """Tells the line of a key of an options file, or of the key around it; None for what is not in it."""
+    """A function that finds the line of a key in an options file, or of the key that contains it; None if neither is in
+    the file."""
     if root is None:
         return lambda path: None
 
@@ -218,16 +219,17 @@ def resolve_options(
     file: Path | None = None,
     environment: Mapping[str, Any] | None = None,
 ) -> Options:
-    """Options of a training: environment before file before plans before defaults, per top-level key.
+    """Options of a training. For each top-level key, the environment comes before the file, the plans, and the
+    defaults.
 
     Args:
         defaults: the trainer's.
         plans: the plans, whose key ``"kd"`` may hold options.
         file: an options file, or None.
-        environment: of `options_of_environment`.
+        environment: from `options_of_environment`.
 
     Raises:
-        KDError: lists every problem at once, with where it is.
+        KDError: lists every problem, and where it is.
     """
     from_plans = plans.get("kd", {})
     if not isinstance(from_plans, Mapping):

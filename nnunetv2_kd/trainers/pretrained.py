@@ -1,4 +1,4 @@
-"""``-pretrained_weights`` of nnUNetv2_train with weights that are not of the student's size."""
+"""Check that nnUNetv2_train's ``-pretrained_weights`` fit the student."""
 
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,20 @@ NOT_TRANSFERRED = ".seg_layers."  # by nnU-Net
 
 
 def check_pretrained(file: Path, network: nn.Module, student: StudentOptions) -> None:
-    """nnU-Net can copy all weights of a checkpoint into the student, but for the segmentation layers.
+    """Check that nnU-Net can copy all weights of a checkpoint, except the segmentation layers, into the student.
 
     Args:
-        file: that ``-pretrained_weights`` names.
+        file: the file that ``-pretrained_weights`` names.
         network: the student.
         student: its options.
 
     Raises:
-        KDError: where it cannot; says what to do instead. Where the file cannot be read. Where ``student.start`` asks
-            for other initial weights.
+        KDError: if it cannot (says what to do instead), if the file cannot be read, or if ``student.start`` asks for
+            other initial weights.
     """
     if student.start is not None:
         raise KDError(
-            "-pretrained_weights and the option student.start both say what the student begins with. Leave out one."
+            "-pretrained_weights and the option student.start both give the initial weights. Leave out one of them."
         )
     weights = read_checkpoint(file)["network_weights"]  # nnU-Net is about to read it without looking at what it carries
     differing = [
@@ -36,12 +36,12 @@ def check_pretrained(file: Path, network: nn.Module, student: StudentOptions) ->
     ]
     if differing:
         raise KDError(
-            f"-pretrained_weights {file} is of a network of another size than this student: {differing[0]}, and "
+            f"-pretrained_weights {file} has a network of another size than this student: {differing[0]}, and "
             f"{len(differing) - 1} others differ.\n"
-            "For a student that begins as a selection of its teacher's channels leave out -pretrained_weights, and "
-            f"put this into the options file that nnUNet_kd_config names: {_options(file)}\n"
-            "For weights that are copied as they are, where the file was trained with the plans that -p names, train "
-            "as large a student: student: {width: 1}"
+            "To start the student from a selection of its teacher's channels, leave out -pretrained_weights, and put "
+            f"this into the options file that nnUNet_kd_config names: {_options(file)}\n"
+            "To copy the weights as they are, if the file was trained with the plans that -p names, train a student of "
+            "the same size: student: {width: 1}"
         )
 
 
@@ -50,7 +50,8 @@ def _shape(tensor: Any) -> str:
 
 
 def _options(file: Path) -> str:
-    """The options that name this very model as the teacher, where the file lies in a model's folder."""
+    """The options that start the student from this model, and name it as the teacher if the file is in a model
+    folder."""
     folder, fold = file.absolute().parents[1], file.parent.name.removeprefix("fold_")
     start = "student: {start: teacher}"
     if not (folder / "plans.json").is_file() or not (fold == "all" or fold.isdigit()):

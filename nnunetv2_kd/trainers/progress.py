@@ -1,5 +1,5 @@
-"""Progress of a distillation: every term's value and shares, per epoch, in a CSV file and a plot; and the guard that
-stops a distillation that is silently off."""
+"""Progress of a distillation: every term's value and shares per epoch, in a CSV file and a plot; and a guard that stops
+a training in which distillation silently does nothing."""
 
 import csv
 import math
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("agg")  # before pyplot, as nnU-Net does: trainings run where there is no screen
+matplotlib.use("agg")  # before importing pyplot, as nnU-Net does: trainings run without a screen
 
 import matplotlib.pyplot as plt
 import torch
@@ -19,15 +19,16 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.nnunet.files import set_aside, write_bytes, write_text
 
 GUARDED_ITERATIONS = 50
-HARDLY, NEARLY_ALONE = 0.01, 0.9  # of the gradient on the student
+HARDLY, NEARLY_ALONE = 0.01, 0.9  # shares of the gradient on the student
 A_TENTH, HALF = 0.1, 0.5
 Seen = dict[str, list[float]]
 
 
 class TermGuard:
-    """Remembers the terms of the first iterations, to stop a training in which one is silently off.
+    """Remembers the terms of the first iterations, to stop a training in which one silently does nothing.
 
-    One iteration says little: under DDP some workers may draw patches without foreground only, and AMP may skip steps.
+    A single iteration says little: under DDP, some workers may only draw patches without foreground, and AMP may skip
+    steps.
     """
 
     def __init__(self, iterations: int = GUARDED_ITERATIONS) -> None:
@@ -37,14 +38,14 @@ class TermGuard:
         self._count = 0
 
     def add(self, values: dict[str, Tensor], learnable: Mapping[str, bool]) -> bool:
-        """Note one iteration's unweighted terms; costs nothing once the first iterations are over.
+        """Record one iteration's unweighted terms; does nothing after the first iterations.
 
         Args:
             values: nnU-Net's loss and every term.
             learnable: whether each term had a gradient at all.
 
         Returns:
-            Whether this was the last of the first iterations, so that it is time to `judge`.
+            Whether this was the last of the first iterations, so that `judge` can be called.
         """
         self._count += 1
         if self._count > self.iterations:
@@ -57,11 +58,11 @@ class TermGuard:
 
 
 def judge(workers: list[Seen], learnable: Mapping[str, bool]) -> None:
-    """Whether any term was exactly 0, not finite, or without a gradient, in all first iterations of all workers.
+    """Check that no term was exactly 0, not finite, or without a gradient in all first iterations of all workers.
 
     Args:
-        workers: what each has seen.
-        learnable: whether a term had a gradient in any iteration of this one.
+        workers: what each worker has recorded.
+        learnable: whether each term had a gradient in any iteration of this worker.
 
     Raises:
         KDError: names the term and what is wrong with it.
@@ -79,7 +80,7 @@ def judge(workers: list[Seen], learnable: Mapping[str, bool]) -> None:
         if not learnable[name]:
             raise KDError(
                 f"The term {name} had no gradient in any of the first {len(workers[0][name])} iterations, so the "
-                "student learns nothing by it: its value does not depend on the student, or is detached from it."
+                "student learns nothing from it: its value does not depend on the student, or is detached."
             )
 
 
@@ -128,18 +129,18 @@ class TermHistory:
         shares: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
     ) -> None:
-        """Note one iteration.
+        """Record one iteration.
 
-        They are summed on their device, so that nothing waits for it. Values that are not finite are left out: under
-        AMP such a step is skipped, and the training is well.
+        Values are summed on their device, so that nothing waits for it. Values that are not finite are left out: AMP
+        skips such a step, and the training goes on normally.
 
         Args:
-            values: of nnU-Net's loss and every term, unweighted.
-            weighted: of every term as it is in the total.
+            values: nnU-Net's loss and every term, unweighted.
+            weighted: every term as it enters the total.
             factor: the schedule's.
             shares: how much each of several teachers counted, by name.
-            gradients: length of the gradient of nnU-Net's loss and of every term as it is in the total, where it was
-                measured; else empty.
+            gradients: gradient lengths of nnU-Net's loss and of every term as it enters the total, if they were
+                measured; otherwise empty.
         """
         parts = {
             **values,
@@ -155,7 +156,7 @@ class TermHistory:
             self._counts[name] = self._counts[name] + finite if name in self._counts else finite.long()
 
     def means(self) -> dict[str, float]:
-        """Means since the last call, and a fresh start; nan for a part that was never finite."""
+        """Means since the last call, which are then reset; nan for a part that was never finite."""
         means = {
             name: float(total) / int(self._counts[name]) if int(self._counts[name]) else math.nan
             for name, total in self._sums.items()
@@ -166,11 +167,12 @@ class TermHistory:
     def close_epoch(self, epoch: int, means: dict[str, float]) -> dict[str, float]:
         """Append an epoch to the CSV file, with every term's shares, and redraw the plot.
 
-        The share of a term is its weighted value among the absolute values of all loss parts (nnU-Net's loss can be
-        negative, as it contains minus the Dice); the share of the gradient that of its length among all lengths.
+        A term's share of the loss is its weighted value, divided by the sum of the absolute values of all parts
+        (nnU-Net's loss can be negative, because it contains minus the Dice). Its share of the gradient is its
+        gradient's length, divided by the sum of all lengths.
 
         Raises:
-            KDError: where a part was not finite in a single iteration of the epoch.
+            KDError: if a part was not finite in any iteration of the epoch.
         """
         derived = ("_weighted", "_gradient")
         lost = [name for name, value in means.items() if not math.isfinite(value) and not name.endswith(derived)]
@@ -186,8 +188,8 @@ class TermHistory:
         return row
 
     def advice(self, row: dict[str, float]) -> list[str]:
-        """Lines for the log after an epoch: the terms' shares of the gradient after the first one, and once for every
-        term that pulls hardly at all or nearly alone, with the weight that would mend it."""
+        """Lines for the log after an epoch: after the first, the terms' shares of the gradient; and once for every term
+        whose share is tiny or nearly everything, the weight that would change this."""
         lines = []
         shares = gradient_shares(row, self.weights, row["factor"])
         if shares and len(self.rows) == 1:
@@ -204,8 +206,8 @@ class TermHistory:
             weight = self.weights[name] * target / (1 - target) * (1 - share) / share
             lines.append(
                 f"NOTE: the term {name} makes up {100 * share:.2g} % of the gradient on the student. A weight of "
-                f"{weight:.2g} instead of {self.weights[name]:g} would bring it to {100 * target:.0f} %; 'balance: "
-                "gradient' in the options makes weights such ratios by itself."
+                f"{weight:.2g} instead of {self.weights[name]:g} would bring it to {100 * target:.0f} %; with "
+                "'balance: gradient' in the options, weights are such ratios."
             )
         return lines
 
@@ -254,12 +256,12 @@ def in_log_line(row: dict[str, float], weights: dict[str, float]) -> str:
 
 
 def gradient_shares(row: Mapping[str, float], names: Iterable[str], factor: float = 1.0) -> dict[str, float]:
-    """Share of each term in the lengths of all gradients on the student; empty where they were not measured.
+    """Share of each term in the sum of gradient lengths on the student; empty if they were not measured.
 
     Args:
-        row: with ``segmentation_gradient`` and one ``NAME_gradient`` per term, in which the schedule's factor is.
+        row: with ``segmentation_gradient`` and one ``NAME_gradient`` per term, which include the schedule's factor.
         names: of the terms.
-        factor: the schedule's, to be taken out again; 1 leaves it in.
+        factor: the schedule's, to divide out; 1 leaves it in.
     """
     if "segmentation_gradient" not in row or factor <= 0:
         return {}

@@ -1,4 +1,4 @@
-"""Where a student comes from, written into its checkpoint and beside it."""
+"""Record where a student comes from, in its checkpoint and in files beside it."""
 
 import json
 import shlex
@@ -42,7 +42,7 @@ def make_record(trainer: Any) -> Record:
 
 
 def teacher_labels(trainer: Any) -> TeacherLabelsRecord | None:
-    """Which of a trainer's cases have a teacher's labels; None where none has."""
+    """The trainer's cases that a teacher labelled; None if there are none."""
     labelled = teacher_labelled(trainer.dataset_json)
     if not labelled:
         return None
@@ -58,11 +58,11 @@ def teacher_labels(trainer: Any) -> TeacherLabelsRecord | None:
 
 
 def _labelling(teacher: dict[str, Any], dataset: str, validation: list[str]) -> TeacherRecord:
-    """The record of a teacher that labelled.
+    """The record of a teacher that labelled cases.
 
     Args:
-        teacher: as dataset.json has it; without ``training_cases`` it is not known what it was trained on.
-        dataset: that the labelled cases are of.
+        teacher: its entry in dataset.json; without ``training_cases``, the cases that it was trained on are not known.
+        dataset: the dataset of the labelled cases.
         validation: the student's validation cases.
     """
     known = teacher.get("training_cases")
@@ -72,15 +72,15 @@ def _labelling(teacher: dict[str, Any], dataset: str, validation: list[str]) -> 
 
 
 def write_record(trainer: Any) -> None:
-    """kd_record.json and kd_options.yaml in the fold's folder."""
+    """Write kd_record.json and kd_options.yaml into the fold's folder."""
     folder = Path(trainer.output_folder)
     write_text(folder / RECORD_FILE, make_record(trainer).as_json())
     write_text(folder / OPTIONS_FILE, options_as_file(trainer))
 
 
 def options_as_file(trainer: Any) -> str:
-    """Every option that was in force, defaults too, as a file that gives the same student again; what took no part is
-    left out, as the teacher of a student that was trained alone."""
+    """Every option in force, including defaults, as a file that gives the same student again. Options without effect
+    are left out, such as the teacher of a student that was trained alone."""
     options = trainer.options
     dropped = {"cpu_bfloat16"} if options.cpu_speed is not None or not options.cpu_bfloat16 else set()
     needs_teacher = trainer.names_teacher or options.student.start is not None
@@ -90,11 +90,11 @@ def options_as_file(trainer: Any) -> str:
         dropped.add("combine")
     values = options.model_dump(mode="json", exclude_none=True, exclude=dropped)
     for teacher in [values.get("teacher", {}), *values.get("teachers", ())]:
-        if "folder" in teacher:  # which names all three
+        if "folder" in teacher:  # it already determines these
             teacher.pop("trainer", None)
     training = training_conditions(trainer)
     title = (
-        "# All options in force. Train so again: nnUNet_kd_config=THIS_FILE in front of the same command.\n"
+        "# All options in force. To train the same again: nnUNet_kd_config=THIS_FILE before the same command.\n"
         f"# Optimizer: {json.dumps(training.optimizer)}; batch size {training.batch_size}; computed in "
         f"{training.precision}.\n"
     )

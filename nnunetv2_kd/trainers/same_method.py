@@ -1,4 +1,4 @@
-"""Whether two trainings are by the same method: only then may one take the other's place, or be a fold of one model."""
+"""Whether two trainings use the same method. Only then may one replace the other, or may both be folds of one model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,21 +7,20 @@ from nnunetv2_kd.nnunet.plans import Plans, resolved_configuration
 from nnunetv2_kd.record import Record
 from nnunetv2_kd.trainers.checkpoint import METHOD, recorded_options
 
-# how long a training was, told by its record; older records hold it among the options
+# the length of a training, from its record; older records have it among the options
 LENGTH = ("epochs", "iterations_per_epoch")
-# of the network and of the voxels that it sees
+# what determines the network and the voxels that it sees
 NETWORK = ("architecture", "patch_size", "spacing", "normalization_schemes", "batch_size")
 PLACES = ("there", "now")
-AT_MOST = 8  # differences that are told
+AT_MOST = 8  # differences shown
 
 
 def method_of(record: Record, across_folds: bool = False) -> dict[str, Any]:
-    """What makes a trained student this one and not another: its options as flat keys, with the seed.
+    """What identifies a trained student: its options as flat keys, with the seed.
 
     Args:
         record: of its training.
-        across_folds: leave out what is another one in every fold of one and the same model: which fold of a teacher
-            taught, and the name of a store.
+        across_folds: leave out what differs between the folds of one model: the teacher's fold, and the store's name.
     """
     options = recorded_options(record)
     chosen = {key: options.get(key) for key in (*METHOD, "seed")}
@@ -39,13 +38,12 @@ def method_of(record: Record, across_folds: bool = False) -> dict[str, Any]:
 def method_differences(
     there: Record, now: Record, across_folds: bool = False, places: tuple[str, str] = PLACES
 ) -> list[str]:
-    """In what two trainings differ: ``terms.region_kl.weight: 3 there, 1 now``; empty for the same method."""
+    """How two trainings differ, such as ``terms.region_kl.weight: 3 there, 1 now``; empty for the same method."""
     return told(method_of(there, across_folds), method_of(now, across_folds), places)
 
 
 def teacher_differences(there: Record, now: Record) -> list[str]:
-    """Whether other checkpoints taught, told by their SHA-256; a teacher that was trained beside its student has
-    none."""
+    """Whether the teachers' checkpoints differ by SHA-256; a teacher that was trained with its student has none."""
     mine, others = (sorted(teacher.sha256 for teacher in record.teachers) for record in (there, now))
     if mine == others:
         return []
@@ -53,17 +51,17 @@ def teacher_differences(there: Record, now: Record) -> list[str]:
 
 
 def network_differences(there: Plans, now: Plans, configuration: str, places: tuple[str, str] = PLACES) -> list[str]:
-    """In what the networks and inputs of two plans differ; empty where one can take the other's weights."""
+    """How the networks and inputs of two plans differ; empty if one can load the other's weights."""
     mine, others = (resolved_configuration(plans, configuration) for plans in (there, now))
     flat = [_flat({key: values.get(key) for key in NETWORK}) for values in (mine, others)]
     return told(flat[0], flat[1], places)
 
 
 def told(there: Mapping[str, Any], now: Mapping[str, Any], places: tuple[str, str] = PLACES) -> list[str]:
-    """The differences of two flat mappings in words, at most a few.
+    """The first few differences between two flat mappings, in words.
 
     Args:
-        places: how to call the one and the other.
+        places: what to call the two.
     """
     keys = [key for key in dict.fromkeys([*there, *now]) if there.get(key) != now.get(key)]
     lines = [f"{key}: {_word(there.get(key))} {places[0]}, {_word(now.get(key))} {places[1]}" for key in keys[:AT_MOST]]
@@ -71,7 +69,7 @@ def told(there: Mapping[str, Any], now: Mapping[str, Any], places: tuple[str, st
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """``{"terms": {"kl": {"weight": 1}}}`` to ``{"terms.kl.weight": 1}``; lists of mappings by number, from 1."""
+    """Flatten ``{"terms": {"kl": {"weight": 1}}}`` to ``{"terms.kl.weight": 1}``; lists of mappings count from 1."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, (list, tuple)) and any(isinstance(entry, Mapping) for entry in value):

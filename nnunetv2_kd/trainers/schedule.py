@@ -1,4 +1,4 @@
-"""How strongly the terms count at each moment of a training."""
+"""How strongly the distillation terms count over the course of a training."""
 
 import math
 

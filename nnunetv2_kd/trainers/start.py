@@ -1,4 +1,4 @@
-"""The start of a training: what it may not replace, and what it leaves where it does not get to its first iteration."""
+"""The start of a training: what it must not replace, and how it is undone if it fails before its first iteration."""
 
 import json
 import os
@@ -22,23 +22,23 @@ from nnunetv2_kd.trainers.same_method import method_differences, network_differe
 
 OVERWRITE = "nnUNet_kd_overwrite"
 CHECKPOINTS = "checkpoint_*.pth"
-REPLACED = "replaced"  # folder in a fold's
-# written at the start, by nnU-Net and by us
+REPLACED = "replaced"  # folder inside a fold's folder
+# files that nnU-Net and we write at the start
 OF_THE_MODEL = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 OF_THE_FOLD = ("debug.json", RECORD_FILE, OPTIONS_FILE)
 
 
 def named_plans(plans: Plans, name: str | None) -> Plans:
-    """Plans under their name with ``_NAME`` behind it, so that a variant of a student has a folder of its own."""
+    """Plans with ``_NAME`` added to their name, so that a variant of a student has its own folder."""
     if name is None or plans["plans_name"].endswith(f"_{name}"):
         return plans
     return plans | {"plans_name": f"{plans['plans_name']}_{name}"}
 
 
 class Start:
-    """A training from its construction to its first iteration.
+    """A training, from its construction to its first iteration.
 
-    Until then everything that it makes on the disk can be taken back. Make this before nnU-Net makes the folders.
+    Until then, everything that it writes to disk can be undone. Create this object before nnU-Net creates the folders.
 
     Args:
         folder: the fold's output folder.
@@ -58,18 +58,18 @@ class Start:
         return self._is_over
 
     def check(self, plans: Plans, configuration: str, now: Record) -> list[str]:
-        """A training that does not resume another replaces nothing but an earlier one by the same method.
+        """Check that a training that resumes nothing replaces at most an earlier one by the same method.
 
         Args:
             plans: the student's.
-            configuration: of them.
+            configuration: of these plans.
             now: its record, as far as it is known before the teacher is loaded.
 
         Returns:
-            What the log must say of a training that is going to be replaced.
+            Lines for the log on a training that is going to be replaced.
 
         Raises:
-            KDError: shows what differs, and the ways out.
+            KDError: shows what differs, and what the user can do.
         """
         if self.resumes:
             return []
@@ -89,10 +89,10 @@ class Start:
         ]
 
     def check_teacher(self, now: Record) -> None:
-        """As `check`, of the checkpoints that teach, once they are known.
+        """Like `check`, for the teachers' checkpoints, once they are known.
 
         Raises:
-            KDError: where an earlier training by the same options had other ones.
+            KDError: if an earlier training with the same options had other teachers.
         """
         file = None if self.resumes else self._earlier()
         there = _read(file)[0] if file is not None else None
@@ -100,11 +100,11 @@ class Start:
             self._refuse_other(file, teacher_differences(there, now))
 
     def keep(self) -> None:
-        """The first iteration is done: from now on everything is kept."""
+        """Called after the first iteration: from now on, everything is kept."""
         self._is_over = True
 
     def set_aside(self) -> None:
-        """Move what was trained before out of the way, so that nobody takes it for a part of this training."""
+        """Move an earlier training's files out of the way, so that they are not mistaken for this one's."""
         if self.resumes:
             return
         before = [*sorted(self.folder.glob(CHECKPOINTS)), self.folder / "validation"]
@@ -118,7 +118,7 @@ class Start:
 
     @contextmanager
     def taken_back_at_failure(self) -> Iterator[None]:
-        """Whatever ends what is inside before the first iteration leaves nothing behind."""
+        """If anything ends this context before the first iteration, undo the start."""
         try:
             yield
         except BaseException:
@@ -126,7 +126,7 @@ class Start:
             raise
 
     def take_back(self) -> None:
-        """Remove what this start has made and put back what it has written over, unless it is over or has saved a
+        """Remove what this start has created and restore what it has overwritten, unless it is over or has saved a
         checkpoint."""
         if self._is_over or self.resumes:
             return
@@ -154,7 +154,7 @@ class Start:
             _rmdir(model.parent, self._there)
 
     def _earlier(self) -> Path | None:
-        """The checkpoint of an earlier training of this fold; None where there is none."""
+        """The checkpoint of an earlier training of this fold; None if there is none."""
         names = (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth")
         return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
 
@@ -170,11 +170,11 @@ class Start:
             record = _record_beside(sibling)
             differences += method_differences(record, now, across_folds=True) if record is not None else []
         if differences:
-            title = f"{model} holds fold {numbers} of another student, with which this one cannot share a folder:"
+            title = f"{model} holds fold {numbers} of another student, which cannot share a folder with this one:"
             raise KDError(
                 listing(title, list(dict.fromkeys(differences)))
-                + "\nAll folds of a model are one network, trained by one method. Give this one a name, which becomes "
-                + f"part of its folder's:\n  {_own_name(model)}"
+                + "\nAll folds of a model must have the same network and method. Give this one a name, which becomes "
+                + f"part of its folder's name:\n  {_own_name(model)}"
             )
 
     def _refuse_other(self, file: Path, differences: list[str]) -> None:
@@ -183,7 +183,7 @@ class Start:
             title = f"{self.folder} holds the {state} training of another student:"
             raise KDError(
                 listing(title, differences)
-                + "\nTo keep it, give this one a name, which becomes part of its folder's:"
+                + "\nTo keep it, give this one a name, which becomes part of its folder's name:"
                 + f"\n  {_own_name(self.folder.parent)}"
                 + f"\nTo put this one in its place:\n  {this_line(**{OVERWRITE: '1'})}"
                 + ("" if file.name == FINAL else f"\nTo go on with the unfinished one:\n  {_go_on(self.folder)}")
@@ -191,29 +191,29 @@ class Start:
 
     def _will_replace(self, file: Path, how: str) -> str:
         if file.name == FINAL:
-            first = f"NOTE: {self.folder} holds a finished training {how}, whose place this one takes."
+            first = f"NOTE: {self.folder} holds a finished training {how}, which this one replaces."
         else:
             first = (
-                f"NOTE: {self.folder} holds an unfinished training {how}, whose place this one takes; to go on with "
-                f"that one instead, end this one before its first iteration and add --c."
+                f"NOTE: {self.folder} holds an unfinished training {how}, which this one replaces. To go on with it "
+                f"instead, stop this one before its first iteration and add --c."
             )
-        return f"{first} What was trained before is kept in its folder {REPLACED}, once."
+        return f"{first} The replaced training is kept in its folder {REPLACED}, until the next one is replaced."
 
 
 def trained_folds(model: Path) -> list[Path]:
-    """The folders of the folds of which there is any checkpoint. One without is of a start that failed, or of a
-    training that has saved nothing yet."""
+    """The folders of all folds that have a checkpoint. A folder without one is from a start that failed, or from a
+    training that has not saved anything yet."""
     return [folder for folder in sorted(model.glob("fold_*")) if any(folder.glob(CHECKPOINTS))]
 
 
 def check_named_plans(folder: Path, plans: Plans, configuration: str, name: str | None) -> None:
-    """The name of a variant is not that of plans of another network.
+    """Check that a variant's name is not already used by plans of another network.
 
     Args:
         folder: of the preprocessed dataset.
         plans: of the variant.
-        configuration: that is trained.
-        name: of the variant; None: it has none.
+        configuration: the configuration to train.
+        name: of the variant; None if it has none.
 
     Raises:
         KDError: shows both networks.
@@ -225,18 +225,18 @@ def check_named_plans(folder: Path, plans: Plans, configuration: str, name: str 
     if configuration in present.get(RECORD, {}).get("width", {}):
         differences = network_differences(present, plans, configuration)
         if differences:
-            title = f"The name {name} is taken: {file} is of another network."
+            title = f"The name {name} is taken: {file} describes another network."
             raise KDError(listing(title, differences) + f"\nChoose another:\n  {this_line(**{NAME: f'{name}2'})}")
 
 
 def write_named_plans(folder: Path, plans: Plans, configuration: str, name: str | None) -> None:
-    """The plans of a named variant, where nnU-Net's own commands look for those that ``-p`` names.
+    """Write the plans of a named variant to where nnU-Net's own commands look for them.
 
     Args:
-        folder, plans, configuration, name: as of `check_named_plans`.
+        folder, plans, configuration, name: as for `check_named_plans`.
 
     Raises:
-        KDError: where they cannot be written.
+        KDError: if they cannot be written.
     """
     if name is None:
         return
@@ -250,7 +250,7 @@ def write_named_plans(folder: Path, plans: Plans, configuration: str, name: str 
 
 
 def _own_name(model: Path) -> str:
-    """The line that trains this student into a folder of its own."""
+    """The command that trains this student in its own folder."""
     parts = parse_model_name(model.name)
     number = 2
     while parts and any(model.parent.glob(f"{parts.trainer}__*_variant{number}__{parts.configuration}")):
@@ -267,7 +267,7 @@ def _may_overwrite() -> bool:
 
 
 def _read(file: Path) -> tuple[Record | None, Plans | None]:
-    """Record and plans of a checkpoint; of one that cannot be read, the record that is beside it."""
+    """Record and plans of a checkpoint; if it cannot be read, the record file beside it."""
     try:
         checkpoint = read_checkpoint(file)
     except KDError:
@@ -283,7 +283,7 @@ def _record_beside(fold: Path) -> Record | None:
 
 
 def _rmdir(folder: Path, there: set[Path]) -> None:
-    """Remove an empty folder that was not there."""
+    """Remove an empty folder that did not exist before."""
     if folder in there or not folder.is_dir() or any(folder.iterdir()):
         return
     folder.rmdir()

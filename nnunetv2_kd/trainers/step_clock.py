@@ -1,4 +1,4 @@
-"""How long an epoch takes, and how much of a training step the teacher."""
+"""Measure how long an epoch takes, and the teacher's share of a training step."""
 
 import time
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-MEASURED = 10  # every so many steps
+MEASURED = 10  # measure every tenth step
 
 
 class StepClock:
-    """Times some steps of an epoch, and the teacher's part of them. On a GPU by events in its queue, so that nothing
-    waits for it during the epoch.
+    """Times some steps of an epoch, and the teacher's part of them. On a GPU it uses CUDA events, so that nothing waits
+    for the GPU during the epoch.
 
     Args:
-        device: that is trained on.
+        device: the device used for training.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -25,7 +25,7 @@ class StepClock:
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """A training step; the first of an epoch is not timed, because it also starts what is started once."""
+        """Time a training step. The first of an epoch is not timed, because it includes one-time start-up work."""
         self._measures = number % MEASURED == MEASURED // 2
         with self._span("step"):
             yield
@@ -33,12 +33,12 @@ class StepClock:
 
     @contextmanager
     def teacher(self) -> Iterator[None]:
-        """The teacher's part of it."""
+        """Time the teacher's part of a step."""
         with self._span("teacher"):
             yield
 
     def share(self) -> float | None:
-        """Of the teacher, in [0, 1], since the last call; None where nothing was timed."""
+        """The teacher's share since the last call, in [0, 1]; None if nothing was timed."""
         if self._on_gpu:
             torch.cuda.synchronize()
         step, teacher = (sum(self._seconds(*span) for span in self._spans[name]) for name in ("step", "teacher"))
@@ -66,7 +66,7 @@ class StepClock:
 
 
 def time_to_end(seconds: float, epochs: int) -> str:
-    """``3 h 20 min`` for so many epochs of so many seconds."""
+    """The time that so many epochs of so many seconds take, such as ``3 h 20 min``."""
     minutes = round(seconds * epochs / 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"

@@ -1,5 +1,4 @@
-"""Terms with trained parts: their parameters are in the optimizer, equal on all workers, and kept for resuming, and
-never in what a student is exported from."""
+"""The terms' trained parts: optimised, kept equal on all workers, and saved for resuming, but never exported."""
 
 from typing import Any
 
@@ -11,14 +10,14 @@ State = dict[str, Any]
 
 
 def start(adapters: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, resumed: State, is_ddp: bool) -> bool:
-    """Train the adapters from now on, from where a resumed training left them.
+    """Train the adapters from now on; in a resumed training, from where it left them.
 
     Args:
-        resumed: what the checkpoint keeps for resuming; empty where there is none.
+        resumed: what the checkpoint keeps for resuming; empty if nothing is resumed.
         is_ddp: whether there are other workers.
 
     Returns:
-        Whether they start anew.
+        Whether the adapters start afresh.
     """
     if not list(adapters.parameters()):
         return False
@@ -33,13 +32,13 @@ def start(adapters: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any,
 
 
 def add_to_optimizer(adapters: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-    """Train the adapters with the optimizer and the learning rate of the network, in a group of their own."""
+    """Train the adapters with the network's optimizer and learning rate, in a parameter group of their own."""
     optimizer.add_param_group({"params": list(adapters.parameters()), "lr": optimizer.param_groups[0]["lr"]})
-    scheduler.base_lrs = [*scheduler.base_lrs, scheduler.base_lrs[0]]  # torch's own schedulers count the groups
+    scheduler.base_lrs = [*scheduler.base_lrs, scheduler.base_lrs[0]]  # torch's schedulers expect one per group
 
 
 def keep_equal_on_workers(adapters: nn.Module) -> None:
-    """What DDP does for the network, which the adapters are not part of: same start, gradients averaged."""
+    """Do for the adapters what DDP does for the network: equal initial weights, and averaged gradients."""
 
     def average(parameter: Tensor) -> None:
         if parameter.grad is not None:
@@ -52,7 +51,7 @@ def keep_equal_on_workers(adapters: nn.Module) -> None:
 
 
 def split_optimizer_state(state: State, added: int) -> tuple[State, list[State]]:
-    """An optimizer's state as nnU-Net's own trainer would have it, and that of the parameters in the last group.
+    """Split an optimizer's state into that of nnU-Net's own trainer and that of the parameters in the last group.
 
     Args:
         state: of an optimizer whose last group has ``added`` parameters; 0: there is no such group.
@@ -70,7 +69,7 @@ def split_optimizer_state(state: State, added: int) -> tuple[State, list[State]]
 
 
 def restore_optimizer_state(adapters: nn.Module, optimizer: torch.optim.Optimizer, states: list[State]) -> None:
-    """Give the adapters back what `split_optimizer_state` took."""
+    """Restore the adapters' optimizer state from `split_optimizer_state`."""
     for parameter, state in zip(adapters.parameters(), states, strict=True):
         optimizer.state[parameter] = {
             # AdamW counts its steps on the CPU

@@ -1,7 +1,8 @@
-"""Names that put our trainers on one of nnU-Net's other trainers: ``nnUNetTrainerRegionKD_DA5_NoMirroring_250epochs``.
+"""Combine our trainers with nnU-Net's other trainers by name: ``nnUNetTrainerRegionKD_DA5_NoMirroring_250epochs``.
 
-Those of nnU-Net's variants that change augmentation, mirroring, loss, sampling or deep supervision. Not those for
-another optimizer or learning rate, which our options name, nor those with a network that the plans do not describe.
+Supported are nnU-Net's variants that change augmentation, mirroring, loss, sampling or deep supervision. Variants with
+another optimizer or learning rate are not, because our options set these; nor are variants whose network the plans do
+not describe.
 """
 
 import re
@@ -13,8 +14,8 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 VARIANTS_PACKAGE = "nnunetv2.training.nnUNetTrainer.variants"
-# What one name may combine: one of each group. They are bases in this order: those that change what another one does
-# come before it.
+# A name may combine one variant of each group. They become base classes in this order, so that a variant comes before
+# any other whose behaviour it changes.
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "mirroring": {
         "NoMirroring": "data_augmentation.nnUNetTrainerNoMirroring.nnUNetTrainerNoMirroring",
@@ -54,12 +55,12 @@ _SUFFIX = re.compile(rf"_({'|'.join(map(re.escape, _NAMES))}|{EPOCHS.pattern})$"
 
 
 def variant_names() -> list[str]:
-    """All of them, as they are written behind a trainer's name."""
+    """All variants, as written at the end of a trainer's name."""
     return [name for group in GROUPS.values() for name in group]
 
 
 def split_name(trainer: str) -> tuple[str, frozenset[str]]:
-    """A trainer's name without the variants and epochs behind it, and these."""
+    """Split a trainer's name into the name without variants and epochs, and the set of these."""
     found: list[str] = []
     while (match := _SUFFIX.search(trainer)) is not None:
         found.append(match[1])
@@ -68,12 +69,12 @@ def split_name(trainer: str) -> tuple[str, frozenset[str]]:
 
 
 def compose(name: str, ours: Sequence[type[nnUNetTrainer]], module: str) -> type[nnUNetTrainer] | None:
-    """The trainer of that name; None where a part of it is unknown, or two are of one group.
+    """The trainer of that name; None if a part of the name is unknown, or two variants are of the same group.
 
     Args:
-        name: as ``-tr`` names it.
-        ours: the trainers that can be put on another one.
-        module: whose attribute it will be.
+        name: as given with ``-tr``.
+        ours: our trainers that can be combined with variants.
+        module: the module whose attribute the trainer will be.
     """
     base_name, parts = split_name(name)
     base = {trainer.__name__: trainer for trainer in ours}.get(base_name)
@@ -96,7 +97,7 @@ def _load(path: str) -> type[nnUNetTrainer]:
 
 
 def _init_with_epochs(trainer: type[nnUNetTrainer], epochs: int) -> Any:
-    """A constructor with a fixed number of epochs, which wins over the options."""
+    """A constructor with a fixed number of epochs, which overrides the options."""
 
     # the parameters' names matter: nnU-Net reads them from the signature
     def __init__(  # noqa: N807

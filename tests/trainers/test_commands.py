@@ -80,7 +80,7 @@ def test_log_tells_teacher_student_and_terms(distilled):
     assert "width 0.5 of nnUNetPlans; made by this trainer" in log
     assert f"Teacher: {distilled.model('nnUNetTrainer')}, fold 0, checkpoint_final.pth (SHA-256 " in log
     assert "Teacher's pseudo Dice on 5 validation batches" in log
-    assert "WARNING: that is poor" in log
+    assert "WARNING: this is poor" in log
     for term in ("region_kl", "region_affinity"):
         assert re.search(rf" distillation: .*{term} ", log)
     with (fold / "kd_progress.csv").open() as stream:

@@ -70,7 +70,7 @@ def test_what_a_teacher_is_trusted_with_makes_no_other_student(key, value):
     )
     now = recorded_options(before) | {"teacher": teacher | {"trust": not value}}
     check_same_method(before, now, "folder")
-    with pytest.raises(KDError, match="begun with other options"):
+    with pytest.raises(KDError, match="started with other options"):
         check_same_method(before, now | {"teacher": teacher | {"fold": 1}}, "folder")
 
 

@@ -64,7 +64,7 @@ def test_the_options_win(here):
     give_axes(here, None)
     trainer = started(here, mirroring="trainer")
     assert trainer.inference_allowed_mirroring_axes == trained_axes(trainer) == ALL
-    assert "WARNING: the student is mirrored along axes 0, 1, 2, its teacher was along no axis" in log_of(trainer)
+    assert "along axes 0, 1, 2, but its teacher was mirrored along no axis" in log_of(trainer)
     trainer = started(here, mirroring=[1])
     assert trainer.inference_allowed_mirroring_axes == trained_axes(trainer) == (1,)
 

@@ -59,7 +59,7 @@ def two_teachers(here, two_teachers_world):
 def test_teachers_of_other_width_architecture_and_cases(two_teachers, here, rule):
     trainer = make_trainer(nnUNetTrainerMultiTeacherKD, here, teachers=two_teachers, combine={"rule": rule})
     log = train(trainer)
-    assert "seen" not in log.split("WARNING: that is poor")[0]  # neither has seen a validation case
+    assert "seen" not in log.split("WARNING: this is poor")[0]  # neither has seen a validation case
     assert "Teacher 1's pseudo Dice" in log
     assert "Teacher 2's pseudo Dice" in log
     assert "teachers' weights 0." in log
@@ -98,7 +98,7 @@ def test_teachers_that_disagree_on_labels(two_teachers, here):
 
 def test_a_term_on_features_needs_one_teacher(two_teachers, here):
     trainer = make_trainer(nnUNetTrainerMultiTeacherKD, here, teachers=two_teachers, terms={"fitnet": {}})
-    with pytest.raises(KDError, match="fitnet compares features, which several teachers cannot be mixed on"):
+    with pytest.raises(KDError, match="fitnet compares features, which cannot be mixed over several teachers"):
         trainer.on_train_start()
 
 

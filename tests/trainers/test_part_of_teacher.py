@@ -34,7 +34,7 @@ def test_a_student_begins_as_a_part_of_its_teacher_and_says_so(world, trainer):
     options = {"student": {"width": 0.5, "start": "teacher"}, "optimizer": STANDS_STILL, "epochs": 1}
     done = world.train(trainer, validate=False, **options)
     folder = world.model(trainer) / "fold_0"
-    assert f"The student begins as a part of {world.model('nnUNetTrainer')}, fold 0" in done.stdout
+    assert f"The student starts as a part of {world.model('nnUNetTrainer')}, fold 0" in done.stdout
     checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
     for name, tensor in expected(world, checkpoint).items():
         torch.testing.assert_close(checkpoint["network_weights"][name], tensor, rtol=1e-5, atol=1e-6)
@@ -49,7 +49,7 @@ def test_a_teachers_weights_as_pretrained_ones_are_refused_with_what_to_do(world
     file = world.model("nnUNetTrainer") / "fold_0" / "checkpoint_final.pth"
     done = world.train("nnUNetTrainerRegionKD", "-pretrained_weights", str(file), check=False)
     assert done.returncode == 1
-    assert "is of a network of another size than this student" in done.stderr
+    assert "has a network of another size than this student" in done.stderr
     assert "is 4x1x3x3x3 in the file and 2x1x3x3x3 in the student" in done.stderr
     told = done.stderr.split("names: ")[1].splitlines()[0]
     options = [yaml.safe_load(part) for part in told.split(" and ")]
@@ -64,7 +64,7 @@ def test_a_teachers_weights_as_pretrained_ones_are_refused_with_what_to_do(world
 
 def test_a_teacher_in_training_has_no_part_to_begin_with(world):
     done = world.train("nnUNetTrainerJointKD", check=False, student={"start": "teacher"})
-    assert "which has no part to begin with" in done.stderr
+    assert "so the student cannot start as a part of it" in done.stderr
 
 
 def test_two_beginnings_are_refused(tmp_path):

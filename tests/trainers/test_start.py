@@ -148,7 +148,7 @@ def test_a_teacher_that_was_trained_again_is_another_one(student):
 def test_the_same_method_takes_the_place_of_the_earlier_training_and_says_so(student):
     earlier = (fold_of(student) / "checkpoint_final.pth").read_bytes()
     log = train(make_trainer(nnUNetTrainerKD, student, **QUICK))
-    assert "holds a finished training by this method, whose place this one takes" in log
+    assert "holds a finished training by this method, which this one replaces" in log
     assert (fold_of(student) / "replaced" / "checkpoint_final.pth").read_bytes() == earlier
     assert not (fold_of(student) / "validation").exists()  # it was the earlier one's
 
@@ -175,7 +175,7 @@ def test_every_way_out_works_as_it_is_printed(student):
     assert json.loads((fold_of(student) / "kd_record.json").read_text())["options"]["seed"] == 0
     record = json.loads((fold_of(student, plans="nnUNetPlans_variant2") / "kd_record.json").read_text())
     assert record["options"]["seed"] == 1
-    assert "whose place this one takes" in typed(student, overwritten).stdout
+    assert "which this one replaces" in typed(student, overwritten).stdout
     assert json.loads((fold_of(student) / "kd_record.json").read_text())["options"]["seed"] == 1
 
 
@@ -302,7 +302,7 @@ def test_a_resumed_student_whose_plans_file_was_replaced(student):
 
 def test_what_a_training_says_of_its_end(student):
     log = train(make_trainer(nnUNetTrainerKD, student, epochs=2, iterations_per_epoch=6, save_every=1, name="told"))
-    assert re.search(r"About \d+ s to the end of the training \(1 epoch\); the teacher takes \d+ % of a", log)
+    assert re.search(r"About \d+ s left until the end of the training \(1 epoch\); the teacher takes \d+ % of a", log)
     assert re.search(
         r"Log: /.*fold_0/training_log_.*txt\. Curves, beside it: progress.png; of the .*kd_progress.png", log
     )

@@ -165,7 +165,7 @@ def test_bfloat16_is_off_where_the_processor_lacks_it(here, options):
     with mock.patch("nnunetv2_kd.networks.cpu_mode.cpu_has_bfloat16", return_value=False):
         trainer = make_trainer(nnUNetTrainerKDBaseline, here, **options)
         assert trainer._cpu_speed == "float32"
-    assert "this is no CPU with bfloat16 instructions: training as nnU-Net does." in log_of(trainer)
+    assert "this is not a CPU with bfloat16 instructions: training as nnU-Net does." in log_of(trainer)
 
 
 def test_weights_and_biases_gets_the_terms(here):

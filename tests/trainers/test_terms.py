@@ -223,7 +223,9 @@ def test_displacement_needs_two_samples():
 def test_several_teachers_teach_logits_and_cosines_alone():
     few = read_methods({name: {} for name in ("voxel_kl", "region_affinity", "region_graph")})
     ensemble = EnsembleTeacher([], [1], CombineOptions(), Labels(3, False, None))
-    with pytest.raises(KDError, match=r"importance_map, .*fitnet.* compares features, which several teachers"):
+    with pytest.raises(
+        KDError, match=r"importance_map, .*fitnet.* compares features, which cannot be mixed over several"
+    ):
         ensemble.attach(network(), read_methods(ALL_TERMS))
     assert ensemble.attach(network(), few) == []
 
