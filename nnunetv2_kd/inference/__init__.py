@@ -1,1 +1,1 @@
-"""Prediction with trained models, and the device it runs on."""
+"""Predict with trained models, export them, and choose what they run in."""

@@ -1,4 +1,4 @@
-"""How far two models agree on real cases, and how good each is."""
+"""How well two models agree on real cases, and how good each is."""
 
 import math
 import warnings
@@ -25,9 +25,9 @@ class Case:
     """One case to predict.
 
     Attributes:
-        files: of its channels.
-        truth: file with the ground truth; None where there is none.
-        previous: of a cascade, the file with the previous stage's segmentation.
+        files: its channel files.
+        truth: file with the ground truth; None if there is none.
+        previous: for a cascade, the file with the previous stage's segmentation.
     """
 
     files: list[str]
@@ -37,13 +37,14 @@ class Case:
 
 @dataclass
 class Agreement:
-    """What two models say of the same cases: the first is the reference.
+    """How two models' predictions of the same cases compare. The first model is the reference.
 
     Attributes:
-        cases, voxels, foreground, differing: counts; foreground and differing voxels are against the reference.
-        between: Dice between both, per structure; mean over the cases where either has the structure.
-        dice, nsd: with the ground truth, per structure, of the reference and of the other; empty without ground truth.
-        ms: median milliseconds of a case, preprocessing to segmentation, of the reference and of the other.
+        cases, voxels, foreground, differing: counts; foreground voxels are the reference's, and differing voxels are
+            those that differ from it.
+        between: Dice between both, per structure; mean over the cases in which either finds the structure.
+        dice, nsd: against the ground truth, per structure, of the reference and of the other; empty without it.
+        ms: median milliseconds per case, from preprocessing to segmentation, of the reference and of the other.
     """
 
     cases: int = 0
@@ -57,20 +58,20 @@ class Agreement:
 
     @property
     def per_100000(self) -> float:
-        """Differing voxels in 100,000 of foreground."""
+        """Differing voxels per 100,000 foreground voxels."""
         return 1e5 * self.differing / max(1, self.foreground)
 
     @property
     def dice_lost(self) -> float:
-        """The largest change of a structure's Dice: with the ground truth where there is one, else what is missing to
-        1 between both."""
+        """The largest change of a structure's Dice against the ground truth; without ground truth, the largest value of
+        1 minus the Dice between both."""
         first, second = self.dice
         changes = [abs(first[name] - second[name]) for name in first] or [1 - value for value in self.between.values()]
         return max((change for change in changes if not math.isnan(change)), default=0.0)
 
 
 def structures_of(dataset_json: dict[str, Any]) -> dict[str, list[int]]:
-    """The foreground structures and the labels that each consists of."""
+    """The labels of each foreground structure."""
     found = {}
     for name, value in dataset_json["labels"].items():
         labels = [int(label) for label in np.atleast_1d(value)]
@@ -85,12 +86,12 @@ def compare(
     """Predict cases with two models that see the same images.
 
     Args:
-        reference, other: initialized, of the same plans.
+        reference, other: initialized, with the same plans.
         cases: at least one.
-        progress: wraps the cases, to show how far it is.
+        progress: wraps the cases, to show progress.
 
     Raises:
-        KDError: where a case cannot be read; names it.
+        KDError: if a case cannot be read; names it.
     """
     found = Agreement(cases=len(cases))
     structures = structures_of(reference.dataset_json)
@@ -138,26 +139,26 @@ def _predict(predictor: FastPredictor, case: Case) -> np.ndarray:
     except KDError as error:
         name = Path(case.files[0]).name
         raise KDError(str(error) if name in str(error) else f"{name}: {error}") from error
-    except Exception as error:  # the reader's, of any kind
+    except Exception as error:  # a reader may raise anything
         raise KDError(f"{Path(case.files[0]).name} cannot be read: {type(error).__name__}: {error}") from error
     logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu()
     return predictor.segmentation_of(logits, properties)
 
 
 def _dice(first: np.ndarray, second: np.ndarray) -> float:
-    """nan where both are empty, as nnU-Net has it."""
+    """nan if both are empty, as in nnU-Net."""
     size = int(first.sum()) + int(second.sum())
     return 2 * int((first & second).sum()) / size if size else math.nan
 
 
 def _surface_dice(truth: np.ndarray, mask: np.ndarray, spacing: Sequence[float]) -> float:
-    """Normalised surface Dice at `NSD_TOLERANCE` (Nikolov et al., JMIR 23, 2021), MONAI's; nan where both are empty."""
+    """Normalised surface Dice at `NSD_TOLERANCE` (Nikolov et al., JMIR 23, 2021), by MONAI; nan if both are empty."""
     if not (truth.any() and mask.any()):
         return 0.0 if truth.any() or mask.any() else math.nan
     if truth.shape[0] == 1:  # a 2d image
         truth, mask, spacing = truth[0], mask[0], list(spacing)[1:]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI's, about its own deprecations
+        warnings.simplefilter("ignore")  # MONAI warns about its own deprecations
         from monai.metrics import compute_surface_dice  # seconds to import
 
         predicted, true = (torch.from_numpy(np.ascontiguousarray(part))[None, None] for part in (mask, truth))
@@ -174,6 +175,6 @@ def _surface_dice(truth: np.ndarray, mask: np.ndarray, spacing: Sequence[float])
 
 
 def _means(scores: dict[str, list[float]]) -> dict[str, float]:
-    """Of every structure over the cases where it is something."""
+    """The mean of every structure over the cases in which it is not nan."""
     present = {name: [value for value in values if not math.isnan(value)] for name, values in scores.items()}
     return {name: sum(values) / len(values) if values else math.nan for name, values in present.items()}

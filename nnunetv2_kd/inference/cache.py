@@ -1,4 +1,4 @@
-"""Converted networks on the disk, so that every model is converted once."""
+"""A cache of converted networks on disk, so that every model is converted only once."""
 
 import atexit
 import contextlib
@@ -23,8 +23,8 @@ DAY = 24 * 3600.0
 
 
 def cache_folder() -> Path:
-    """The folder that the environment variable ``nnUNet_kd_cache`` names, else one in the user's cache; where that
-    cannot be written to a temporary one, which goes with this process."""
+    """The folder that the environment variable ``nnUNet_kd_cache`` names, or else one in the user's cache. If that
+    cannot be written to, a temporary folder that is deleted with this process."""
     named = os.environ.get(VARIABLE)
     users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(named).expanduser() if named else users / "nnunetv2_kd"
@@ -39,14 +39,14 @@ def _temporary_folder() -> Path:
 
 
 def cached(key: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:
-    """A folder of files that are made at most once.
+    """A folder of files that are made only once.
 
-    It is made under another name and moved to its place as a whole, so that a process that is killed leaves nothing
-    that looks finished, and of two processes that make the same one the first wins. Files that have changed since
-    are made anew.
+    It is made under a temporary name and then moved into place as a whole, so that a killed process leaves nothing that
+    looks finished. If two processes make the same folder, the first one wins. Files that have since changed are made
+    again.
 
     Args:
-        key: plain values; everything that the content depends on.
+        key: plain values that the content depends on, all of them.
         make: writes the files into the folder that it is given.
     """
     root = cache_folder()
@@ -66,7 +66,7 @@ def cached(key: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:
 
 
 def _remove_unfinished(root: Path) -> None:
-    """What processes that were killed have left behind; nothing takes a day to make."""
+    """Remove what killed processes have left behind. Nothing takes a day to make, so older folders are leftovers."""
     for folder in root.glob("*.*"):
         if not UNFINISHED.fullmatch(folder.name):  # a user may keep other things here
             continue
@@ -76,11 +76,11 @@ def _remove_unfinished(root: Path) -> None:
 
 
 def _move(made: Path, entry: Path) -> Path:
-    """Put a finished folder in its place, over one that is damaged."""
+    """Move a finished folder into place, replacing a damaged one."""
     for _ in range(2):
         try:
             os.rename(made, entry)
-        except OSError:  # another process was first, or what is there is damaged
+        except OSError:  # another process was first, or the existing folder is damaged
             if _is_whole(entry):
                 return entry
             shutil.rmtree(entry, ignore_errors=True)

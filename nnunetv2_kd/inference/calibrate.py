@@ -1,4 +1,4 @@
-"""Patches of real cases, by which a network is quantised."""
+"""Patches of real cases, with which a network is quantised."""
 
 from pathlib import Path
 
@@ -16,19 +16,19 @@ CASES = 24
 
 
 def calibration_patches(predictor: nnUNetPredictor, shape: tuple[int, ...], fold: str) -> list[np.ndarray]:
-    """Patches of preprocessed training cases: the middle of each case, and a place drawn at random (seed 0).
+    """Patches of preprocessed training cases: the middle of each case, and a random position (seed 0).
 
     Args:
         predictor: of the model.
         shape: of its input, ``(1, C, *S)``.
-        fold: whose training cases are taken; of ``all``, or where the splits are not known, any.
+        fold: the fold whose training cases are used; for ``all``, or if the splits are not known, any case.
 
     Raises:
-        KDError: where the preprocessed data are not on this machine, or the model is a cascade.
+        KDError: if the preprocessed data are not on this machine, or the model is a cascade.
     """
     configuration, dataset = predictor.configuration_manager, predictor.plans_manager.dataset_name
     if configuration.previous_stage_name is not None:
-        raise KDError("int8 is not offered for a cascade, which also looks at another model's segmentation.")
+        raise KDError("int8 does not support a cascade, whose input includes another model's segmentation.")
     variable = "nnUNet_preprocessed"
     folder = (
         Path(nnUNet_preprocessed) / dataset / configuration.data_identifier if nnUNet_preprocessed.is_set() else None
@@ -36,7 +36,7 @@ def calibration_patches(predictor: nnUNetPredictor, shape: tuple[int, ...], fold
     if folder is None or not any(folder.glob("*.pkl")):
         line = f"nnUNetv2_preprocess -d {dataset_id(dataset)} -plans_name {predictor.plans_manager.plans_name}"
         raise KDError(
-            f"int8 is calibrated on preprocessed training cases, and {folder or f'{variable} (not set)'} holds none. "
+            f"int8 is calibrated on preprocessed training cases, but {folder or f'{variable} (not set)'} holds none. "
             f"Make them: {line}\nOr predict with a model that has been exported as int8."
         )
     data = infer_dataset_class(str(folder))(str(folder))
@@ -53,7 +53,8 @@ def calibration_patches(predictor: nnUNetPredictor, shape: tuple[int, ...], fold
 
 
 def _patch(image: np.ndarray, size: tuple[int, ...], rng: np.random.Generator | None) -> np.ndarray:
-    """``(1, C, *size)`` of ``(C, *S)``, padded with 0 where the image is smaller; in two dimensions of one slice."""
+    """A patch ``(1, C, *size)`` of an image ``(C, *S)``, padded with 0 if the image is smaller; in 2d from one
+    slice."""
     room = len(image.shape) - 1 - len(size)  # 1 for a 2d network, whose cases keep an axis of slices
     if room:
         depth = image.shape[1]

@@ -1,4 +1,4 @@
-"""Put a predictor's network into the runtime that is wanted, or into the fastest."""
+"""Run a predictor's network in a given runtime, or in the fastest one."""
 
 import copy
 import json
@@ -31,8 +31,8 @@ from nnunetv2_kd.nnunet.files import sha256
 from nnunetv2_kd.nnunet.model_folder import fold_name
 
 ROUNDS = 4
-SECONDS = 30.0  # a large network is measured fewer times
-ROUNDING = 2e-3  # of the largest logit: what a conversion in float32 may change; a wrong operator changes far more
+SECONDS = 30.0  # limit on measuring: a large network is measured fewer times
+ROUNDING = 2e-3  # of the largest logit: how much a float32 conversion may change; a wrong operator changes far more
 TORCH_MODES: dict[Precision, tuple[CpuMode, ...]] = {
     "f32": ("float32", "float32_channels_last"),
     "bf16": ("bfloat16", "bfloat16_channels_last"),
@@ -46,8 +46,8 @@ class ChosenRuntime:
 
     Attributes:
         runtime, precision: as on the command line.
-        mode: how torch computes; only of torch.
-        ms: measured milliseconds of one patch by candidate; empty where nothing was measured.
+        mode: how torch computes; only for torch.
+        ms: measured milliseconds per patch of every candidate; empty if nothing was measured.
         problems: why a runtime was left out.
     """
 
@@ -62,7 +62,7 @@ class ChosenRuntime:
         if self.runtime == "torch" and self.mode.endswith("channels_last"):
             name += ", channels last"
         if self.ms:
-            name += f" (measured, ms a patch: {', '.join(f'{key} {ms:.1f}' for key, ms in self.ms.items())})"
+            name += f" (measured, ms per patch: {', '.join(f'{key} {ms:.1f}' for key, ms in self.ms.items())})"
         return name
 
 
@@ -72,17 +72,17 @@ def use_runtime(
     choice: RuntimeChoice = "measure",
     precision: Precision = "f32",
 ) -> ChosenRuntime:
-    """Let an initialized predictor on a CPU compute in another runtime; one on another device is left as it is. Its
-    files, tiles and mirroring stay.
+    """Let an initialized predictor on a CPU compute in another runtime. A predictor on another device is left
+    unchanged. Files, patches and mirroring stay the same.
 
     Args:
         predictor: with one set of weights per checkpoint.
-        checkpoints: the files that they are from, in that order; what is converted is kept under their hashes.
-        choice: a runtime, or ``measure``: the fastest of those that are installed.
+        checkpoints: the files of these weights, in the same order; converted networks are cached under their hashes.
+        choice: a runtime, or ``measure`` for the fastest of those that are installed.
         precision: of the computation.
 
     Raises:
-        KDError: where the runtime is not there, or its converter cannot take the network.
+        KDError: if the runtime is not installed, or cannot convert the network.
     """
     check_runtime(choice, precision, predictor.device.type)
     if predictor.device.type != "cpu":
@@ -123,11 +123,10 @@ def input_shape(predictor: nnUNetPredictor) -> tuple[int, ...]:
 def converted(
     predictor: nnUNetPredictor, number: int, checkpoint: Path, runtime: Runtime, precision: Precision
 ) -> Path:
-    """The network with the weights of one fold as a file of a runtime, from the cache where it has been converted
-    before.
+    """The network with the weights of one fold as a runtime's file, from the cache if it was converted before.
 
     Raises:
-        KDError: where it cannot be converted, or what comes out computes something else.
+        KDError: if it cannot be converted, or the converted network computes something else.
     """
     fold = fold_name(checkpoint.parent)
     key = {
@@ -153,12 +152,12 @@ def convert(
     fp16: bool = False,
     check: bool = True,
 ) -> Path:
-    """Write the network with the weights of one fold into a folder, as a file of a runtime.
+    """Write the network with the weights of one fold into a folder, as a runtime's file.
 
     Args:
-        number: of its weights in ``predictor.list_of_parameters``.
+        number: index of the fold's weights in ``predictor.list_of_parameters``.
         fold: its name.
-        fp16: keep the weights in half precision; of OpenVINO.
+        fp16: store the weights in half precision; only for OpenVINO.
         check: whether to compare it with PyTorch on a patch of noise.
     """
     network = copy.deepcopy(plain_network(predictor.network))
@@ -181,10 +180,10 @@ def convert(
 
 
 def check_conversion(network: nn.Module, shape: Sequence[int], file: Path, runtime: Runtime) -> None:
-    """The converted network computes in float32 what the network computes.
+    """Check that in float32 the converted network computes the same as the original.
 
     Raises:
-        KDError: where it does not.
+        KDError: if it does not.
     """
     data = torch.from_numpy(np.random.default_rng(0).standard_normal(tuple(shape), dtype=np.float32))
     with torch.inference_mode():
@@ -194,8 +193,8 @@ def check_conversion(network: nn.Module, shape: Sequence[int], file: Path, runti
     if not error <= ROUNDING * largest:
         raise KDError(
             f"{type(network).__name__} computes something else in {NAMES[runtime]} than in PyTorch: logits differ by "
-            f"{error:.3g}, the largest is {largest:.3g}. It is not used. Predict with it in PyTorch: --runtime torch. "
-            "Export it for nnU-Net: --format nnunet"
+            f"{error:.3g}, the largest is {largest:.3g}. It is not used. Predict in PyTorch: --runtime torch. Export "
+            "for nnU-Net: --format nnunet"
         )
 
 
@@ -207,7 +206,7 @@ def _versions(runtime: Runtime) -> dict[str, str | None]:
 def _fastest(
     predictor: nnUNetPredictor, checkpoints: Sequence[Path], precision: Precision, threads: int
 ) -> ChosenRuntime:
-    """Measured once per model, machine, threads and versions, and then known."""
+    """The fastest runtime; measured once per model, machine, number of threads and versions, then cached."""
     runtimes = runtimes_for(precision)
     candidates = [
         (r, mode) for r in runtimes for mode in (TORCH_MODES[precision] if r == "torch" else (cpu_mode.STOCK,))
@@ -258,7 +257,7 @@ def _measure(
     precision: Precision,
     threads: int,
 ) -> tuple[dict[Candidate, float], list[str]]:
-    """Milliseconds of one patch; and what kept a runtime from being measured."""
+    """Milliseconds per patch, and why a runtime could not be measured."""
     runs: dict[Candidate, Callable[[], Any]] = {}
     problems = []
     data = torch.from_numpy(np.random.default_rng(0).standard_normal(input_shape(predictor), dtype=np.float32))
@@ -280,8 +279,8 @@ def _measure(
 
 
 def time_in_turns(runs: Mapping[Any, Callable[[], Any]], rounds: int = ROUNDS) -> dict[Any, float]:
-    """The fastest of a few runs of each, in milliseconds. They take turns, so that what else the machine does weighs on
-    all alike; the first round warms up, and has to do for what is so slow that there is no other."""
+    """The fastest of a few runs of each, in milliseconds. They take turns, so that other load on the machine affects
+    all alike. The first round is a warm-up; it counts only if there was no time for a second."""
     took: dict[Any, list[float]] = {name: [] for name in runs}
     clock, started = stopwatch(prediction_threads()), time.perf_counter()
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""A trained network as ONNX, and as OpenVINO's own files."""
+"""Convert a trained network to ONNX and to OpenVINO's own files."""
 
 import io
 import logging
@@ -20,14 +20,14 @@ INPUT, OUTPUT = "image", "logits"
 
 
 def write_onnx(network: nn.Module, shape: Sequence[int], folder: Path) -> Path:
-    """Write a network as ``model.onnx``, with a fixed size of its input.
+    """Write a network as ``model.onnx``, with a fixed input size.
 
     Args:
         network: on the CPU, in eval mode, with the final head only.
         shape: of its input, ``(B, C, *S)``.
 
     Raises:
-        KDError: where it holds something that cannot be converted.
+        KDError: if a part of the network cannot be converted.
     """
     file = folder / ONNX_FILE
     try:
@@ -41,11 +41,11 @@ def write_onnx(network: nn.Module, shape: Sequence[int], folder: Path) -> Path:
                 input_names=[INPUT],
                 output_names=[OUTPUT],
             )
-    except Exception as error:  # torch's, of any kind, for an operator that ONNX lacks
+    except Exception as error:  # torch may raise anything for an operator that ONNX lacks
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise KDError(
-            f"{type(network).__name__} cannot be converted to ONNX: {type(error).__name__}: {first}\nPredict with it "
-            "in PyTorch: --runtime torch. Export it for nnU-Net: --format nnunet"
+            f"{type(network).__name__} cannot be converted to ONNX: {type(error).__name__}: {first}\nPredict in "
+            "PyTorch: --runtime torch. Export for nnU-Net: --format nnunet"
         ) from error
     return file
 
@@ -54,7 +54,7 @@ def write_openvino(onnx_file: Path, folder: Path, fp16: bool = False) -> Path:
     """Write an ONNX file as OpenVINO's ``model.xml`` and ``model.bin``.
 
     Args:
-        fp16: store the weights in half precision: half the size. The precision of the computation is another matter.
+        fp16: store the weights in half precision, at half the size. This does not set the precision of computation.
     """
     import openvino
 
@@ -66,8 +66,8 @@ def write_openvino(onnx_file: Path, folder: Path, fp16: bool = False) -> Path:
 def write_int8(onnx_file: Path, patches: Iterable[np.ndarray], folder: Path) -> Path:
     """Quantise a network to 8 bits and write it as OpenVINO's files.
 
-    Static, post-training: weights per channel, activations per tensor by the ranges that they take on the patches
-    (NNCF's mixed preset: weights symmetric, activations not).
+    Static post-training quantisation: weights per channel, activations per tensor by their ranges on the patches
+    (NNCF's mixed preset: weights symmetric, activations asymmetric).
 
     Args:
         onnx_file: the network in float32.
@@ -93,7 +93,7 @@ def write_int8(onnx_file: Path, patches: Iterable[np.ndarray], folder: Path) -> 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the converters' notes to developers."""
+    """Suppress the converters' notes to developers."""
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

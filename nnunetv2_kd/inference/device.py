@@ -1,4 +1,4 @@
-"""The device that something runs on: whether it is there, and its name."""
+"""The device to run on: whether it exists, and its name."""
 
 import time
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from nnunetv2_kd.networks.threads import allowed_threads
 
 
 def check_device(device: torch.device) -> None:
-    """The device is there.
+    """Check that the device exists.
 
     Raises:
-        KDError: where it is not; with what to type.
+        KDError: if it does not; says what to type.
     """
     if not is_there(device):
-        raise KDError(f"There is no device {device.type} here. Add: -device cpu")
+        raise KDError(f"This machine has no device {device.type}. Add: -device cpu")
 
 
 def device_name(device: torch.device) -> str:
-    """``NVIDIA H200``, or the processor with the threads that nnU-Net's predictor takes of it."""
+    """A GPU's name, such as ``NVIDIA H200``; or the processor's, with the threads that nnU-Net's predictor uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -34,18 +34,18 @@ def device_name(device: torch.device) -> str:
 
 
 def prediction_threads() -> int:
-    """nnU-Net's predictor takes no more than ``nnUNet_def_n_proc``, and none takes more than are allowed."""
+    """The threads that nnU-Net's predictor uses: at most ``nnUNet_def_n_proc``, and at most those allowed."""
     return min(default_num_processes, torch.get_num_threads(), allowed_threads())
 
 
 def stopwatch(threads: int) -> Callable[[], float]:
-    """A clock in seconds. With one thread processor time, which is what an idle machine would take, whatever else this
-    one does; with several what passes."""
+    """A clock in seconds. With one thread it counts processor time, as on an idle machine, whatever else runs; with
+    several threads, elapsed time."""
     return time.process_time if threads == 1 else time.perf_counter
 
 
 def process_memory(key: str) -> float | None:
-    """MiB of this process on a CPU: ``VmRSS`` now, ``VmHWM`` at its peak. None where the system does not tell."""
+    """Memory of this process in MiB: ``VmRSS`` now, ``VmHWM`` at its peak. None if the system does not report it."""
     try:  # not getrusage: on Linux its peak is inherited from the process that started this one
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Export a trained model, and prove that the export predicts what the model predicts."""
+"""Export a trained model, and check that the export predicts the same as the model."""
 
 import json
 import os
@@ -37,10 +37,10 @@ PRECISIONS_OF: dict[ExportFormat, tuple[ExportPrecision, ...]] = {
     "onnx": ("f32",),
     "openvino": EXPORT_PRECISIONS,
 }
-# f32: differing voxels in 100,000 of foreground; the others: change of a structure's mean Dice
+# f32: differing voxels per 100,000 foreground voxels; others: change of a structure's mean Dice
 TOLERANCES: dict[ExportPrecision, float] = {"f32": 5.0, "bf16": 0.001, "fp16": 0.001, "int8": 0.005}
 NEEDED = ("network_weights", "init_args", "trainer_name", "inference_allowed_mirroring_axes", "current_epoch")
-# of dataset.json; other keys can hold names of cases and paths
+# keys of dataset.json to export; others may hold names of cases or paths
 DATASET_KEYS = (
     "name",
     "description",
@@ -63,12 +63,12 @@ class ExportRequest:
 
     Attributes:
         model: the model's folder, ``TRAINER__PLANS__CONFIGURATION``.
-        folds: that predict together.
-        output: the folder to make.
-        images: to compare on; None: the first fold's validation cases.
-        truths: their ground truth; None: there is none.
-        previous: a cascade's segmentations of the previous stage of these images.
-        cases: compare on so many only.
+        folds: the folds to export; several predict as an ensemble.
+        output: the folder to create.
+        images: images to compare on; None: the first fold's validation cases.
+        truths: their ground truth; None if there is none.
+        previous: for a cascade, the previous stage's segmentations of these images.
+        cases: maximum number of cases to compare on.
         tolerance: instead of `TOLERANCES`.
         intended_use, licence: for the model card.
     """
@@ -93,11 +93,11 @@ class ExportRequest:
 
 
 def export(request: ExportRequest, say: Callable[[str], None], progress: Callable[..., Iterable] = iter) -> Agreement:
-    """Write the exported model; the folder appears when it is whole and has proved itself.
+    """Write the exported model. The folder appears only once it is complete and has passed the comparison.
 
     Raises:
-        KDError: where the model, the runtime or the cases are not there, the network cannot be converted, or the
-            export does not predict what the model predicts; nothing is left behind then.
+        KDError: if the model, the runtime or the cases are missing, the network cannot be converted, or the export does
+            not predict the same as the model. In all these cases, nothing is left behind.
     """
     check_request(request)
     dataset_json = read_dataset_json(request.model / "dataset.json")
@@ -119,7 +119,7 @@ def export(request: ExportRequest, say: Callable[[str], None], progress: Callabl
         _write_about(about, unfinished)
         unfinished.chmod(0o755)
         if request.output.exists():
-            request.output.rmdir()  # empty: checked
+            request.output.rmdir()  # known to be empty
         os.rename(unfinished, request.output)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -127,10 +127,10 @@ def export(request: ExportRequest, say: Callable[[str], None], progress: Callabl
 
 
 def check_request(request: ExportRequest) -> None:
-    """The flags fit each other and what is here.
+    """Check that the flags fit together and fit this machine.
 
     Raises:
-        KDError: where they do not; with what to type.
+        KDError: if they do not; says what to type.
     """
     able = PRECISIONS_OF[request.format]
     if request.precision not in able:
@@ -152,7 +152,7 @@ def check_request(request: ExportRequest) -> None:
         raise KDError(f"-o {request.output} is a file. Choose another name for the folder.")
     check_writable(request.output.absolute().parent)
     if parse_model_name(request.model.name) is None or not request.model.is_dir():
-        raise KDError(f"{request.model} is no model folder: expected TRAINER__PLANS__CONFIGURATION with trained folds.")
+        raise KDError(f"{request.model} is not a model folder: expected TRAINER__PLANS__CONFIGURATION, trained folds.")
     check_model(request.model, request.folds, request.checkpoint)
 
 
@@ -160,7 +160,7 @@ def cases_to_compare(request: ExportRequest, dataset_json: dict[str, Any]) -> li
     """The images of ``-i``, or the validation cases of the first fold.
 
     Raises:
-        KDError: where there are none.
+        KDError: if there are none.
     """
     ending = dataset_json["file_ending"]
     if request.images is not None:
@@ -173,9 +173,9 @@ def cases_to_compare(request: ExportRequest, dataset_json: dict[str, Any]) -> li
         files = {name: found for name in names if (found := training_images(dataset, name, ending))}
         if not files:
             raise KDError(
-                f"An export is compared with PyTorch on the validation cases of fold {request.folds[0]} of {dataset}; "
-                "their images are not under nnUNet_raw, or there is no splits_final.json under nnUNet_preprocessed. "
-                "Name images: -i IMAGES"
+                f"An export is compared with PyTorch on the validation cases of fold {request.folds[0]} of {dataset}, "
+                "but their images are not under nnUNet_raw, or there is no splits_final.json under "
+                "nnUNet_preprocessed. Give images: -i IMAGES"
             )
     chosen = sorted(files)[: request.cases]
     _check_readable(request, dataset_json, {name: files[name] for name in chosen})
@@ -184,7 +184,7 @@ def cases_to_compare(request: ExportRequest, dataset_json: dict[str, Any]) -> li
     if lacking:
         raise KDError(listing("-prev_stage_predictions lacks segmentations of the cases to compare on:", lacking))
     if truths is not None and not truths.is_dir():
-        raise KDError(f"-gt {truths} is no folder.")
+        raise KDError(f"-gt {truths} is not a folder.")
     truth_of = {name: truths / f"{name}{ending}" for name in chosen} if truths is not None else {}
     return [
         Case(
@@ -204,27 +204,27 @@ def _check_readable(request: ExportRequest, dataset_json: dict[str, Any], cases:
 
 
 def check_agreement(found: Agreement, request: ExportRequest) -> None:
-    """The export predicts what the model predicts.
+    """Check that the export predicts the same as the model.
 
     Raises:
-        KDError: where it differs by more than is allowed.
+        KDError: if the predictions differ by more than is allowed.
     """
     by = found.per_100000 if request.precision == "f32" else found.dice_lost
     if by <= request.limit:
         return
     what = (
-        f"{found.per_100000:.1f} voxels in 100,000 of foreground differ"
+        f"{found.per_100000:.1f} voxels per 100,000 of foreground differ"
         if request.precision == "f32"
         else f"the Dice of a structure changes by {found.dice_lost:.4f}"
     )
     raise KDError(
-        f"The export does not predict what the model predicts: {what}, allowed are {request.limit:g}. Nothing was "
+        f"The export does not predict the same as the model: {what}; the limit is {request.limit:g}. Nothing was "
         f"written. Choose another --precision or --format, or allow it: --tolerance {by:.2g}"
     )
 
 
 def proof(found: Agreement, request: ExportRequest) -> dict[str, Any]:
-    """The comparison in plain values, for ``export.json``."""
+    """The comparison as plain values, for ``export.json``."""
     values = asdict(found)
     for key in ("dice", "nsd", "ms"):
         values[key] = dict(zip(("pytorch", "export"), values[key], strict=True))
@@ -259,7 +259,7 @@ def _exported(request: ExportRequest, folder: Path) -> FastPredictor:
 
 
 def _write(request: ExportRequest, reference: FastPredictor, folder: Path) -> dict[str, Any]:
-    """The model's files; what ``export.json`` says of them."""
+    """Write the model's files; returns their description for ``export.json``."""
     plans = without_origin(read_json(request.model / "plans.json"))
     dataset_json = without_origin(read_json(request.model / "dataset.json"))
     dataset_json = {key: dataset_json[key] for key in DATASET_KEYS if key in dataset_json}
@@ -301,7 +301,7 @@ def _write(request: ExportRequest, reference: FastPredictor, folder: Path) -> di
 
 
 def _write_about(about: dict[str, Any], folder: Path) -> None:
-    """``export.json``, with the SHA-256 of every other file."""
+    """Write ``export.json``, with the SHA-256 of every other file."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != EXPORT_FILE]
     about["files"] = {str(file.relative_to(folder)): sha256(file) for file in files}
     (folder / EXPORT_FILE).write_text(json.dumps(about, indent=2) + "\n")
@@ -310,7 +310,7 @@ def _write_about(about: dict[str, Any], folder: Path) -> None:
 def _stock_checkpoint(
     source: Path, plans: dict[str, Any], dataset_json: dict[str, Any], precision: str
 ) -> dict[str, Any]:
-    """What nnU-Net's predictor reads of a checkpoint: weights, and how to build the network."""
+    """The part of a checkpoint that nnU-Net's predictor reads: weights, and how to build the network."""
     whole = read_checkpoint(source)
     kept = {key: whole[key] for key in NEEDED if key in whole}
     before = whole["init_args"]
@@ -326,8 +326,8 @@ def _stock_checkpoint(
 
 
 def as_float16(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights in half precision. nnU-Net's networks name most tensors more than once; they stay one tensor, which
-    torch saves once."""
+    """The weights in half precision. nnU-Net's networks list most tensors under several names; these keep sharing one
+    tensor, so that torch saves it only once."""
     halved: dict[tuple[int, torch.Size], torch.Tensor] = {}
     for value in weights.values():
         if value.is_floating_point():
@@ -336,7 +336,7 @@ def as_float16(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _zip(folder: Path, request: ExportRequest) -> None:
-    """What nnUNetv2_install_pretrained_model_from_zip takes: paths as under nnUNet_results."""
+    """Write a zip for nnUNetv2_install_pretrained_model_from_zip, with paths as under nnUNet_results."""
     dataset = request.model.parent.name
     files = [file for file in sorted((folder / dataset).rglob("*")) if file.is_file()]
     with zipfile.ZipFile(folder / f"{dataset}.zip", "w", zipfile.ZIP_DEFLATED) as archive:

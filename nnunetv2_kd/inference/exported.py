@@ -1,8 +1,8 @@
-"""An exported model's folder, and a predictor of it.
+"""The folder of an exported model, and a predictor for it.
 
-``export.json`` says what is in it; per fold there is ``fold_0/model.onnx``, or ``fold_0/model.xml`` and
-``model.bin``; ``plans.json`` and ``dataset.json`` are nnU-Net's own. All that a prediction needs is in these files:
-labels, regions, spacing, normalisation, patch size and mirroring axes.
+``export.json`` describes the folder. Each fold has a ``fold_0/model.onnx``, or ``fold_0/model.xml`` and ``model.bin``.
+``plans.json`` and ``dataset.json`` are nnU-Net's own. These files hold everything that a prediction needs: labels,
+regions, spacing, normalisation, patch size and mirroring axes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ COMPUTES_IN: dict[str, Precision] = {"f32": "f32", "bf16": "bf16", "int8": "int8
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether a folder holds a model that was exported for a runtime (a stock model folder is none)."""
+    """Whether a folder holds a model that was exported for a runtime; not true of a stock model folder."""
     if not (folder / EXPORT_FILE).is_file():
         return False
     about = read_json(folder / EXPORT_FILE, mend=AGAIN)
@@ -42,7 +42,7 @@ def exported_folds(folder: Path) -> list[str]:
 
 
 def read_export(folder: Path) -> dict[str, Any]:
-    """What ``export.json`` says, checked: every file that it names lies in the folder.
+    """Read ``export.json``, and check that every file that it names is in the folder.
 
     Raises:
         KDError: lists what is not as an export writes it.
@@ -91,24 +91,22 @@ def load_exported(predictor: nnUNetPredictor, folder: Path, folds: Sequence[int 
     Args:
         predictor: on a CPU.
         folder: the exported folder.
-        folds: those that predict together.
+        folds: the folds to use; several predict as an ensemble.
 
     Raises:
-        KDError: where a file is missing or has changed since the export, or the runtime is not installed.
+        KDError: if a file is missing or has changed since the export, or the runtime is not installed.
     """
     about = read_export(folder)
     runtime, precision = RUNTIMES[about["format"]], COMPUTES_IN[about["precision"]]
     if predictor.device.type != "cpu":
-        raise KDError(f"{folder} is exported for a CPU ({about['format']}). Add: -device cpu")
+        raise KDError(f"{folder} was exported for a CPU ({about['format']}). Add: -device cpu")
     check_runtime(runtime, "f32" if precision == "int8" else precision, "cpu")
     if precision == "bf16":
         cpu_mode.check_here("bfloat16")
     check_files(folder, about)
     lacking = [str(fold) for fold in folds if str(fold) not in about["folds"]]
     if lacking:
-        raise KDError(
-            f"{folder} holds no fold {' and '.join(lacking)}. Name what it holds: -f {' '.join(about['folds'])}"
-        )
+        raise KDError(f"{folder} has no fold {' and '.join(lacking)}. Its folds: -f {' '.join(about['folds'])}")
     threads = prediction_threads()
     with as_nnunet_writes(f"the network in {folder}", AGAIN):
         sessions = [open_session(folder / about["folds"][str(fold)], runtime, precision, threads) for fold in folds]
@@ -129,10 +127,10 @@ def load_exported(predictor: nnUNetPredictor, folder: Path, folds: Sequence[int 
 
 
 def check_files(folder: Path, about: dict[str, Any]) -> None:
-    """Every file of the export is there, as it was written, and no other network.
+    """Check that every file of the export exists and is unchanged, and that there is no other network.
 
     Raises:
-        KDError: names those that are not.
+        KDError: names the files that are missing or changed.
     """
     problems = []
     for name, digest in about["files"].items():

@@ -1,6 +1,6 @@
 """The loops of `nnunetv2_kd.inference.labels`, compiled by numba.
 
-The interpolation is that of ``scipy.ndimage.zoom(order=1, mode="nearest", grid_mode=True)``, which scikit-image's
+The interpolation is exactly ``scipy.ndimage.zoom(order=1, mode="nearest", grid_mode=True)``, which scikit-image's
 ``resize`` calls: the same products and sums in double precision, in the same order.
 """
 
@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 UNDECIDED = 255  # no label
-ROUNDING = 2.0**-9  # half precision keeps 11 digits; twice the distance of its neighbours, relative
+ROUNDING = 2.0**-9  # relative; twice the spacing of half-precision numbers, which have 11 binary digits
 
 
 def compiled(function: Callable) -> Callable:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # no fastmath: the order of sums counts
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # no fastmath, because the order of sums matters
     try:
         return njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to write: a container without a home
+    except RuntimeError:  # no folder to cache in, as in a container without a home
         return njit(**options)(function)
 
 
 def in_threads(work: Callable[[int], None], items: Sequence[int], threads: int) -> None:
-    """Call a function that leaves Python's lock with every item."""
+    """Call a function that releases Python's GIL with every item."""
     if threads == 1 or len(items) == 1:
         for item in items:
             work(item)
@@ -36,9 +36,9 @@ def in_threads(work: Callable[[int], None], items: Sequence[int], threads: int) 
 
 
 def linear_weights(have: int, want: int) -> tuple[Array, Array, Array]:
-    """For ``want`` places along an axis of ``have``: the index below, the index above, and the weight of the one
-    above."""
-    # as in NI_ZoomShift, where the zoom is the quotient of the sizes
+    """For resampling an axis from ``have`` to ``want`` places: at each new place, the old index below, the old index
+    above, and the weight of the one above."""
+    # as in SciPy's NI_ZoomShift, where the zoom is the quotient of the sizes
     zoom = have / want
     places = (np.arange(want, dtype=np.float64) + 0.5) * zoom - 0.5
     places = np.clip(places, 0, have - 1)
@@ -52,8 +52,8 @@ def linear_weights(have: int, want: int) -> tuple[Array, Array, Array]:
 
 @compiled
 def largest_two(values: Array) -> tuple[Array, Array, Array]:
-    """Of ``(K, D, H, W)`` float32 at every voxel: the first largest's index (uint8), by how much it beats the second
-    largest, and the largest absolute value."""
+    """At every voxel of ``(K, D, H, W)`` float32: the index of the largest value (uint8; the first, if equal), its lead
+    over the second largest, and the largest absolute value."""
     classes, depth, height, width = values.shape
     best = np.zeros((depth, height, width), np.uint8)
     margin = np.empty((depth, height, width), np.float32)
@@ -97,7 +97,8 @@ def decide(
     wx: Array,
     out: Array,
 ) -> int:
-    """Write the class that wins at all eight corners of a voxel into ``out``, else UNDECIDED; how many are that."""
+    """Write the class that wins at all eight corners of a voxel into ``out``, or UNDECIDED; returns how many are
+    UNDECIDED."""
     undecided = 0
     for z in range(out.shape[0]):
         for y in range(out.shape[1]):

@@ -1,8 +1,8 @@
-"""From logits at the network's spacing to a segmentation of the image, voxel for voxel nnU-Net's.
+"""Turn logits at the network's spacing into a segmentation of the image, identical to nnU-Net's in every voxel.
 
 nnU-Net resamples the logits of every class to the image's size in double precision, rounds them to half precision and
-takes the largest. Here that is computed only where classes compete: linear interpolation never lets a class win that
-is beaten by the same other one, by more than the rounding, at all corners.
+takes the largest. Here this is computed only where classes compete: if one class leads at all corners of a voxel by
+more than the rounding, it also wins after linear interpolation.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from nnunetv2_kd.inference.interpolation import (
 )
 from nnunetv2_kd.networks.threads import torch_threads
 
-SLAB = 16  # slices that are worked on at a time
+SLAB = 16  # slices processed at a time
 LINEAR = {"is_seg": False, "order": 1}
 
 
@@ -39,7 +39,7 @@ def segmentation_of(
     labels: LabelManager,
     threads: int,
 ) -> np.ndarray:
-    """The segmentation that nnU-Net makes of logits ``(K, *S)``, in the image's shape and order of axes."""
+    """The segmentation that nnU-Net makes from logits ``(K, *S)``, in the image's shape and order of axes."""
     shape = tuple(int(size) for size in properties["shape_after_cropping_and_before_resampling"])
     resampled = tuple(logits.shape[1:]) != shape
     if (
@@ -81,9 +81,8 @@ def _is_linear(
 
 
 def largest(logits: Tensor, shape: Sequence[int], threads: int) -> np.ndarray:
-    """Index of the largest of logits ``(K, D, H, W)`` at every voxel of ``shape``, uint8: what
-    ``resize(logits, order=1)`` of scikit-image in double precision, rounded to the logits' precision, has its first
-    largest at."""
+    """Index of the largest logit at every voxel of ``shape``, uint8, from logits ``(K, D, H, W)``: the argmax of
+    scikit-image's ``resize(logits, order=1)`` in double precision, rounded to the logits' precision."""
     source = logits.shape[1:]
     weights = [linear_weights(have, want) for have, want in zip(source, shape, strict=True)]
     is_same = tuple(source) == tuple(shape)

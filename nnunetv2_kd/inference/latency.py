@@ -1,4 +1,4 @@
-"""How long networks take for a whole case on this machine, before they are trained."""
+"""Measure how long networks take for a whole case on this machine, before they are trained."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -53,22 +53,23 @@ def fastest_within(
     mirroring: bool,
     progress: Callable[..., Any] = iter,
 ) -> tuple[list[TimedShape], TimedShape]:
-    """Time shapes, and pick the first whose whole case takes no longer than the budget.
+    """Time shapes, and pick the first one that predicts a whole case within the budget.
 
-    One patch of every shape is timed, and its case estimated: patches x mirrored copies x time of one, and what is not
-    the network. The pick is then run on a whole case of noise; where that is over the budget, the next one is.
+    One patch is timed for every shape, and a whole case estimated: patches x mirrored copies x time per patch, plus the
+    time outside the network. The pick is then run on a whole case of noise; if it exceeds the budget, the next is
+    tried.
 
     Args:
-        shapes: the teacher's own first, the others by falling capacity.
+        shapes: first the teacher's own, then the others in descending order of capacity.
         budget: milliseconds.
         mirroring: whether a prediction averages over all mirrored copies, nnU-Net's default.
-        progress: wraps the shapes, to show how far it is.
+        progress: wraps the shapes, to show progress.
 
     Returns:
         All shapes, timed, and the one that was picked.
 
     Raises:
-        KDError: where even the fastest takes longer.
+        KDError: if even the fastest takes longer.
     """
     image, properties = median_case(plans, configuration, dataset_json)
     timed: list[TimedShape] = []
@@ -92,15 +93,15 @@ def fastest_within(
             return timed, candidate
     least = min(timed, key=lambda candidate: candidate.ms_case)
     raise KDError(
-        f"No student of {configuration} takes {budget:g} ms or less for a case here: the fastest tried, {least.shape}, "
-        f"takes {least.ms_case:.0f} ms in {runtime} {precision}. Ask for more, or for another --runtime or --precision."
+        f"No student of {configuration} predicts a case in {budget:g} ms on this machine: the fastest, {least.shape}, "
+        f"takes {least.ms_case:.0f} ms in {runtime} {precision}. Allow more, or use another --runtime or --precision."
     )
 
 
 def untrained_predictor(
     plans: Plans, configuration: str, dataset_json: dict[str, Any], mirroring: bool
 ) -> FastPredictor:
-    """A predictor with the network that the plans describe and weights as they are before a training."""
+    """A predictor with the network that the plans describe, with untrained weights."""
     manager = PlansManager(deepcopy(plans))
     config = manager.get_configuration(configuration)
     network = build_network(plans, configuration, dataset_json, "nnUNetTrainer", deep_supervision=False).eval()
@@ -113,7 +114,7 @@ def untrained_predictor(
 
 
 def put_into(predictor: FastPredictor, runtime: Runtime, precision: Precision) -> Callable[[Any], Any]:
-    """Let an untrained predictor compute in a runtime; what runs one patch."""
+    """Let an untrained predictor compute in a runtime; returns the function that runs one patch."""
     threads = prediction_threads()
     if runtime == "torch":
         cpu_mode.set_mode(predictor.network, "float32" if precision == "f32" else "bfloat16")
@@ -125,7 +126,7 @@ def put_into(predictor: FastPredictor, runtime: Runtime, precision: Precision) -
 
 
 def median_case(plans: Plans, configuration: str, dataset_json: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-    """An image of noise of the dataset's median shape and spacing, as nnU-Net's reader gives it."""
+    """An image of noise with the dataset's median shape and spacing, in the form that nnU-Net's reader returns."""
     manager = PlansManager(deepcopy(plans))
     back = manager.transpose_backward
     shape = [round(plans["original_median_shape_after_transp"][axis]) for axis in back]
@@ -136,7 +137,7 @@ def median_case(plans: Plans, configuration: str, dataset_json: dict[str, Any]) 
 
 
 class NoNetwork(torch.nn.Module):
-    """Stands where the network is, counts its calls and computes nothing."""
+    """Takes the place of the network, counts its calls, and computes nothing."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -155,11 +156,11 @@ class NoNetwork(torch.nn.Module):
 
 
 def _without_network(predictor: FastPredictor, image: np.ndarray, properties: dict[str, Any]) -> tuple[int, float]:
-    """Forward passes of one case, and milliseconds of all that is not the network."""
+    """Number of forward passes for one case, and milliseconds spent outside the network."""
     network = predictor.network
     predictor.network = NoNetwork(predictor.label_manager.num_segmentation_heads)
     try:
-        _milliseconds(predictor, image, properties)  # compiles what numba compiles
+        _milliseconds(predictor, image, properties)  # lets numba compile
         before = predictor.network.calls
         milliseconds = _milliseconds(predictor, image, properties)
         return predictor.network.calls - before, milliseconds
@@ -168,7 +169,7 @@ def _without_network(predictor: FastPredictor, image: np.ndarray, properties: di
 
 
 def _case(predictor: FastPredictor, image: np.ndarray, properties: dict[str, Any]) -> float:
-    """Milliseconds of a whole case, the fastest of a few."""
+    """Milliseconds for a whole case, the fastest of a few runs."""
     return min(_milliseconds(predictor, image, properties) for _ in range(REPEATS))
 
 

@@ -1,4 +1,5 @@
-"""The mean over mirrored copies of a patch, in one buffer: nnU-Net's sums, without a mirrored copy of every output."""
+"""The mean over mirrored copies of a patch, in one buffer: the same sums as nnU-Net's, without mirroring a copy of
+every output."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -15,7 +16,7 @@ WORTH_THREADS = 1 << 20  # values; starting threads takes a fraction of a millis
 class MirroredMean:
     """Calls a network on every mirrored copy of a patch.
 
-    The buffer is used again by the next patch: what is returned has to be used up before.
+    The next call overwrites the returned buffer, so it must be used before.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,7 @@ class MirroredMean:
 
         Args:
             network: ``(1, C, *S)`` to ``(1, K, *S)``, float32 on the CPU; its next call may overwrite its output.
-            axes: of space, from 0 on, that may be mirrored.
+            axes: spatial axes to mirror, counted from 0.
         """
         output = network(data)
         if self._total is None or self._total.shape != output.shape:

@@ -1,4 +1,4 @@
-"""A model card beside an exported model: what it segments, where it comes from, how good and how large it is."""
+"""A model card for an exported model: what it segments, where it comes from, how good and how large it is."""
 
 import json
 import math
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from nnunetv2_kd.inference.predictor import FastPredictor
 
 CARD, CARD_JSON = "MODEL_CARD.md", "model_card.json"
-# where something was made or kept, and by whom
+# keys that tell where something was made or kept, and by whom
 ORIGIN_KEYS = {"folder", "command", "hostname", "host", "device", "cuda_device", "path", "cases", "kd"}
 NOT_STATED = "not stated"
 
 
 def without_origin(value: Any) -> Any:
-    """A copy of plain values without paths and without keys that say where something was made."""
+    """A copy of plain values, without paths and without keys that tell where something was made."""
     if isinstance(value, dict):
         kept = {key: without_origin(entry) for key, entry in value.items() if key not in ORIGIN_KEYS}
         return {key: entry for key, entry in kept.items() if not _is_path(entry)}
@@ -42,7 +42,7 @@ def _is_path(value: Any) -> bool:
 def card_of(
     folder: Path, about: dict[str, Any], request: "ExportRequest", reference: "FastPredictor", found: Agreement
 ) -> dict[str, Any]:
-    """The card in plain values."""
+    """The card as plain values."""
     import torch
 
     first = read_checkpoint(request.model / f"fold_{request.folds[0]}" / request.checkpoint)
@@ -87,7 +87,8 @@ def card_of(
             "ms_per_case_pytorch": found.ms[0],
             "ms_per_case_export": found.ms[1],
             "processor": device_name(torch.device("cpu")),
-            "note": "preprocessing to segmentation, mirroring as the model's; measured once, beside whatever ran",
+            "note": "from preprocessing to segmentation, with the model's mirroring; measured once, with any other "
+            "load",
         },
         "versions": {
             "nnunetv2_kd": __version__,
@@ -142,14 +143,14 @@ def as_markdown(card: dict[str, Any]) -> str:
         rows = [(name, _shown(value), _shown(quality[nsd][name])) for name, value in quality["dice"].items()]
         lines += _table(("structure", "Dice", f"surface Dice at {NSD_TOLERANCE:g} mm"), rows)
     else:
-        lines += ["No ground truth was given, so nothing is known here."]
+        lines += ["No ground truth was given, so the accuracy is not known."]
     lines += [
         "",
         "## Size and speed",
         "",
         *_table(("file", "bytes"), export["bytes"].items()),
         "",
-        f"{speed['ms_per_case_export']:.0f} ms a case ({export['format']}, {export['precision']}), in PyTorch "
+        f"{speed['ms_per_case_export']:.0f} ms per case ({export['format']}, {export['precision']}), in PyTorch "
         f"{speed['ms_per_case_pytorch']:.0f} ms, on {speed['processor']}: {speed['note']}.",
         "",
         "## Where it comes from",

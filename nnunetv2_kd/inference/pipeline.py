@@ -1,7 +1,7 @@
-"""Work on many cases at once, in threads: the next ones are read while one is predicted and the last ones are written.
+"""Work on several cases at once, in threads: read the next ones and write the last ones while one is predicted.
 
-nnU-Net starts processes for that, each of which imports torch and nnU-Net anew: seconds for every one, also where
-there is one case. What takes time outside of the network (reading, resampling, writing) leaves Python's lock.
+nnU-Net starts processes for this. Each imports torch and nnU-Net again, which takes seconds even for a single case.
+Threads suffice, because the slow work outside the network (reading, resampling, writing) releases Python's GIL.
 """
 
 from collections import deque
@@ -14,14 +14,14 @@ R = TypeVar("R")
 
 
 class Prefetched(Generic[T, R]):
-    """Items with the results of a function, in order; as many as there are workers are computed ahead.
+    """Items with the results of a function, in order. As many results as there are workers are computed ahead.
 
     Args:
         function: called with every item.
-        items: what there is.
-        workers: threads; 0: no threads, each result is computed when it is asked for.
+        items: the items.
+        workers: number of threads; 0: no threads, each result is computed when it is needed.
 
-    An exception of the function is handed out in place of its result.
+    If the function raises an exception, it is returned in place of the result.
     """
 
     def __init__(self, function: Callable[[T], R], items: Sequence[T], workers: int) -> None:
@@ -54,12 +54,12 @@ class Prefetched(Generic[T, R]):
     def _try(self, item: T) -> R | Exception:
         try:
             return self._function(item)
-        except Exception as error:  # whoever iterates tells it with the item's name
+        except Exception as error:  # reported by the caller, with the item's name
             return error
 
 
 class Background:
-    """Calls functions in threads, and waits where too many of them are unfinished, for their memory's sake."""
+    """Calls functions in threads. To limit memory, it waits while too many of them are unfinished."""
 
     def __init__(self, workers: int) -> None:
         self._pool = ThreadPoolExecutor(workers) if workers else None
@@ -71,7 +71,7 @@ class Background:
         if self._pool is None:
             try:
                 function()
-            except Exception as error:  # told at the end, with the name
+            except Exception as error:  # reported at the end, with the name
                 self.failed[name] = error
             return
         while len(self._futures) >= self._most:

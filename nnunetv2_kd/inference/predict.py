@@ -1,4 +1,4 @@
-"""nnU-Net's own prediction, faster on a CPU: its command, its arguments and its files, another runtime."""
+"""nnU-Net's own prediction, faster on a CPU: the same command, arguments and files, but in another runtime."""
 
 import argparse
 import sys
@@ -39,11 +39,11 @@ from nnunetv2_kd.nnunet.model_folder import ALL, checkpoints_of, fold_name, pars
 
 @dataclass(frozen=True)
 class HowToCompute:
-    """How a network is to compute on a CPU.
+    """How a network should compute on a CPU.
 
     Attributes:
         runtime, precision: see `runtimes`.
-        cpu_speed: torch in one of `cpu_mode`'s modes instead; None where it is not asked for.
+        cpu_speed: instead, one of torch's modes in `cpu_mode`; None if not asked for.
     """
 
     runtime: RuntimeChoice = "measure"
@@ -51,17 +51,17 @@ class HowToCompute:
     cpu_speed: CpuSpeed | None = None
 
     def check(self, device: str) -> None:
-        """This machine can compute like that.
+        """Check that this machine can compute in this way.
 
         Raises:
-            KDError: where it cannot; says what to type.
+            KDError: if it cannot; says what to type.
         """
         if self.cpu_speed is not None:
             cpu_mode.check_here(self.cpu_speed)
             if self.runtime not in ("measure", "torch") or self.precision != "f32":
                 raise KDError(
-                    f"--cpu_speed {self.cpu_speed} is a way of PyTorch to compute, with a precision of its own. Leave "
-                    "out either it, or --runtime and --precision."
+                    f"--cpu_speed {self.cpu_speed} selects PyTorch and its precision. Leave out either it, or "
+                    "--runtime and --precision."
                 )
             return
         check_runtime(self.runtime, self.precision, device)
@@ -70,15 +70,15 @@ class HowToCompute:
 
 
 def predict(arguments: Sequence[str], how: HowToCompute) -> None:
-    """What ``nnUNetv2_predict`` does, or with ``-m`` ``nnUNetv2_predict_from_modelfolder``.
+    """Do what ``nnUNetv2_predict`` does; with ``-m``, what ``nnUNetv2_predict_from_modelfolder`` does.
 
     Args:
-        arguments: theirs.
-        how: the network is to compute where ``-device cpu`` is among them.
+        arguments: of these commands.
+        how: how the network should compute, if ``-device cpu`` is among the arguments.
 
     Raises:
-        KDError: where the runtime, the device, the model or the images are not there, or the output folder cannot be
-            written to; after the prediction, where single cases failed.
+        KDError: if the runtime, the device, the model or the images are missing, or the output folder cannot be
+            written to; or, after the prediction, if some cases failed.
     """
     known = _known(arguments)
     arguments = list(arguments)
@@ -97,7 +97,7 @@ def predict(arguments: Sequence[str], how: HowToCompute) -> None:
             trained_dataset(known.dataset)
     strange = [fold for fold in known.folds or () if not fold.isdigit() and fold != ALL]
     if strange:
-        raise KDError(f"-f takes numbers of folds, or {ALL}; found {' '.join(strange)}.")
+        raise KDError(f"-f takes fold numbers, or {ALL}; found {' '.join(strange)}.")
     with _as_command(command, arguments, type("Predictor", (CommandPredictor,), {"how": how, "images": known.images})):
         try:
             if known.model is not None:
@@ -106,11 +106,11 @@ def predict(arguments: Sequence[str], how: HowToCompute) -> None:
                 predict_from_raw_data.predict_entry_point()
         except AssertionError as error:  # how nnU-Net refuses arguments
             flag = "\nIn this command: -prev_stage_predictions FOLDER" if "prev_stage" in str(error) else ""
-            raise KDError(f"nnU-Net refuses: {error or 'it gives no reason'}{flag}") from error
+            raise KDError(f"nnU-Net refused the arguments: {error or 'it gave no reason'}{flag}") from error
 
 
 class CommandPredictor(FastPredictor):
-    """The predictor of the command: tells early what is missing, and puts the network into its runtime."""
+    """The command's predictor: it checks early for what is missing, and runs the network in its runtime."""
 
     how: ClassVar[HowToCompute] = HowToCompute()
     images: ClassVar[Path | None] = None
@@ -142,7 +142,7 @@ class CommandPredictor(FastPredictor):
 
 
 def image_problems(images: Path, model: Path) -> list[str]:
-    """What is wrong with cases that a model is to predict, one line each: told by names, headers and sizes of files.
+    """What is wrong with the cases to predict, one line each, judged by the files' names, headers and sizes.
 
     Raises:
         KDError: where there is no case at all, or none that can be predicted.
@@ -161,8 +161,8 @@ def image_problems(images: Path, model: Path) -> list[str]:
 
 
 def speed_up(predictor: nnUNetPredictor, wanted: cpu_mode.CpuSpeed) -> cpu_mode.ChosenMode | None:
-    """Let a predictor's network compute in torch in the way that is wanted; on another device than a CPU as nnU-Net
-    does, and None."""
+    """Let a predictor's network compute in torch in the given mode. Not on a CPU: leave it as nnU-Net does, and return
+    None."""
     if predictor.device.type != "cpu":
         return None
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
@@ -172,10 +172,10 @@ def speed_up(predictor: nnUNetPredictor, wanted: cpu_mode.CpuSpeed) -> cpu_mode.
 
 
 def check_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str) -> None:
-    """The model's files are there.
+    """Check that the model's files exist.
 
     Raises:
-        KDError: names those that are not, the folds that are, and trainings that have not come to their end.
+        KDError: names the files that do not, the folds that do, and unfinished trainings.
     """
     files = [folder / "plans.json", folder / "dataset.json"]
     checkpoints = [folder / f"fold_{fold}" / checkpoint_name for fold in folds]
@@ -189,22 +189,22 @@ def check_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str) 
 
 
 def _models_beside(folder: Path) -> str:
-    """The models of the same dataset that are trained, as flags; empty where there is none."""
+    """The trained models of the same dataset, as flags; empty if there are none."""
     names = {path.folder.name for path in checkpoints_of(folder.parent.name)} if nnUNet_results.is_set() else set()
     parsed = [parts for name in sorted(names) if (parts := parse_model_name(name)) is not None]
     lines = [f"-tr {parts.trainer} -p {parts.plans} -c {parts.configuration}" for parts in parsed]
-    return "\n" + listing(f"Models of {folder.parent.name} are:", lines) if lines else ""
+    return "\n" + listing(f"Models of {folder.parent.name}:", lines) if lines else ""
 
 
 def _begun(file: Path) -> str:
     begun = sorted(other.name for other in file.parent.glob("checkpoint_*.pth"))
     if file.suffix != ".pth" or not begun:
         return ""
-    return f": the training has not come to its end (go on: add --c; or predict with -chk {begun[-1]})"
+    return f": its training is not finished (to go on, add --c; or predict with -chk {begun[-1]})"
 
 
 def _known(arguments: Sequence[str]) -> argparse.Namespace:
-    """Of nnU-Net's arguments those that are checked early."""
+    """The subset of nnU-Net's arguments that is checked early."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-m", dest="model", type=Path)
     parser.add_argument("-i", dest="images", type=Path)
@@ -217,7 +217,7 @@ def _known(arguments: Sequence[str]) -> argparse.Namespace:
 
 @contextmanager
 def _as_command(name: str, arguments: Sequence[str], predictor: type) -> Iterator[None]:
-    """Inside, nnU-Net's entry points read these arguments and predict with this predictor."""
+    """Within this context, nnU-Net's entry points read these arguments and predict with this predictor."""
     before = sys.argv, predict_from_raw_data.nnUNetPredictor
     sys.argv, predict_from_raw_data.nnUNetPredictor = [name, *arguments], predictor
     try:

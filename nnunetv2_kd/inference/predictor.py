@@ -1,4 +1,4 @@
-"""nnU-Net's predictor: as it is, and with everything that is not the network done faster."""
+"""nnU-Net's predictor, unchanged, and one that does everything outside the network faster."""
 
 import contextlib
 import io
@@ -40,7 +40,7 @@ def predictor_of(model: TrainedModel, device: torch.device) -> nnUNetPredictor:
 
 
 def fast_predictor_of(model: TrainedModel, device: torch.device) -> "FastPredictor":
-    """As `predictor_of`, a `FastPredictor`."""
+    """Like `predictor_of`, but a `FastPredictor`."""
     return _initialized(FastPredictor(device=device, allow_tqdm=False), model)
 
 
@@ -51,7 +51,7 @@ def _initialized(predictor: Any, model: TrainedModel) -> Any:
 
 
 def load_model(predictor: nnUNetPredictor, folder: Path, folds: Sequence[int | str], checkpoint_name: str) -> None:
-    """What nnU-Net's ``initialize_from_trained_model_folder`` does, without running what a model may carry.
+    """Do what nnU-Net's ``initialize_from_trained_model_folder`` does, without running code that a model may contain.
 
     Args:
         predictor: to be initialized.
@@ -84,14 +84,14 @@ def load_model(predictor: nnUNetPredictor, folder: Path, folds: Sequence[int | s
 
 
 class FastPredictor(nnUNetPredictor):
-    """nnU-Net's predictor with the same arguments and files, in threads instead of processes.
+    """nnU-Net's predictor with the same arguments and files, but with threads instead of processes.
 
-    A case that cannot be read, predicted or written is named at the end, in a KDError, after the others are predicted.
-    A file is written beside its place and moved there when it is whole.
+    Cases that cannot be read, predicted or written are named in a KDError after all others are predicted. A file is
+    written under a temporary name, and renamed once it is complete.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's remark on a setting for CUDA
+        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net remarks on a CUDA setting
             super().__init__(*args, **kwargs)
         self.allow_tqdm: bool = self.allow_tqdm
         self._mirrored_mean = MirroredMean()
@@ -101,11 +101,11 @@ class FastPredictor(nnUNetPredictor):
     def initialize_from_trained_model_folder(
         self, model_training_output_dir: str, use_folds: Any, checkpoint_name: str = FINAL
     ) -> None:
-        """As nnU-Net's.
+        """Like nnU-Net's.
 
         Raises:
-            KDError: where the weights of a fold do not fit the network that plans.json describes, or nnU-Net cannot
-                load them for another reason.
+            KDError: if a fold's weights do not fit the network that plans.json describes, or nnU-Net cannot load them
+                for another reason.
         """
         folder = Path(model_training_output_dir)
         folds = [use_folds] if isinstance(use_folds, str) else use_folds
@@ -116,7 +116,7 @@ class FastPredictor(nnUNetPredictor):
         except KDError as error:
             raise KDError(
                 f"nnU-Net cannot load {checkpoint_name} of {model_training_output_dir}: {error}\nWeights, "
-                "plans.json and dataset.json must be of one and the same training: copy its folder again."
+                "plans.json and dataset.json must be from the same training: copy its folder again."
             ) from error
 
     def _manage_input_and_output_lists(self, source: Any, *args: Any, **kwargs: Any) -> Any:
@@ -149,7 +149,7 @@ class FastPredictor(nnUNetPredictor):
         return Prefetched(self._preprocessed, items, self._workers(num_processes))
 
     def _workers(self, asked: int) -> int:
-        """Threads beside the one that predicts; none where only one thread is allowed."""
+        """Number of threads besides the one that predicts; 0 if only one thread is allowed."""
         return min(asked, prediction_threads() - 1) if self.device.type == "cpu" else asked
 
     def _preprocessed(self, item: tuple[list[str], str | None, str | None]) -> tuple[np.ndarray, dict[str, Any]]:
@@ -159,20 +159,20 @@ class FastPredictor(nnUNetPredictor):
     def predict_from_data_iterator(
         self, data_iterator: Any, save_probabilities: bool = False, num_processes_segmentation_export: int = 0
     ) -> list[Any]:
-        """Predict what `_internal_get_data_iterator_from_lists_of_filenames` gives.
+        """Predict the cases from `_internal_get_data_iterator_from_lists_of_filenames`.
 
         Returns:
             Segmentations of cases that are not written into a file.
 
         Raises:
-            KDError: names the cases that failed, and why; all others are done then.
+            KDError: names the cases that failed, and why; all others are predicted.
         """
-        if not isinstance(data_iterator, Prefetched):  # of arrays, for which nnU-Net has an iterator of its own
+        if not isinstance(data_iterator, Prefetched):  # nnU-Net's own iterator, for arrays
             return super().predict_from_data_iterator(
                 data_iterator, save_probabilities, num_processes_segmentation_export
             )
         shown: bool = self.allow_tqdm
-        self.allow_tqdm = shown and len(data_iterator) == 1  # else the cases are counted, and not the tiles
+        self.allow_tqdm = shown and len(data_iterator) == 1  # with several, progress counts cases instead of patches
         background = Background(self._workers(num_processes_segmentation_export))
         found: dict[str, Any] = {}
         try:
@@ -183,7 +183,7 @@ class FastPredictor(nnUNetPredictor):
                         raise case
                     image, properties = case
                     logits = finite(self.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu())
-                except Exception as error:  # of any kind: the other cases go on, and it is told at the end
+                except Exception as error:  # any error: go on with the other cases, and report it at the end
                     background.failed[name] = error
                     continue
                 self._finish(background, name, logits, properties, output, save_probabilities, found)
@@ -224,7 +224,7 @@ class FastPredictor(nnUNetPredictor):
         return self._mirrored_mean(network, x, axes, prediction_threads())
 
     def segmentation_of(self, logits: Tensor, properties: dict[str, Any], probabilities: bool = False) -> Any:
-        """The segmentation in the image's space; with the probabilities too, where they are asked for."""
+        """The segmentation in the image's space; if asked for, with the probabilities."""
         threads = prediction_threads()
         if not probabilities:
             return segmentation_of(
@@ -266,7 +266,7 @@ class FastPredictor(nnUNetPredictor):
         return self.segmentation_of(logits, properties, save_or_return_probabilities)
 
     def _write(self, segmentation: Any, properties: dict[str, Any], output: Path) -> None:
-        """All files of a case, each moved to its place when it is whole."""
+        """Write all files of a case, each renamed into place once it is complete."""
         with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=output.parent) as folder:
             beside = Path(folder) / output.name
             if isinstance(segmentation, tuple):
@@ -280,7 +280,7 @@ class FastPredictor(nnUNetPredictor):
 
 
 def finite(logits: Tensor) -> Tensor:
-    """Logits that are numbers: of others nnU-Net would make a segmentation that looks like one.
+    """Check that logits are numbers. From others, nnU-Net would make a segmentation that looks valid.
 
     Raises:
         KDError: where one is none.
@@ -294,7 +294,7 @@ def finite(logits: Tensor) -> Tensor:
 
 
 def _told(error: Exception) -> str:
-    """In one line, of a library's message of many the first that says something."""
+    """An error in one line, taken from a library's message of several lines."""
     if isinstance(error, KDError):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,8 +1,8 @@
 """nnU-Net's preprocessing of one case for prediction, without what a prediction does not need.
 
-nnU-Net also fills the holes of the mask of what is not 0, and resamples that mask to the network's spacing. A
-prediction needs neither, unless a channel is normalised inside of the mask: the box around a mask does not change when
-its holes are filled.
+nnU-Net also fills holes in the nonzero mask, and resamples that mask to the network's spacing. A prediction needs
+neither, because filling holes does not change the mask's bounding box. The exception is a channel that is normalised
+inside the mask.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.nnunet.images import check_whole
 
-# those of nnU-Net look at the mask only where `use_mask_for_norm` says so
+# nnU-Net's normalisations, which use the mask only if `use_mask_for_norm` says so
 KNOWN_NORMALIZATIONS = {
     "CTNormalization",
     "ZScoreNormalization",
@@ -39,15 +39,15 @@ def preprocess(
     """Read and preprocess one case.
 
     Args:
-        files: of its channels.
-        previous: of a cascade, the file with the previous stage's segmentation.
+        files: its channel files.
+        previous: for a cascade, the file with the previous stage's segmentation.
 
     Returns:
-        The image ``(C, *S)`` float32 at the network's spacing, a cascade's with the previous segmentation as further
-        channels, and nnU-Net's properties of the case.
+        The image ``(C, *S)`` float32 at the network's spacing (for a cascade with the previous segmentation as further
+        channels), and nnU-Net's properties of the case.
 
     Raises:
-        KDError: where a file is cut short, or the case has another number of channels than the model.
+        KDError: if a file is truncated, or the case has another number of channels than the model.
     """
     for file in [*files, previous] if previous is not None else files:
         check_whole(Path(file))
@@ -72,7 +72,8 @@ def preprocess_array(
     configuration: ConfigurationManager,
     dataset_json: dict[str, Any],
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
-    """As nnU-Net's ``run_case_npy``: transpose, crop, normalise, resample. The segmentation is a cascade's, or None."""
+    """Like nnU-Net's ``run_case_npy``: transpose, crop, normalise, resample. The segmentation is a cascade's, or
+    None."""
     preprocessor = configuration.preprocessor_class(verbose=False)
     is_known = set(configuration.normalization_schemes) <= KNOWN_NORMALIZATIONS
     if segmentation is not None or type(preprocessor) is not DefaultPreprocessor or not is_known:
@@ -97,10 +98,10 @@ def preprocess_array(
 
 
 def check_channels(image: np.ndarray, dataset_json: dict[str, Any]) -> None:
-    """The image ``(C, *S)`` has the channels that the model expects.
+    """Check that an image ``(C, *S)`` has as many channels as the model expects.
 
     Raises:
-        KDError: where it has others.
+        KDError: if it does not.
     """
     names = list(dataset_json.get("channel_names", dataset_json.get("modality", {})).values())
     if names and image.shape[0] != len(names):
@@ -108,7 +109,7 @@ def check_channels(image: np.ndarray, dataset_json: dict[str, Any]) -> None:
 
 
 def _crop(data: np.ndarray, needs_mask: bool) -> tuple[np.ndarray, np.ndarray, Any]:
-    """The part of ``(C, *S)`` that is not 0, nnU-Net's mask of it (0 inside, -1 outside) and its box."""
+    """The nonzero part of ``(C, *S)``, nnU-Net's mask of it (0 inside, -1 outside), and its bounding box."""
     if needs_mask:
         filled = create_nonzero_mask(data)
     else:

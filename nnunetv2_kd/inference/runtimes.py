@@ -1,5 +1,5 @@
-"""What a network can run in on a CPU: torch, OpenVINO or ONNX Runtime, and in which precision. Nothing here imports
-any of them."""
+"""The runtimes for a network on a CPU (torch, OpenVINO, ONNX Runtime) and their precisions. This module imports none of
+them."""
 
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +24,7 @@ CALIBRATION_PACKAGE = "nncf"
 
 
 def package_version(package: str) -> str | None:
-    """``2026.4.1``; None where the package is not installed."""
+    """A package's version, such as ``2026.4.1``; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -32,32 +32,32 @@ def package_version(package: str) -> str | None:
 
 
 def is_installed(runtime: Runtime, precision: Precision = "f32") -> bool:
-    """Whether all packages are there that a runtime needs for a precision."""
+    """Whether all packages that a runtime needs for a precision are installed."""
     return not _missing(runtime, precision)
 
 
 def runtimes_for(precision: Precision) -> list[Runtime]:
-    """The runtimes that are installed and can compute in a precision."""
+    """The installed runtimes that can compute in a precision."""
     return [r for r in RUNTIMES if precision in PRECISIONS_OF[r] and is_installed(r, precision)]
 
 
 def check_runtime(choice: RuntimeChoice, precision: Precision, device: str) -> None:
-    """What was asked for is possible here.
+    """Check that a runtime and precision can be used on this machine.
 
     Raises:
-        KDError: where it is not; says what to install or to choose.
+        KDError: if they cannot; says what to install or to choose.
     """
     if device != "cpu":
         if choice not in ("measure", "torch") or precision != "f32":
             raise KDError(
-                f"--runtime {choice} --precision {precision} is for -device cpu, found -device {device}, where "
-                "PyTorch computes as nnU-Net lets it. Leave both out, or add: -device cpu"
+                f"--runtime {choice} --precision {precision} is for -device cpu, but found -device {device}, which "
+                "always uses nnU-Net's PyTorch. Leave both out, or add: -device cpu"
             )
         return
     if choice == "measure":
         if not runtimes_for(precision):
             able = [NAMES[r] for r in RUNTIMES if precision in PRECISIONS_OF[r]]
-            raise KDError(f"--precision {precision} needs {' or '.join(able)}, not installed here. Type: {INSTALL}")
+            raise KDError(f"--precision {precision} needs {' or '.join(able)}, which is not installed. Type: {INSTALL}")
         return
     if precision not in PRECISIONS_OF[choice]:
         able = [f"--runtime {r}" for r in RUNTIMES if precision in PRECISIONS_OF[r]]
@@ -70,10 +70,10 @@ def check_runtime(choice: RuntimeChoice, precision: Precision, device: str) -> N
 def combinations(
     runtimes: Sequence[RuntimeChoice], precisions: Sequence[Precision]
 ) -> list[tuple[RuntimeChoice, Precision]]:
-    """Every runtime in every one of the precisions that it has, in their order.
+    """All pairs of a runtime and a precision that it supports, in the given order.
 
     Raises:
-        KDError: where a runtime has none of the precisions, or a precision is in none of the runtimes.
+        KDError: if a runtime supports none of the precisions, or a precision none of the runtimes.
     """
     able = {r: [p for p in dict.fromkeys(precisions) if r == "measure" or p in PRECISIONS_OF[r]] for r in runtimes}
     for runtime, found in able.items():
@@ -83,7 +83,7 @@ def combinations(
     for precision in precisions:
         if able and not any(precision in found for found in able.values()):
             owners = [r for r in RUNTIMES if precision in PRECISIONS_OF[r]]
-            raise KDError(f"--precision {precision} is in none of the runtimes named. Add: --runtime {owners[0]}")
+            raise KDError(f"None of the given runtimes has --precision {precision}. Add: --runtime {owners[0]}")
     return [(runtime, precision) for runtime, found in able.items() for precision in found]
 
 

@@ -1,4 +1,4 @@
-"""A converted network that is called as a torch network is."""
+"""A converted network that is called like a torch network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nnunetv2_kd.choices import Precision, Runtime
 
-Session = Callable[[np.ndarray], np.ndarray]  # what it returns may be overwritten by its next call
+Session = Callable[[np.ndarray], np.ndarray]  # its next call may overwrite what it returned
 OPENVINO_PRECISION: dict[Precision, str] = {"f32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
@@ -20,8 +20,8 @@ def open_session(file: Path, runtime: Runtime, precision: Precision, threads: in
     Args:
         file: ``model.onnx`` or ``model.xml``.
         runtime: ``openvino`` or ``onnx``.
-        precision: of the computation. OpenVINO takes bfloat16 by itself where the processor can, so it is always told.
-        threads: at most so many.
+        precision: of the computation; always set, because OpenVINO by itself uses bfloat16 if the processor has it.
+        threads: maximum number of threads.
     """
     return (_openvino if runtime == "openvino" else _onnx)(file, precision, threads)
 
@@ -55,10 +55,10 @@ def _onnx(file: Path, precision: Precision, threads: int) -> Session:
 
 
 class SessionNetwork(nn.Module):
-    """Stands where nnU-Net's predictor keeps its network: the sessions of all folds, of which one is in use.
+    """Takes the place of the network in nnU-Net's predictor: it holds the sessions of all folds, one of them in use.
 
-    nnU-Net loads a fold's weights by ``load_state_dict``; here what is loaded is `weights_of` that fold, which picks
-    its session.
+    nnU-Net loads a fold's weights with ``load_state_dict``. Here, it loads that fold's `weights_of`, which selects its
+    session.
     """
 
     def __init__(self, sessions: Sequence[Session]) -> None:
@@ -68,7 +68,7 @@ class SessionNetwork(nn.Module):
 
     @staticmethod
     def weights_of(number: int) -> dict[str, Any]:
-        """What stands for the weights of fold number ``number`` in ``predictor.list_of_parameters``."""
+        """What takes the place of the weights of fold ``number`` in ``predictor.list_of_parameters``."""
         return {"session": number}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -79,5 +79,5 @@ class SessionNetwork(nn.Module):
         return self.forward_shared(data).clone()
 
     def forward_shared(self, data: Tensor) -> Tensor:
-        """As `forward`, in memory that the next call overwrites."""
+        """Like `forward`, but the next call overwrites the result."""
         return torch.from_numpy(self._current(np.ascontiguousarray(data.numpy())))

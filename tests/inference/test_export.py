@@ -180,7 +180,7 @@ def test_an_export_that_differs_is_refused(here, monkeypatch, capsys):
     monkeypatch.setattr(exported, "open_session", wrong)
     assert main(command(model, "out")) == 1
     error = capsys.readouterr().err
-    assert "The export does not predict what the model predicts" in error
+    assert "The export does not predict the same as the model" in error
     allowed = re.search(r"--tolerance (\S+)", error)[1]
     assert float(allowed) > 1000
     assert sorted(f.name for f in here.iterdir() if "out" in f.name) == []
@@ -196,10 +196,10 @@ def test_an_export_that_differs_is_refused(here, monkeypatch, capsys):
         (["-o", "full"], "is not empty and was left alone"),
         (["-o", "full/file"], "is a file. Choose another name"),
         (["-o", "full/file/out"], "cannot be written to"),
-        (["-i", "nowhere"], "-i nowhere is no folder"),
-        (["-gt", "nowhere"], "-gt nowhere is no folder"),
-        (["-c", "2d"], "is no model folder"),
-        (["-m", "results"], "either by -d DATASET (and -c, -p, -tr) or by -m FOLDER"),
+        (["-i", "nowhere"], "-i nowhere is not a folder"),
+        (["-gt", "nowhere"], "-gt nowhere is not a folder"),
+        (["-c", "2d"], "is not a model folder"),
+        (["-m", "results"], "either with -d DATASET (and -c, -p, -tr) or with -m FOLDER"),
     ],
 )
 def test_refuses(here, capsys, flags, expected):
@@ -247,9 +247,9 @@ def test_models_that_cannot_be_exported(here, capsys, monkeypatch):
     checkpoint.write_bytes(whole[:5000])
     refused("it is cut short, empty, or something else", "--format", "nnunet")
     shutil.copyfile(other / "fold_0" / "checkpoint_final.pth", checkpoint)
-    refused("must be of one and the same training", "--format", "nnunet")
+    refused("must be from the same training", "--format", "nnunet")
     checkpoint.rename(checkpoint.with_name("checkpoint_latest.pth"))
-    refused("the training has not come to its end", "--format", "nnunet")
+    refused("its training is not finished", "--format", "nnunet")
     checkpoint.write_bytes(whole)
     if is_installed("onnx"):
         with monkeypatch.context() as patched:
@@ -285,4 +285,4 @@ def test_folds_and_device_of_an_export(here, capsys):
     assert main(command(model, "out", "--tolerance", "300")) == 0
     arguments = ["predict", "-m", "out", "-i", "images", "-o", "predictions"]
     assert main([*arguments, "-device", "cpu", "-f", "4"]) == 1
-    assert "out holds no fold 4. Name what it holds: -f 0" in capsys.readouterr().err
+    assert "out has no fold 4. Its folds: -f 0" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_the_most_capacity_within_the_budget(here, monkeypatch, capsys, runtime)
 def test_a_real_measurement(here, capsys):
     assert main(["plan", "-d", "7", "-c", "3d_fullres", "--runtime", "torch", "--latency", "60s"]) == 0
     out = capsys.readouterr().out
-    assert "ms a case" in out
+    assert "ms per case" in out
     student = json.loads((here / "nnUNetPlansStudent.json").read_text())
     assert features(student) == [16, 24]  # most FLOPs below the teacher's
     assert 0 < student["kd_student"]["latency"]["measured_ms"] < 60000
@@ -95,7 +95,7 @@ def test_a_real_measurement(here, capsys):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--latency", "1ms"], "No student of 3d_fullres takes 1 ms or less for a case here: the fastest tried"),
+        (["--latency", "1ms"], "No student of 3d_fullres predicts a case in 1 ms on this machine: the fastest"),
         (["--latency", "0ms"], "expected a time between 1ms and 3600s"),
         (["--latency=-5ms"], "expected a time"),
         (["--latency", "9" * 400], "expected a time"),

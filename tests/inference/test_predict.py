@@ -73,7 +73,7 @@ def test_model_folder(here, monkeypatch):
 
 @pytest.mark.parametrize(
     ("folder", "expected"),
-    [("none", "-i none is no folder"), ("empty", "-i empty holds no image named CASE_0000.nii.gz")],
+    [("none", "-i none is not a folder"), ("empty", "-i empty holds no image named CASE_0000.nii.gz")],
 )
 def test_images_are_looked_for_before_a_network_is_loaded(here, capsys, monkeypatch, folder, expected):
     monkeypatch.setattr(nnUNetPredictor, "initialize_from_trained_model_folder", lambda *args: pytest.fail("loaded"))
@@ -134,7 +134,7 @@ def test_a_file_cut_short_and_a_training_that_goes_on(here, capsys):
     (fold / "checkpoint_final.pth").unlink()
     (fold / "checkpoint_best.pth").write_bytes(whole)
     assert main(command) == 1
-    assert "the training has not come to its end (go on: add --c; or predict with -chk checkpoint_best.pth)" in (
+    assert "its training is not finished (to go on, add --c; or predict with -chk checkpoint_best.pth)" in (
         capsys.readouterr().err
     )
 
@@ -153,7 +153,7 @@ def test_weights_of_another_model(here, capsys, swapped, runtime):
     error = capsys.readouterr().err
     assert "nnU-Net cannot load checkpoint_final.pth of " in error
     assert "do not fit the network of its plans.json" in error
-    assert "Weights, plans.json and dataset.json must be of one and the same training" in error
+    assert "Weights, plans.json and dataset.json must be from the same training" in error
     assert not list((here / "out").glob("*.nii.gz"))
 
 
@@ -168,7 +168,7 @@ def test_a_runtime_that_is_not_installed(here, capsys, monkeypatch, runtime, pac
     assert "is not installed. Type: pip install 'nnunetv2_kd[cpu]'" in error
     assert all(f"  - {package}" in error for package in packages)
     assert main([*command, "--precision", "int8"]) == 1
-    assert "--precision int8 needs OpenVINO, not installed here. Type: pip install" in capsys.readouterr().err
+    assert "--precision int8 needs OpenVINO, which is not installed. Type: pip install" in capsys.readouterr().err
     assert main(command) == 0
     assert "the network runs in PyTorch, f32" in capsys.readouterr().out
 
@@ -182,11 +182,11 @@ def test_a_runtime_that_is_not_installed(here, capsys, monkeypatch, runtime, pac
         ),
         ({"-c": "2d"}, "nnUNetTrainer__nnUNetPlans__2d/plans.json does not exist"),
         ({"-d": "999"}, "There is no dataset 999"),
-        ({"-f": "first"}, "-f takes numbers of folds, or all; found first"),
-        ({"-device": "tpu"}, "nnU-Net refuses: -device must be either cpu, mps or cuda"),
-        ({"-i": "nowhere"}, "-i nowhere is no folder"),
+        ({"-f": "first"}, "-f takes fold numbers, or all; found first"),
+        ({"-device": "tpu"}, "nnU-Net refused the arguments: -device must be either cpu, mps or cuda"),
+        ({"-i": "nowhere"}, "-i nowhere is not a folder"),
         ({"-i": "raw"}, "-i raw holds no image named CASE_0000.nii.gz"),
-        ({"-device": "cuda"}, "There is no device cuda here. Add: -device cpu"),
+        ({"-device": "cuda"}, "This machine has no device cuda. Add: -device cpu"),
         ({"--cpu_speed": "bfloat16"}, "bfloat16 needs a processor with bfloat16 instructions"),
         ({"--precision": "bf16"}, "bfloat16 needs a processor with bfloat16 instructions"),
         ({"--runtime": "torch", "--precision": "int8"}, "--runtime torch has no --precision int8"),

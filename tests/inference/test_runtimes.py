@@ -60,7 +60,7 @@ def test_a_cascade_without_its_previous_stage(here, capsys):
     make_model(here / "results", cascade=True)
     make_images(here / "images")
     assert main(["predict", "--runtime", "torch", *arguments("", "out", "3d_cascade_fullres")]) == 1
-    assert "nnU-Net refuses: The requested configuration is a cascaded network" in capsys.readouterr().err
+    assert "nnU-Net refused the arguments: The requested configuration is a cascaded network" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -82,7 +82,7 @@ def test_measured_once(here, monkeypatch, capsys):
     assert main(["predict", *command]) == 0
     first = capsys.readouterr().out
     assert "nnunetv2_kd: the network runs in" in first
-    assert "measured, ms a patch: PyTorch " in first
+    assert "measured, ms per patch: PyTorch " in first
     monkeypatch.setattr("nnunetv2_kd.inference.choose.time_in_turns", lambda *args: pytest.fail("measured again"))
     assert main(["predict", *command]) == 0
     assert [line for line in first.splitlines() if "runs in" in line] == [
