@@ -1,1 +1,1 @@
-"""The main job on bundled real data."""
+"""A complete distillation on bundled real data."""

@@ -1,4 +1,4 @@
-"""What the demo ends with: one table and one picture."""
+"""The demo's results: one table and one picture."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ COLOURS = {1: "tab:red", 2: "tab:cyan"}
 
 
 def evaluate(model: DemoModel, output: Path) -> dict[str, Any]:
-    """nnU-Net's evaluation of a model's predictions of the held-aside cases, as in summary.json."""
+    """nnU-Net's evaluation of a model's predictions on the held-out cases, as in summary.json."""
     predictions = model.predictions(output)
     return compute_metrics_on_folder(
         str(output / "raw" / DATASET / "labelsTs"),
@@ -49,8 +49,8 @@ def evaluate(model: DemoModel, output: Path) -> dict[str, Any]:
 
 def ms_per_case(models: Sequence[DemoModel], output: Path) -> dict[str, dict[str, float]]:
     """Median milliseconds from image to segmentation (preprocessing, mirrored sliding window, resampling back) on the
-    CPU, by nnU-Net's predictor and by that of ``nnUNetv2_kd predict``. All take turns on every case, so that what else
-    the machine does weighs on all alike."""
+    CPU, with nnU-Net's predictor and with that of ``nnUNetv2_kd predict``. All take turns on every case, so that other
+    load on the machine affects all alike."""
     predictors: dict[tuple[str, str], nnUNetPredictor] = {}
     for model in models:
         folder = model.folder(output)
@@ -61,7 +61,7 @@ def ms_per_case(models: Sequence[DemoModel], output: Path) -> dict[str, dict[str
         use_runtime(predictors[model.name, "fast"], [folder / f"fold_{model.fold}" / "checkpoint_final.pth"])
     images = sorted((output / "raw" / DATASET / "imagesTs").glob("*.nii.gz"))
     took: dict[tuple[str, str], list[float]] = {key: [] for key in predictors}
-    for file in [images[0], *images]:  # the first is for warming up
+    for file in [images[0], *images]:  # the first is a warm-up
         image, properties = SimpleITKIO().read_images([str(file)])
         for key, predictor in predictors.items():
             started = time.perf_counter()
@@ -74,13 +74,14 @@ def ms_per_case(models: Sequence[DemoModel], output: Path) -> dict[str, dict[str
 
 
 def differing_voxels(model: DemoModel, output: Path) -> int:
-    """In how many voxels of the held-aside cases both commands differ."""
+    """Number of voxels of the held-out cases in which the two commands differ."""
     files = sorted(model.predictions(output).glob("*.nii.gz"))
     return sum(int((_read_labels(f) != _read_labels(model.fast_predictions(output) / f.name)).sum()) for f in files)
 
 
 def labelled_cases(model: DemoModel, output: Path, dataset_json: dict[str, Any]) -> int:
-    """On how many cases a model was trained. The bundled teacher has no record, and was trained on all of its data."""
+    """Number of cases that a model was trained on. The bundled teacher has no record; it was trained on all its
+    data."""
     record = model.folder(output) / f"fold_{model.fold}" / RECORD_FILE
     if record.is_file():
         return int(read_json(record)["training"]["cases"])
@@ -89,7 +90,7 @@ def labelled_cases(model: DemoModel, output: Path, dataset_json: dict[str, Any])
 
 def measure(output: Path) -> list[dict[str, Any]]:
     """One row per model: Dice per structure and mean, labelled cases, parameters, FLOPs per patch, milliseconds per
-    case, voxels in which both commands differ. Also written to results.json."""
+    case, and voxels in which the two commands differ. Also written to results.json."""
     with contextlib.redirect_stdout(io.StringIO()):
         times = ms_per_case(MODELS, output)
     rows = []
@@ -125,9 +126,9 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
         "params",
         "stock",
         "fast",
-        title="Dice of the held-aside cases",
-        caption="cases: labelled, for training. stock, fast: milliseconds a case on this\n"
-        "CPU by nnUNetv2_predict and by nnUNetv2_kd predict.",
+        title="Dice on the held-out cases",
+        caption="cases: labelled, for training. stock, fast: milliseconds per case on this\n"
+        "CPU with nnUNetv2_predict and with nnUNetv2_kd predict.",
         box=SIMPLE_HEAD,
         show_edge=False,
         collapse_padding=True,
@@ -151,27 +152,28 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
 
 
 def sentences(rows: list[dict[str, Any]]) -> list[str]:
-    """What the table says."""
+    """The table's results in sentences."""
     teacher, alone, distilled = rows
     smaller = teacher["params"] / distilled["params"]
     faster = teacher["ms_per_case"] / distilled["ms_per_case_fast"]
     lost = teacher["mean_dice"] - distilled["mean_dice"]
     gain = distilled["mean_dice"] - alone["mean_dice"]
     return [
-        f"The distilled student has 1/{smaller:.0f} of the teacher's parameters, takes 1/{faster:.0f} of its time for "
-        f"a case, and is {lost:.3f} in Dice behind it.",
-        f"Against the student alone at the same iterations: {gain:+.3f}. One seed; for several see docs/results.md.",
-        f"Voxels in which both commands differ: {sum(row['differing_voxels'] for row in rows)}.",
+        f"The distilled student has 1/{smaller:.0f} of the teacher's parameters, takes 1/{faster:.0f} of its time per "
+        f"case, and has a Dice that is {lost:.3f} lower.",
+        f"Compared with the student alone after as many iterations: {gain:+.3f}. This is one seed; for several see "
+        "docs/results.md.",
+        f"Voxels in which the two commands differ: {sum(row['differing_voxels'] for row in rows)}.",
     ]
 
 
 def picture(output: Path, rows: list[dict[str, Any]]) -> Path:
-    """Three held-aside cases, the slice with most hippocampus: image, ground truth, and what each model says, with its
-    Dice and its time.
+    """Plot three held-out cases at the slice with most hippocampus: image, ground truth, and every prediction with its
+    Dice and time.
 
     Args:
         output: the demo's folder.
-        rows: of `measure`.
+        rows: from `measure`.
     """
     raw = output / "raw" / DATASET
     cases = [f.name.removesuffix(".nii.gz") for f in sorted((raw / "labelsTs").glob("*.nii.gz"))][::3]

@@ -1,5 +1,5 @@
-"""Install the bundled teacher (or train one), plan, preprocess, train a student alone and a distilled student, predict
-held-aside cases: nnU-Net's own commands all along, each shown as a user would type it."""
+"""Install the bundled teacher (or train one), plan, preprocess, train a student alone and a distilled student, and
+predict held-out cases. Every step is one of nnU-Net's or our own commands, shown as a user would type it."""
 
 import json
 import os
@@ -42,7 +42,7 @@ class DemoModel:
         return output / "predictions" / f"{self.trainer}__{self.plans}"
 
     def fast_predictions(self, output: Path) -> Path:
-        """Of nnUNetv2_kd predict."""
+        """The predictions of nnUNetv2_kd predict."""
         return output / "predictions" / f"{self.trainer}__{self.plans}__fast"
 
 
@@ -53,7 +53,7 @@ MODELS = (TEACHER, ALONE, DISTILLED)
 
 
 class Runner:
-    """Runs commands in the demo's own nnU-Net folders; what they print goes to a log file."""
+    """Runs commands in the demo's own nnU-Net folders, with their output in a log file."""
 
     def __init__(self, output: Path, console: Console) -> None:
         self.output = output
@@ -71,7 +71,7 @@ class Runner:
         """Run one command.
 
         Raises:
-            KDError: where it fails; shows the end of its output.
+            KDError: if it fails; shows the end of its output.
         """
         shown = f"nnUNet_kd_config={options.name} {command}" if options else command
         self.console.print(f"$ {shown}", highlight=False, soft_wrap=True)
@@ -96,17 +96,17 @@ class Runner:
 
 
 def run_demo(output: Path, seed: int, console: Console, train_teacher: bool = False, smoke: bool = False) -> None:
-    """Everything up to the predictions of the held-aside cases.
+    """Run everything up to the predictions of the held-out cases.
 
     Args:
-        output: a folder that does not exist yet or is empty.
+        output: a folder that does not exist yet, or is empty.
         seed: of all trainings.
         console: where to show progress.
-        train_teacher: on the demo's own 24 cases, instead of taking the bundled one.
-        smoke: train for two iterations only, to see that everything runs; a teacher that is trained has few channels.
+        train_teacher: train a teacher on the demo's own 24 cases instead of using the bundled one.
+        smoke: train for two iterations only, to check that everything runs; a trained teacher then has few channels.
 
     Raises:
-        KDError: where the folder is in use or a command fails.
+        KDError: if the folder is in use, or a command fails.
     """
     if output.exists() and any(output.iterdir()):
         raise KDError(f"{output} is not empty and was left alone. Choose another folder with -o, or remove it.")
@@ -136,7 +136,7 @@ def train(model: DemoModel, run: Runner, seed: int, smoke: bool) -> None:
 
 
 def predict(model: DemoModel, run: Runner) -> None:
-    """The held-aside cases, by nnU-Net's command and by ours."""
+    """Predict the held-out cases with nnU-Net's command and with ours."""
     images = shlex.quote(str(run.output / "raw" / DATASET / "imagesTs"))
     of_model = f"-d 4 -c {CONFIGURATION} -f {model.fold} -p {model.plans} -tr {model.trainer} -device cpu"
     stock, fast = (shlex.quote(str(folder(run.output))) for folder in (model.predictions, model.fast_predictions))
@@ -145,7 +145,7 @@ def predict(model: DemoModel, run: Runner) -> None:
 
 
 def write_options(model: DemoModel, output: Path, seed: int, smoke: bool) -> Path:
-    """The model's bundled options with the seed, where the user can read them."""
+    """Write the model's bundled options, with the seed, to where the user can read them."""
     options = yaml.safe_load((OPTIONS / model.options).read_text()) | {"seed": seed} | (SMOKE if smoke else {})
     file = output / f"{model.name.replace(' ', '_')}.yaml"
     file.write_text(yaml.safe_dump(options, sort_keys=False))

@@ -4,8 +4,8 @@ nnU-Net looks for the class that ``-tr`` names in its own package and then in th
 ``nnUNet_extTrainer``. `register` adds our folder, which holds one stub module, to that variable. It is the target of
 an entry point in the group ``torch.backends``, which torch (>= 2.5) calls at ``import torch`` in every process.
 
-An exception in here would break ``import torch`` for the user's whole environment, so nothing is imported that could
-fail and nothing is done that can raise.
+An exception in this module would break ``import torch`` in the user's whole environment. So it imports nothing that
+could fail, and does nothing that can raise.
 """
 
 import os
@@ -27,7 +27,7 @@ def is_registered() -> bool:
 
 
 def register() -> None:
-    """Append the stub folder to ``nnUNet_extTrainer`` unless it is there already or the user opted out."""
+    """Append the stub folder to ``nnUNet_extTrainer``, unless it is already there or the user opted out."""
     if is_opted_out() or is_registered():
         return
     present = os.environ.get(VARIABLE, "")
