@@ -1,5 +1,5 @@
-"""The arguments of every sub-command. Nothing is imported here that would keep a user waiting for ``--help``: what a
-sub-command does is in the module of its name, which `main` imports once it is asked for."""
+"""The arguments of every sub-command. To keep ``--help`` fast, this module imports nothing slow: what a sub-command
+does is in the module of the same name, which `main` imports only when needed."""
 
 import argparse
 from pathlib import Path
@@ -18,7 +18,7 @@ from nnunetv2_kd.choices import (
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that there are."""
+    """Shows only the defaults that are set."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
@@ -28,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_kd",
         description="Knowledge distillation for nnU-Net v2. A student is trained with nnU-Net's own command: "
-        "nnUNetv2_train DATASET CONFIGURATION FOLD -tr nnUNetTrainerRegionKD. The sub-commands here help around it.",
+        "nnUNetv2_train DATASET CONFIGURATION FOLD -tr nnUNetTrainerRegionKD. The sub-commands here do what comes "
+        "before and after.",
     )
     parser.add_argument("--version", action="version", version=f"nnunetv2_kd {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -64,7 +65,7 @@ def _plan(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "plan",
         help="write a student's plans file",
-        description="Write a shrunken plans file beside the teacher's. It reads the same preprocessed data. Train "
+        description="Write a shrunken plans file beside the teacher's, for the same preprocessed data. Train "
         "with it: nnUNetv2_train DATASET CONFIGURATION FOLD -p STUDENT_PLANS -tr nnUNetTrainerRegionKD",
         formatter_class=_Help,
     )
@@ -77,60 +78,60 @@ def _plan(subparsers: Any) -> None:
         "-c", nargs="+", default=None, metavar="CONFIGURATION", help="default: all (if coarser: 3d_fullres)"
     )
     parser.add_argument("--width", type=float, help="factor on the channels; default: 0.5")
-    parser.add_argument("--params", help="at most so many parameters: 0.5M, 120k, or a fraction of the teacher's: 0.1")
-    parser.add_argument("--flops", help="at most so many FLOPs per patch: 20G, or a fraction of the teacher's: 0.1")
+    parser.add_argument("--params", help="parameters, at most: 0.5M, 120k, or a fraction of the teacher's: 0.1")
+    parser.add_argument("--flops", help="maximum FLOPs per patch: 20G, or a fraction of the teacher's: 0.1")
     parser.add_argument(
         "--features", metavar="8,16,32,64", help="channels per stage by hand, from full resolution down"
     )
     parser.add_argument(
         "--latency",
         metavar="300ms",
-        help="at most so much time for a whole case on this machine: shapes are timed, and the one with most FLOPs "
-        "that keeps to it is taken",
+        help="maximum time for a whole case on this machine: shapes are timed, and the one with the most FLOPs within "
+        "this time is taken",
     )
-    parser.add_argument("--runtime", choices=RUNTIMES, help="of --latency; default: openvino, where it is installed")
+    parser.add_argument("--runtime", choices=RUNTIMES, help="for --latency; default: openvino, if installed")
     parser.add_argument("--precision", choices=PRECISIONS, default="f32", help="of --latency")
-    parser.add_argument("--disable_tta", action="store_true", help="of --latency: a case without mirroring")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="of --latency: draw the shapes")
+    parser.add_argument("--disable_tta", action="store_true", help="for --latency: without mirroring")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="for --latency: plot the shapes")
     parser.add_argument(
         "--spacing",
         nargs="+",
         type=float,
         metavar="MM",
-        help="a coarser student: spacing in the order of the plans file. nnU-Net's planner plans anew for it; the "
-        "teacher teaches through nnUNetv2_kd store",
+        help="a coarser student: spacing in mm, in the order of the plans file. nnU-Net's planner plans again for it; "
+        "the teacher teaches through nnUNetv2_kd store",
     )
     parser.add_argument(
         "--coarser",
         type=float,
         metavar="N",
-        help="a coarser student: N times fewer voxels along each axis in the mean, isotropic as far as the data allow",
+        help="a coarser student: on average N times fewer voxels along each axis, as isotropic as the data allow",
     )
-    parser.add_argument("--convs-per-stage", type=int, help="at most so many convolutions (or blocks) per stage")
+    parser.add_argument("--convs-per-stage", type=int, help="maximum number of convolutions (or blocks) per stage")
     _trust(parser)
-    parser.add_argument("--batch-size", type=int, help="another batch size; default: the teacher's")
-    parser.add_argument("--overwrite", action="store_true", help="replace a plans file that is already there")
+    parser.add_argument("--batch-size", type=int, help="batch size; default: the teacher's")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing plans file")
 
 
 def _split_teachers(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "split-teachers",
         help="write folds for several teachers",
-        description="Give each of several teachers its own share of the training cases of one fold, as further folds "
-        "of splits_final.json. The folds that are there stay as they are, and so do the validation cases. Prints the "
-        "lines that train the teachers and the student.",
+        description="Give each of several teachers its own share of one fold's training cases, as additional folds in "
+        "splits_final.json. Existing folds and the validation cases do not change. Prints the commands that train the "
+        "teachers and the student.",
         formatter_class=_Help,
     )
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
     parser.add_argument("-n", type=int, default=None, metavar="TEACHERS", help="how many; default: 3, or one per group")
-    parser.add_argument("-f", type=int, default=0, metavar="FOLD", help="whose training cases are shared out")
-    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="the teachers' plans, for the lines printed")
+    parser.add_argument("-f", type=int, default=0, metavar="FOLD", help="the fold whose training cases are shared out")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="the teachers' plans, for printed commands")
     parser.add_argument(
         "-c",
         metavar="CONFIGURATION",
-        help="for the lines printed; default: 3d_fullres, or the first of the plans",
+        help="for the printed commands; default: 3d_fullres, or the plans' first configuration",
     )
-    parser.add_argument("--cases", type=int, default=None, help="at most so many cases per teacher; default: all")
+    parser.add_argument("--cases", type=int, default=None, help="maximum number of cases per teacher; default: all")
     parser.add_argument(
         "--groups",
         type=Path,
@@ -138,19 +139,19 @@ def _split_teachers(subparsers: Any) -> None:
         metavar="FILE",
         help="CSV file with the columns case and group (site, scanner); a group stays with one teacher",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffling")
+    parser.add_argument("--seed", type=int, default=0, help="for shuffling the cases")
     parser.add_argument("-o", type=Path, default=Path("teachers.yaml"), help="options file for the student's training")
 
 
 def _store(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "store",
-        help="store a teacher's predictions, so that no training has to run it",
+        help="store a teacher's predictions, so that trainings need not run it",
         description="Run a trained model, or several as an ensemble, over every preprocessed case with nnU-Net's own "
         "sliding window, and store the class probabilities beside the preprocessed data. A training with the option "
         "stored_teacher reads them instead of running the teacher.",
-        epilog="Interrupted, or data added since: the same line again, without --overwrite, goes on. What differs from "
-        "a teacher that runs during the training: docs/stored_teacher.md.",
+        epilog="To go on after an interruption, or to add new cases, repeat the command without --overwrite. For the "
+        "differences from a teacher that runs during training, see docs/stored_teacher.md.",
     )
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
@@ -158,66 +159,67 @@ def _store(subparsers: Any) -> None:
         "-p",
         default="nnUNetPlans",
         metavar="PLANS",
-        help="the teacher's, and whose preprocessed data are stored for; students made from them share these data; "
-        "default: nnUNetPlans",
+        help="the teacher's plans; the store is for their preprocessed data, which students made from these plans "
+        "share; default: nnUNetPlans",
     )
     parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="the teacher's; default: nnUNetTrainer")
     parser.add_argument(
-        "-f", nargs="+", default=["0"], metavar="FOLD", help="the teacher's; several: an ensemble; default: 0"
+        "-f", nargs="+", default=["0"], metavar="FOLD", help="the teacher's fold; several: an ensemble; default: 0"
     )
     parser.add_argument(
         "--teacher_folder",
         type=Path,
         action="append",
         metavar="FOLDER",
-        help="any nnU-Net model instead of -tr and -p's, whatever its spacing, labels and dimensions; several times: "
-        "an ensemble, of these folds of each",
+        help="any nnU-Net model, instead of the one that -tr and -p name, with any spacing, labels and dimensions; if "
+        "given several times: an ensemble of them all, with the folds -f of each",
     )
     parser.add_argument(
         "--labels",
         nargs="+",
         action="extend",
         metavar="LABEL=THEIRS",
-        help="the student's label and the teacher's that make it up: kidney=kidney_left,kidney_right; spleen= leaves "
-        "it to the student's own labels; 2:LABEL=... is for the second teacher; others are matched by name",
+        help="a label of the student, and the teacher's labels that make it up: kidney=kidney_left,kidney_right; "
+        "spleen= leaves it to the student's own labels; 2:LABEL=... is for the second teacher; others are matched by "
+        "name",
     )
     parser.add_argument(
         "--channels",
         nargs="+",
         action="extend",
         metavar="THEIRS=NAME",
-        help="the teacher's channel and the student's, where names differ",
+        help="the teacher's and the student's name of a channel, if they differ",
     )
     parser.add_argument(
-        "--weights", nargs="+", type=float, metavar="W", help="of each --teacher_folder, where several know a label"
+        "--weights", nargs="+", type=float, metavar="W", help="for each --teacher_folder, if several know a label"
     )
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
-    parser.add_argument("-o", metavar="NAME", help="the store's name; default: fold_ and the folds")
-    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
-    parser.add_argument("--overwrite", action="store_true", help="replace a store that other teachers have made")
+    parser.add_argument("-o", metavar="NAME", help="the store's name; default: fold_ followed by the folds")
+    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, slightly less accurate")
+    parser.add_argument("--overwrite", action="store_true", help="replace a store of other teachers")
     _trust(parser)
-    parser.add_argument("--bfloat16", action="store_true", help="on a CPU that has the instructions: faster")
+    parser.add_argument("--bfloat16", action="store_true", help="faster, on a CPU with bfloat16 instructions")
     parser.add_argument("-device", default="cuda", choices=DEVICES, help="default: cuda")
 
 
 def _unlabelled(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "unlabelled",
-        help="let a teacher label scans, and make a dataset of them for a student",
-        description="Make a dataset in nnU-Net's raw format from the cases of a labelled dataset and from scans that "
-        "nobody labelled, whose labels are one or several teachers'. Where these are not sure, voxels get nnU-Net's "
-        "ignore label. With --train a student is trained right away. Without -d all labels are the teacher's.",
-        epilog="Interrupted: the same line again goes on. docs/unlabelled.md shows the whole way.",
+        help="let a teacher label scans, and make a dataset from them for a student",
+        description="Make a dataset in nnU-Net's raw format from the cases of a labelled dataset and from unlabelled "
+        "scans, which one or several teachers label. Voxels of which the teachers are not sure get nnU-Net's ignore "
+        "label. With --train, a student is trained right away. Without -d, teachers label everything.",
+        epilog="To go on after an interruption, repeat the command. docs/unlabelled.md shows all steps.",
     )
     parser.add_argument("-i", type=Path, required=True, metavar="SCANS", help="folder with CASE_0000.nii.gz ...")
-    parser.add_argument("-o", required=True, metavar="DATASET", help="number, or name, of the dataset to make")
-    parser.add_argument("-d", metavar="DATASET", help="the labelled cases; default: none")
+    parser.add_argument("-o", required=True, metavar="DATASET", help="number or name of the dataset to make")
+    parser.add_argument("-d", metavar="DATASET", help="the dataset with the labelled cases; default: none")
     parser.add_argument(
         "--teacher_folder",
         type=Path,
         action="append",
         metavar="FOLDER",
-        help="any nnU-Net model's folder; several times: several teachers; default: the model of -d, -tr, -p and -c",
+        help="the folder of any nnU-Net model; may be given several times; default: the model of -d, -tr, -p and -c",
     )
     parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="default: nnUNetTrainer")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
@@ -228,8 +230,9 @@ def _unlabelled(subparsers: Any) -> None:
         nargs="+",
         action="extend",
         metavar="LABEL=THEIRS",
-        help="the dataset's label and the teacher's that make it up: kidney=kidney_left,kidney_right; 2:LABEL=... is "
-        "for the second teacher; others are matched by name. Without -d the labels named here are all there are",
+        help="a label of the dataset, and the teacher's labels that make it up: kidney=kidney_left,kidney_right; "
+        "2:LABEL=... is for the second teacher; others are matched by name. Without -d, the dataset has only these "
+        "labels",
     )
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
     parser.add_argument(
@@ -237,26 +240,28 @@ def _unlabelled(subparsers: Any) -> None:
         type=float,
         default=0.0,
         metavar="P",
-        help="ignore voxels whose label has a lower mean probability; default: 0, none",
+        help="ignore voxels whose label has a lower mean probability; default: 0, ignore none",
     )
     parser.add_argument(
         "--votes",
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="of several teachers or folds: ignore voxels whose label fewer of them give; default: 1, all must",
+        help="with several teachers or folds: ignore voxels if a smaller share of them agrees on the label; default: "
+        "1, all must agree",
     )
     parser.add_argument(
         "--scan_dice",
         type=float,
         default=0.7,
         metavar="DICE",
-        help="of several: leave out scans on which their mean Dice with their mean is lower; default: 0.7",
+        help="with several: leave out scans on which their mean Dice with their average prediction is lower; "
+        "default: 0.7",
     )
     parser.add_argument("--copy", action="store_true", help="copy images and labels; default: link them")
-    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
+    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, slightly less accurate")
     _trust(parser)
-    parser.add_argument("--train", action="store_true", help="then preprocess, and train a student of fold 0")
+    parser.add_argument("--train", action="store_true", help="then preprocess, and train a student on fold 0")
     parser.add_argument("-device", default="cuda", choices=DEVICES, help="default: cuda")
 
 
@@ -266,69 +271,69 @@ def _predict(subparsers: Any) -> None:
         help="nnUNetv2_predict, faster on a CPU",
         description="Predict as nnUNetv2_predict does, and with -m FOLDER as nnUNetv2_predict_from_modelfolder does: "
         "the same arguments (nnUNetv2_predict -h), the same files. With -device cpu the network runs in the fastest "
-        "runtime that is installed (pip install 'nnunetv2_kd[cpu]'), exact to rounding. Works with every nnU-Net "
-        "model, and with folders written by nnUNetv2_kd export.",
+        "runtime that is installed (pip install 'nnunetv2_kd[cpu]'), with results equal up to rounding. Works with "
+        "every nnU-Net model, and with folders written by nnUNetv2_kd export.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--runtime",
         choices=RUNTIME_CHOICES,
         default="measure",
-        help="what the network runs in on a CPU; default: measure, the fastest of those that are installed",
+        help="what the network runs in on a CPU; default: measure, the fastest that is installed",
     )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="f32",
-        help="default: f32, nnU-Net's own; bf16 where the processor has it; int8 needs the preprocessed training cases",
+        help="default: f32, as nnU-Net; bf16 needs a processor that has it; int8 the preprocessed training cases",
     )
     parser.add_argument(
         "--cpu_speed",
         choices=CPU_SPEEDS,
         metavar="WAY",
-        help=f"instead: PyTorch in one of its modes, {', '.join(CPU_SPEEDS)}",
+        help=f"instead of --runtime: PyTorch in one of its modes, {', '.join(CPU_SPEEDS)}",
     )
     _trust(parser)
-    parser.set_defaults(for_nnunet=[])  # what is unknown here is nnU-Net's
+    parser.set_defaults(for_nnunet=[])  # unknown arguments are passed on to nnU-Net
 
 
 def _export(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "export",
-        help="write a model for ONNX, OpenVINO or stock nnU-Net, and prove it",
-        description="Export a trained model: its weights without optimizer as a stock nnU-Net folder and zip, or its "
-        "network for ONNX Runtime or OpenVINO, with all that nnUNetv2_kd predict -m FOLDER needs. A model card is "
-        "written beside it. No names of cases and no paths are exported.",
-        epilog="The exported model then predicts the fold's validation cases, or -i, and is compared with PyTorch. "
-        "Where it differs by more than the tolerance, the export fails and nothing is written. docs/deploy.md shows "
-        "the whole way.",
+        help="write a model for ONNX, OpenVINO or stock nnU-Net, and check it",
+        description="Export a trained model: its weights without the optimizer as a stock nnU-Net folder and zip, or "
+        "its network for ONNX Runtime or OpenVINO, with everything that nnUNetv2_kd predict -m FOLDER needs, and a "
+        "model card. Names of cases and paths are not exported.",
+        epilog="The exported model then predicts the fold's validation cases, or the images of -i, and is compared "
+        "with PyTorch. If it differs by more than the tolerance, the export fails and nothing is written. "
+        "docs/deploy.md shows all steps.",
     )
     parser.add_argument("-d", metavar="DATASET", help="dataset id or name")
     parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
     parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="default: nnUNetTrainer")
-    parser.add_argument("-m", type=Path, metavar="FOLDER", help="a model folder instead of -d, -c, -p and -tr")
-    parser.add_argument("-f", nargs="+", default=["0"], metavar="FOLD", help="several: an ensemble; default: 0")
+    parser.add_argument("-m", type=Path, metavar="FOLDER", help="a model folder, instead of -d, -c, -p and -tr")
+    parser.add_argument("-f", nargs="+", default=["0"], metavar="FOLD", help="fold; several: an ensemble; default: 0")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
-    parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="the folder to make")
+    parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="the folder to create")
     parser.add_argument("--format", choices=EXPORT_FORMATS, default="openvino", help="default: openvino")
     parser.add_argument(
         "--precision",
         choices=EXPORT_PRECISIONS,
         default="f32",
-        help="of openvino: f32, bf16, int8 compute in it, fp16 keeps the weights in it; nnunet has f32 and fp16, onnx "
-        "has f32; default: f32",
+        help="openvino: f32, bf16 and int8 set the precision of computation, fp16 that of the stored weights; nnunet: "
+        "f32 or fp16; onnx: f32; default: f32",
     )
-    parser.add_argument("-i", type=Path, metavar="IMAGES", help="compare on these; default: the validation cases")
+    parser.add_argument("-i", type=Path, metavar="IMAGES", help="images to compare on; default: the validation cases")
     parser.add_argument("-gt", type=Path, metavar="LABELS", help="the ground truth of -i")
-    parser.add_argument("-prev_stage_predictions", type=Path, metavar="FOLDER", help="of a cascade, for these images")
-    parser.add_argument("--cases", type=int, metavar="N", help="compare on so many cases only; default: all")
+    parser.add_argument("-prev_stage_predictions", type=Path, metavar="FOLDER", help="for a cascade and -i")
+    parser.add_argument("--cases", type=int, metavar="N", help="compare on at most N cases; default: all")
     parser.add_argument(
         "--tolerance",
         type=float,
         metavar="X",
-        help="f32: differing voxels in 100,000 of foreground, default 5; others: change of a structure's Dice, default "
-        "0.001, of int8 0.005",
+        help="f32: differing voxels per 100,000 of foreground, default 5; others: change of a structure's Dice, "
+        "default 0.001, for int8 0.005",
     )
     _trust(parser)
     parser.add_argument("--intended-use", default="", metavar="TEXT", help="for the model card")
@@ -340,17 +345,17 @@ def _benchmark(subparsers: Any) -> None:
         "benchmark",
         help="time trained models against each other",
         description="Parameters, FLOPs, peak memory and milliseconds per case of trained models on this device, from "
-        "image to segmentation through nnU-Net's predictor, and how many times faster than the first each is.",
+        "image to segmentation in nnU-Net's predictor, and how many times faster each is than the first.",
     )
     parser.add_argument("-m", nargs="+", type=Path, default=[], metavar="FOLDER", help="model folders, teacher first")
-    parser.add_argument("-d", metavar="DATASET", help="or all trained models of a dataset, the largest first")
-    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="of -d, only these")
-    parser.add_argument("-p", nargs="+", metavar="PLANS", help="of -d, only these")
-    parser.add_argument("-tr", nargs="+", metavar="TRAINER", help="of -d, only these")
-    parser.add_argument("-f", metavar="FOLD", help="default: the first that is trained")
-    parser.add_argument("-i", type=Path, metavar="IMAGES", help="default: the validation cases of the fold")
+    parser.add_argument("-d", metavar="DATASET", help="or: all trained models of a dataset, largest first")
+    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="with -d: only these")
+    parser.add_argument("-p", nargs="+", metavar="PLANS", help="with -d: only these")
+    parser.add_argument("-tr", nargs="+", metavar="TRAINER", help="with -d: only these")
+    parser.add_argument("-f", metavar="FOLD", help="fold; default: the first that is trained")
+    parser.add_argument("-i", type=Path, metavar="IMAGES", help="images; default: the fold's validation cases")
     parser.add_argument("--cases", type=int, default=5, metavar="N", help="default: 5")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of every case; default: 3")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="predictions of every case; default: 3")
     parser.add_argument("-device", default="cuda", choices=DEVICES, help="default: cuda")
     parser.add_argument(
         "--cpu_speed",
@@ -358,46 +363,46 @@ def _benchmark(subparsers: Any) -> None:
         choices=CPU_SPEEDS,
         default=["float32"],
         metavar="WAY",
-        help=f"CPU modes, one line of the table each: {', '.join(CPU_SPEEDS)}; default: float32, nnU-Net's",
+        help=f"CPU modes, one table row each: {', '.join(CPU_SPEEDS)}; default: float32, nnU-Net's",
     )
     parser.add_argument(
         "--runtime",
         nargs="+",
         choices=RUNTIME_CHOICES,
         default=[],
-        help="further lines on a CPU: in the predictor of nnUNetv2_kd predict, in these runtimes",
+        help="additional rows on a CPU: the predictor of nnUNetv2_kd predict in these runtimes",
     )
     parser.add_argument(
-        "--precision", nargs="+", choices=PRECISIONS, default=["f32"], help="of --runtime, one line each; default: f32"
+        "--precision", nargs="+", choices=PRECISIONS, default=["f32"], help="for --runtime, one row each; default: f32"
     )
     _trust(parser)
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers into a file too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to a file")
 
 
 def _leaderboard(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "leaderboard",
         help="compare trained models",
-        description="Compare every trained model of a dataset: Dice, surface distances, cost, and whether differences "
-        "are real. Prints a table; with -o also writes CSV, JSON, Markdown, LaTeX and a page for the browser.",
-        epilog="Without -i the numbers are those of nnU-Net's own validation of each fold. What the columns and marks "
-        "mean: docs/leaderboard.md.",
+        description="Compare every trained model of a dataset: Dice, surface distances, cost, and significance of "
+        "differences. Prints a table; with -o also writes CSV, JSON, Markdown, LaTeX and a page for the browser.",
+        epilog="Without -i, the numbers are from nnU-Net's own validation of each fold. docs/leaderboard.md explains "
+        "the columns and marks.",
     )
     parser.add_argument("-d", nargs="+", required=True, metavar="DATASET", help="dataset ids or names")
     parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="only these; default: all")
     parser.add_argument("-f", nargs="+", metavar="FOLD", help="only these; default: all that are trained")
-    parser.add_argument("-o", type=Path, metavar="FOLDER", help="where to write; default: print the table only")
+    parser.add_argument("-o", type=Path, metavar="FOLDER", help="folder to write to; default: only print the table")
     parser.add_argument("-i", type=Path, metavar="IMAGES", help="predict these images instead (CASE_0000.nii.gz ...)")
     parser.add_argument("-gt", type=Path, metavar="LABELS", help="their ground truth (CASE.nii.gz)")
-    parser.add_argument("--reference", metavar="NAME", help="test the others against this model (a part will do)")
+    parser.add_argument("--reference", metavar="NAME", help="test the others against this model (or part of its name)")
     parser.add_argument("--teacher", metavar="NAME", help="the teacher of the students; default: as recorded in them")
     parser.add_argument(
         "--every-seed",
         action="store_true",
-        help="a row per training; default: seeds are one row, mean ± SD",
+        help="one row per training; default: one row for all seeds, mean ± SD",
     )
-    parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the surface Dice; default: 1.0")
+    parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="for the surface Dice; default: 1.0")
     parser.add_argument("--wide", action="store_true", help="print all columns; default: those that fit the terminal")
     parser.add_argument("--time", type=int, default=0, metavar="N", help="time every model on N cases; default: 0")
     parser.add_argument(
@@ -405,10 +410,10 @@ def _leaderboard(subparsers: Any) -> None:
         nargs="+",
         choices=RUNTIME_CHOICES,
         default=[],
-        help="what models run in for -i and --time on a CPU, one row each; default: as in stock nnU-Net",
+        help="runtimes for -i and --time on a CPU, one row each; default: as in stock nnU-Net",
     )
     parser.add_argument(
-        "--precision", nargs="+", choices=PRECISIONS, default=["f32"], help="of --runtime, one row each; default: f32"
+        "--precision", nargs="+", choices=PRECISIONS, default=["f32"], help="for --runtime, one row each; default: f32"
     )
     _trust(parser)
     parser.add_argument("-np", type=int, metavar="N", help="processes for scoring; default: nnU-Net's")
@@ -418,9 +423,9 @@ def _leaderboard(subparsers: Any) -> None:
 def _status(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "status",
-        help="show what there is of a dataset, and what is of no use any more",
+        help="show what exists for a dataset, and what is no longer needed",
         description="Trained models fold by fold (kind, method, seed, state, Dice), stores of teachers' predictions, "
-        "and what can be thrown away, with its size. Reads only: nothing is changed or deleted.",
+        "and what can be deleted, with its size. Nothing is changed or deleted.",
     )
     parser.add_argument("-d", nargs="+", required=True, metavar="DATASET", help="dataset ids or names")
 
@@ -430,7 +435,7 @@ def _doctor(subparsers: Any) -> None:
         "doctor",
         help="check this installation",
         description="Show versions, trainer discovery, nnU-Net's paths, the device and the teachers of every dataset. "
-        "Exits with 1 where something would stop a training, and prints the line that mends it.",
+        "If something would stop a training, prints the command that solves it, and exits with 1.",
     )
 
 
@@ -439,7 +444,7 @@ def _demo(subparsers: Any) -> None:
         "demo",
         help="distil a student on bundled real data",
         description="Install a bundled teacher, train a student alone and a distilled student with nnU-Net's own "
-        "commands on bundled hippocampus cases, and compare them. Runs on a CPU; nothing of yours is touched.",
+        "commands on bundled hippocampus cases, and compare them. Runs on a CPU, and does not touch your data.",
         epilog="The data are 32 cases of the Medical Segmentation Decathlon's hippocampus task (CC-BY-SA 4.0, see "
         "ATTRIBUTION.md in the demo's data folder).",
     )
@@ -448,6 +453,6 @@ def _demo(subparsers: Any) -> None:
     parser.add_argument(
         "--train-teacher",
         action="store_true",
-        help="train the teacher first, on the demo's 24 cases; takes several times as long",
+        help="train a teacher on the demo's 24 cases instead of using the bundled one; takes several times as long",
     )
     parser.add_argument("--smoke", action="store_true", help="two training iterations only, to check the installation")

@@ -1,4 +1,4 @@
-"""``nnUNetv2_kd demo``: see a student being distilled, in minutes, on bundled real data."""
+"""``nnUNetv2_kd demo``: distil a student on bundled real data in minutes."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""``nnUNetv2_kd doctor``: would a training start here, and if not, which line mends it?"""
+"""``nnUNetv2_kd doctor``: would a training start here, and if not, which command solves it?"""
 
 import argparse
 import importlib.metadata
@@ -39,7 +39,7 @@ FIND = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: what was looked at, what was found, and the line that mends it where it would stop a training."""
+    """One row: what was checked, what was found, and, if that would stop a training, the command that solves it."""
 
     what: str
     found: str
@@ -73,7 +73,7 @@ def versions() -> list[Finding]:
 
 
 def found_trainer() -> list[Finding]:
-    """Looks in a fresh process, as nnUNetv2_train would be."""
+    """Check in a fresh process, like nnUNetv2_train's."""
     if discovery.is_opted_out():
         how = f"switched off by {discovery.OPT_OUT}={os.environ[discovery.OPT_OUT]}"
     elif os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
@@ -141,7 +141,7 @@ def options() -> list[Finding]:
 
 
 def trainers() -> list[Finding]:
-    """What ``-tr`` can name."""
+    """The trainers that ``-tr`` can name."""
     names = ", ".join(trainer.__name__ for trainer in TRAINERS)
     suffixes = ", ".join(f"_{name}" for name in variant_names())
     return [
@@ -151,7 +151,7 @@ def trainers() -> list[Finding]:
 
 
 def teachers() -> list[Finding]:
-    """Trained models per dataset; without one a student cannot be trained, but a teacher can, so this stops nothing."""
+    """Trained models per dataset. Having none stops nothing: a student cannot be trained yet, but a teacher can."""
     if not nnUNet_results.is_set() or not Path(nnUNet_results).is_dir():
         return []
     findings = []
@@ -166,7 +166,8 @@ def teachers() -> list[Finding]:
 
 
 def methods() -> list[Finding]:
-    """Distillation methods that an options file can name; one that cannot be loaded stops only who uses it."""
+    """Distillation methods that an options file can name. One that cannot be loaded only stops trainings that use
+    it."""
     others = [name for name in method_names() if name not in own_methods()]
     found = [Finding("methods", ", ".join(own_methods()))]
     for name in others:

@@ -19,7 +19,7 @@ from nnunetv2_kd.terminal import plain_console
 
 def run(args: argparse.Namespace) -> int:
     if (args.m is None) == (args.d is None):
-        raise KDError("Name the model either by -d DATASET (and -c, -p, -tr) or by -m FOLDER.")
+        raise KDError("Name the model either with -d DATASET (and -c, -p, -tr) or with -m FOLDER.")
     if args.m is not None:
         model = args.m.expanduser().absolute()
     else:
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     )
     console.print(agreement_table(found))
     console.print(
-        f"{found.differing} of {found.voxels} voxels differ from PyTorch ({found.foreground} of foreground); "
-        f"{found.ms[0]:.0f} ms a case in PyTorch, {found.ms[1]:.0f} ms in the export",
+        f"{found.differing} of {found.voxels} voxels differ from PyTorch ({found.foreground} are foreground); "
+        f"{found.ms[0]:.0f} ms per case in PyTorch, {found.ms[1]:.0f} ms in the export",
         highlight=False,
         soft_wrap=True,
     )
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def next_steps(format_: str, request: ExportRequest) -> list[str]:
-    """What to type with the export."""
+    """The commands to use the export."""
     if format_ != "nnunet":
         return [
             "Predict with it:",
@@ -71,7 +71,7 @@ def next_steps(format_: str, request: ExportRequest) -> list[str]:
     trainer, plans, configuration = name
     dataset = request.model.parent.name
     return [
-        "Where nnU-Net is, with or without nnunetv2_kd:",
+        "On a machine with nnU-Net, with or without nnunetv2_kd:",
         f"  nnUNetv2_install_pretrained_model_from_zip {shlex.quote(str(request.output / dataset))}.zip",
         f"  nnUNetv2_predict -d {dataset} -c {configuration} -tr {trainer} -p {plans} -f {' '.join(request.folds)} "
         "-i IN -o OUT -device cpu",
@@ -79,7 +79,7 @@ def next_steps(format_: str, request: ExportRequest) -> list[str]:
 
 
 def agreement_table(found: Agreement) -> Table:
-    """Dice and surface Dice per structure, of the model in PyTorch and of the export, and between both."""
+    """Dice and surface Dice per structure of the model in PyTorch and of the export, and the Dice between both."""
     table = Table("structure", "Dice PyTorch", "Dice export", "NSD PyTorch", "NSD export", "Dice between both")
     for column in table.columns[1:]:
         column.justify = "right"

@@ -7,10 +7,10 @@ from nnunetv2_kd.errors import KDError, listing
 
 
 def label_maps(entries: list[str] | None, count: int) -> list[dict[str, tuple[str, ...]]]:
-    """``kidney=kidney_left,kidney_right`` of all teachers, ``2:kidney=kidneys`` of the second one.
+    """Read ``kidney=kidney_left,kidney_right`` for all teachers, ``2:kidney=kidneys`` for the second.
 
     Returns:
-        The student's label to the teacher's, for every teacher.
+        For every teacher, its labels that make up each of the student's.
 
     Raises:
         KDError: lists the entries that cannot be read.
@@ -27,14 +27,14 @@ def label_maps(entries: list[str] | None, count: int) -> list[dict[str, tuple[st
             names = tuple(name.strip() for name in match[3].split(",") if name.strip())
             for number in [int(match[1]) - 1] if match[1] else range(count):
                 if maps[number].setdefault(match[2].strip(), names) != names:
-                    problems.append(f"{match[2]!r} is mapped two ways for teacher {number + 1}")
+                    problems.append(f"{match[2]!r} is mapped twice for teacher {number + 1}")
     if problems:
         raise KDError(listing("--labels cannot be used:", problems))
     return maps
 
 
 def label_words(maps: Sequence[Mapping[str, Sequence[str]]]) -> list[str]:
-    """The flag and its words that say these maps; nothing for none."""
+    """The flag and its values for these maps; empty if there are none."""
     words = [
         f"{f'{number}:' if len(maps) > 1 else ''}{name}={','.join(labels)}"
         for number, named in enumerate(maps, 1)

@@ -1,4 +1,4 @@
-"""``nnUNetv2_kd leaderboard``: compare the trained models of a dataset, on the terminal and on one page."""
+"""``nnUNetv2_kd leaderboard``: compare the trained models of a dataset, in the terminal and on one page."""
 
 import argparse
 

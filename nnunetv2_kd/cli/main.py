@@ -13,8 +13,8 @@ from nnunetv2_kd.interruption import status_of, terminated_like_ctrl_c
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Arguments that a command does not know are an error, unless it hands them over to nnU-Net. Without a command the
-    help is shown."""
+    """Parse the arguments. Unknown ones are an error, unless the command passes them on to nnU-Net. Without a command,
+    show the help."""
     parser = build_parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown and not hasattr(args, "for_nnunet"):
@@ -27,11 +27,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def import_command(name: str, whole_process: bool) -> ModuleType:
-    """The module of a sub-command, with torch and nnU-Net: seconds, which help spares.
+    """Import a sub-command's module, with torch and nnU-Net. This takes seconds, which --help avoids.
 
     Args:
-        whole_process: whether the process is there for this command. Then nothing is looked through for garbage while
-            it is imported, nor what was imported when the process ends, which takes as long as the imports themselves.
+        whole_process: whether the process runs only this command. Garbage collection is then off during the import, and
+            skips the imported objects when the process ends, which would take as long as the import itself.
     """
     if whole_process:
         gc.disable()

@@ -75,13 +75,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def training_lines(dataset: str, configurations: list[str], name: str, *_: Plans) -> list[str]:
-    """What to type next."""
+    """The commands to type next."""
     commands = [f"  nnUNetv2_train {dataset} {c} 0 -p {name} -tr nnUNetTrainerRegionKD" for c in configurations]
     return ["Train the student, once the teacher is trained:", *(f"{command}{device_flag()}" for command in commands)]
 
 
 def coarser_lines(dataset: str, configurations: list[str], name: str, teacher: Plans, student: Plans) -> list[str]:
-    """How many voxels are left, and what to type next."""
+    """How many voxels remain, and the commands to type next."""
     lines = []
     for configuration in configurations:
         before, after = (
@@ -94,7 +94,7 @@ def coarser_lines(dataset: str, configurations: list[str], name: str, teacher: P
     train = f"nnUNetv2_train {dataset} {configuration} 0 -p {name} -tr nnUNetTrainerRegionKD{device_flag()}"
     return [
         *lines,
-        "Preprocess for the student; store what the teacher, once it is trained, sees at its own spacing; and train:",
+        "Preprocess for the student, store the trained teacher's predictions at its own spacing, and train:",
         f"  nnUNetv2_preprocess -d {dataset} -plans_name {name} -c {' '.join(configurations)}",
         f"  nnUNetv2_kd store -d {dataset} -c {configuration} -p {name} -f 0{device_flag()}",
         "  echo 'stored_teacher: fold_0' > stored.yaml",
@@ -107,15 +107,15 @@ def default_coarser(plans: Plans) -> list[str]:
 
 
 def spacings_of(args: argparse.Namespace, plans: Plans, configurations: list[str]) -> dict[str, list[float]]:
-    """What ``--spacing`` or ``--coarser`` ask for, by configuration.
+    """The spacing that ``--spacing`` or ``--coarser`` asks for, by configuration.
 
     Raises:
-        KDError: where that is no coarser spacing, or the configuration cannot have one.
+        KDError: if it is not coarser, or the configuration cannot have a coarser one.
     """
     if args.spacing is not None and args.coarser is not None:
         raise KDError("Give --spacing or --coarser, not both.")
     if made_from(plans) is not None:
-        raise KDError(f"The plans {args.p} are a student's already. Make a coarser one from -p {made_from(plans)}.")
+        raise KDError(f"The plans {args.p} are already a student's. Make a coarser one from -p {made_from(plans)}.")
     found = {}
     for configuration in configurations:
         manager = PlansManager(deepcopy(plans)).get_configuration(configuration)
@@ -131,26 +131,26 @@ def spacings_of(args: argparse.Namespace, plans: Plans, configurations: list[str
 
 
 def check_replaceable(plans_file: Path, overwrite: bool) -> None:
-    """Plans that are there may be replaced, unless a trained model stands on them.
+    """Check that existing plans may be replaced: not if a trained model uses them.
 
     Raises:
-        KDError: where they may not; with a name that is free.
+        KDError: if they may not; gives a name that is free.
     """
     models = trained_with(plans_file.parent.name, plans_file.stem)
     free = next(n for i in range(2, 1000) if not plans_file.with_stem(n := f"{plans_file.stem}{i}").exists())
     if models:
         raise KDError(
-            f"{plans_file} was kept, because models are trained with it, which could neither be resumed nor get "
-            f"another fold without it: {', '.join(models)}. Choose another name: -o {free}"
+            f"{plans_file} was kept, because trained models need it to be resumed or to add a fold: "
+            f"{', '.join(models)}. Choose another name: -o {free}"
         )
     if not overwrite:
-        raise KDError(f"{plans_file} is already there and was kept. Add --overwrite to replace it, or: -o {free}")
+        raise KDError(f"{plans_file} already exists and was kept. Add --overwrite to replace it, or: -o {free}")
 
 
 def sized_student(
     plans: Plans, dataset_json: dict[str, Any], configurations: list[str], options: StudentOptions, name: str
 ) -> Plans:
-    """Of a width, of a budget, or of channels given by hand."""
+    """The plans of a student of a given width, within a budget, or with given channels."""
     if options.features is not None:
         by_hand = {c: parse_features(options.features) for c in configurations}
         widths = {c: relative_width(plans, c, by_hand[c]) for c in configurations}
@@ -167,9 +167,9 @@ def fast_student(
     options: StudentOptions,
     name: str,
 ) -> Plans:
-    """As fast as was asked for, measured here."""
+    """The plans of a student that is as fast as asked for, measured on this machine."""
     if len(configurations) > 1:
-        raise KDError(f"--latency is measured of one configuration. Name it: -c {' or -c '.join(configurations)}")
+        raise KDError(f"--latency is measured for one configuration. Name it: -c {' or -c '.join(configurations)}")
     if options.convs_per_stage is not None:
         raise KDError("--latency chooses the convolutions per stage itself. Leave out --convs-per-stage.")
     runtime = args.runtime or next(
@@ -208,9 +208,9 @@ def fast_student(
 
 
 def latency_table(timed: list[TimedShape], picked: TimedShape, budget: float, title: str) -> Table:
-    """Every shape with its cost and time; the chosen one is marked. Times that were estimated begin with ~."""
-    table = Table(title=f"{title}; budget {budget:g} ms a case")
-    columns = ("", "channels, convolutions", "parameters", "GFLOPs", "activations", "ms a patch", "ms a case")
+    """Every shape with its cost and time. The chosen one is marked; estimated times start with ~."""
+    table = Table(title=f"{title}; budget {budget:g} ms per case")
+    columns = ("", "channels, convolutions", "parameters", "GFLOPs", "activations", "ms per patch", "ms per case")
     for column in columns:
         left = column in columns[:2]
         table.add_column(column, justify="left" if left else "right", no_wrap=left)
@@ -230,7 +230,7 @@ def latency_table(timed: list[TimedShape], picked: TimedShape, budget: float, ti
 
 
 def draw(timed: list[TimedShape], picked: TimedShape, budget: float, how: str, file: Path) -> None:
-    """Milliseconds a case against GFLOPs a patch, one point per shape."""
+    """Plot milliseconds per case against GFLOPs per patch, one point per shape."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -254,9 +254,9 @@ def draw(timed: list[TimedShape], picked: TimedShape, budget: float, how: str, f
     axes.set(
         xscale="log",
         yscale="log",
-        xlabel="GFLOPs a patch",
-        ylabel="ms a case",
-        title=f"{how}\nblack: teacher, red: chosen, triangles: one convolution a stage, dashed: budget",
+        xlabel="GFLOPs per patch",
+        ylabel="ms per case",
+        title=f"{how}\nblack: teacher, red: chosen, triangles: one convolution per stage, dashed: budget",
     )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
@@ -270,7 +270,7 @@ def draw(timed: list[TimedShape], picked: TimedShape, budget: float, how: str, f
 
 
 def student_options(args: argparse.Namespace) -> StudentOptions:
-    """The flags as options, so that both ways are checked alike."""
+    """The flags as options, so that both are checked in the same way."""
     given = {key: getattr(args, key) for key in ("width", "params", "flops", "features", "latency", "convs_per_stage")}
     try:
         return StudentOptions(**{key: value for key, value in given.items() if value is not None})

@@ -20,13 +20,13 @@ from nnunetv2_kd.terminal import plain_console
 
 def run(args: argparse.Namespace) -> int:
     if args.n is not None and args.n < 2:
-        raise KDError(f"-n must be at least 2, found {args.n}. One teacher needs no shares: train it on the fold.")
+        raise KDError(f"-n must be at least 2, found {args.n}. A single teacher needs no share: train it on the fold.")
     if args.cases is not None and args.cases < 1:
         raise KDError(f"--cases must be at least 1, found {args.cases}.")
     folder = preprocessed_folder(args.d)
     plans = read_plans(folder, args.p)
     args.c = args.c or next((c for c in ("3d_fullres", *plans["configurations"]) if c in plans["configurations"]), "2d")
-    check_configuration(plans, args.c)  # of the lines that are printed
+    check_configuration(plans, args.c)  # for the printed commands
     splits = read_splits(folder) or make_splits(folder)
     if not 0 <= args.f < len(splits):
         raise KDError(f"There is no fold {args.f}: {folder / SPLITS} has folds 0 to {len(splits) - 1}.")
@@ -44,10 +44,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_groups(file: Path) -> dict[str, str]:
-    """Case to group.
+    """The group of every case.
 
     Raises:
-        KDError: where the file cannot be read, lacks a column, or gives a case two groups.
+        KDError: if the file cannot be read, lacks a column, or gives a case two groups.
     """
     try:
         with file.open(newline="") as stream:

@@ -1,4 +1,4 @@
-"""``nnUNetv2_kd status``: what there is of a dataset, and what is of no use any more. Reads only."""
+"""``nnUNetv2_kd status``: what exists for a dataset, and what is no longer needed. Reads only."""
 
 import argparse
 import shlex
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def lines_of(found: Overview) -> Iterator[str]:
-    """Every model with its folds, every store, and what can be thrown away."""
+    """Every model with its folds, every store, and what can be deleted."""
     yield f"{found.dataset}" if found.folds else f"{found.dataset}: no model is trained. {how_to_train(found.dataset)}"
     for model, folds in groupby(found.folds, key=lambda fold: (fold.model, fold.kind, fold.method)):
         yield f"  {model[0]}: {', '.join(part for part in model[1:] if part)}"
@@ -33,7 +33,7 @@ def lines_of(found: Overview) -> Iterator[str]:
             f"{store.teachers}"
         )
     if found.useless:
-        yield "  Can be thrown away:"
+        yield "  Can be deleted:"
     for what in found.useless:
         yield f"    {what.why}, {format_bytes(what.size)}: rm -r {shlex.quote(str(what.place))}"
 

@@ -33,8 +33,8 @@ from nnunetv2_kd.teachers.stored.write import Task, make
 from nnunetv2_kd.terminal import plain_console
 
 MEND = (
-    "Say what it is called there, --labels {name}=THEIR_LABEL; or that the student shall learn it from its labels "
-    "alone, --labels {name}="
+    "Name the teacher's label, --labels {name}=THEIR_LABEL; or let the student learn it from its own labels alone, "
+    "--labels {name}="
 )
 
 
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     configuration = manager.get_configuration(args.c)
     if configuration.previous_stage_name is not None:
         raise KDError(
-            f"{args.c} is a cascade: its teacher also looks at the previous stage's segmentation, which augmentation "
-            "changes. It cannot be stored; let it run during the training."
+            f"{args.c} is a cascade, which cannot be stored: augmentation changes the previous stage's segmentation in "
+            "the teacher's input. Let the teacher run during training."
         )
     data = base / configuration.data_identifier
     if not any(data.glob("*.pkl")):
@@ -82,7 +82,7 @@ def about_interruption(_: argparse.Namespace) -> str:
 
 
 def command() -> str:
-    """The line that goes on with the store."""
+    """The command that continues the store."""
     return shlex.join(["nnUNetv2_kd", *(part for part in sys.argv[1:] if part != "--overwrite")])
 
 
@@ -94,13 +94,13 @@ def load_models(
     Args:
         base: the dataset's folder under nnUNet_preprocessed.
         plans, dataset_json: the student's.
-        cases: whose raw images are looked at by teachers with data of their own.
+        cases: the cases whose raw images are read for teachers that preprocess them on their own.
 
     Raises:
-        KDError: where a teacher is not there, or cannot teach this student.
+        KDError: if a teacher is missing, or cannot teach this student.
     """
     if args.bfloat16 and (args.device != "cpu" or not cpu_has_bfloat16()):
-        raise KDError("--bfloat16 is for -device cpu with bfloat16 instructions, which this is not. Leave it out.")
+        raise KDError("--bfloat16 needs -device cpu and a processor with bfloat16 instructions. Leave it out.")
     student = StudentIdentity(base.name, made_from(plans) or args.p, args.c, "all")
     named: list[dict[str, Any]] = [{"folder": folder} for folder in args.teacher_folder or ()] or [{"trainer": args.tr}]
     weights, labels = teacher_weights(args.weights, len(named)), label_maps(args.labels, len(named))
@@ -126,7 +126,7 @@ def load_models(
                 problems.append(str(error))
     if problems:
         flags = "-tr, -p, -f, -chk, --teacher_folder and --trust"
-        told = dict.fromkeys(problems)  # what is wrong with a folder is wrong with each of its folds
+        told = dict.fromkeys(problems)  # each fold repeats what is wrong with its folder
         raise KDError("\n".join([*told, f"(Where this speaks of the options file: here it is {flags}.)"]))
     check_different([model.teacher for model in models])
     check_labels(models, dataset_json)
@@ -136,7 +136,7 @@ def load_models(
 
 
 def check_labels(models: list[CasePredictor], dataset_json: dict[str, Any]) -> None:
-    """What the teachers know fits the student.
+    """Check that the teachers' labels fit the student's.
 
     Raises:
         KDError: lists every problem of every teacher.
@@ -148,7 +148,7 @@ def check_labels(models: list[CasePredictor], dataset_json: dict[str, Any]) -> N
 
 
 def teacher_weights(given: list[float] | None, count: int) -> list[float]:
-    """One per teacher, above 0."""
+    """One weight per teacher, above 0."""
     if given is None:
         return [1.0] * count
     if len(given) != count or not all(0 < weight < math.inf for weight in given):
@@ -157,10 +157,10 @@ def teacher_weights(given: list[float] | None, count: int) -> list[float]:
 
 
 def channel_names(entries: list[str] | None) -> dict[str, str]:
-    """``T1=MRI``: the teacher's channel to the student's.
+    """Read pairs such as ``T1=MRI``: the student's name for each of the teacher's channels.
 
     Raises:
-        KDError: where an entry is no such pair.
+        KDError: if an entry is not such a pair.
     """
     pairs = [entry.split("=") for entry in entries or ()]
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
@@ -169,12 +169,12 @@ def channel_names(entries: list[str] | None) -> dict[str, str]:
 
 
 def seen_by(models: list[CasePredictor]) -> list[str]:
-    """What each teacher looks at, where that is not the student's preprocessed data, and what it does not know."""
+    """Which teachers do not use the student's preprocessed data, and what they teach if that is not every label."""
     lines = []
     for model in models:
         name = f"{model.path.folder.name}, fold {model.path.fold}"
         if model.space is not None:
-            lines.append(f"{name} looks at the raw images with its own plans ({'; '.join(model.differs)})")
+            lines.append(f"{name} sees the raw images with its own plans ({'; '.join(model.differs)})")
             lines += [f"WARNING: {problem}. The other cases are stored." for problem in model.space.problems]
         if not model.map.plain:
             lines.append(f"{name} teaches {model.map.described}")
@@ -190,7 +190,7 @@ def summary(store: Store, data: Path, name: str) -> list[str]:
     return [
         f"Stored: {store.folder}",
         f"  {len(records)} cases, {size / 2**20:.1f} MiB ({100 * size / whole:.0f} % of the preprocessed data); "
-        f"largest error of a stored probability {max(record['error'] for record in records):.4f}",
+        f"largest quantization error of a probability {max(record['error'] for record in records):.4f}",
         f"  mean Dice against the labels {sum(dice) / max(1, len(dice)):.4f} (training cases included)",
         "Train from it with this line in the options file that nnUNet_kd_config names:",
         f"  stored_teacher: {json.dumps(name)}",

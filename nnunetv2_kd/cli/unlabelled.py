@@ -1,4 +1,5 @@
-"""``nnUNetv2_kd unlabelled``: a dataset of labelled cases and of scans that teachers labelled, and a student of it."""
+"""``nnUNetv2_kd unlabelled``: make a dataset of labelled cases and of scans labelled by teachers; train a student on
+it."""
 
 import argparse
 import os
@@ -30,7 +31,7 @@ from nnunetv2_kd.unlabelled.output import OPTIONS, PROGRESS
 from nnunetv2_kd.unlabelled.pseudo_labels import Rules
 
 STORE = "labellers"
-SHOWN = 10  # scans that are left out, by name
+SHOWN = 10  # scans left out that are listed by name
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def model_folders(args: argparse.Namespace, dataset: Path | None) -> list[Path]:
-    """Those named, or the one that -d, -tr, -p and -c name."""
+    """The given model folders, or the one that -d, -tr, -p and -c name."""
     if args.teacher_folder:
         return [folder.expanduser().absolute() for folder in args.teacher_folder]
     if dataset is None:
@@ -94,24 +95,24 @@ def model_folders(args: argparse.Namespace, dataset: Path | None) -> list[Path]:
 
 
 def named_labels(entries: list[str] | None, teachers: int) -> list[dict[str, tuple[str, ...]]]:
-    """What --labels says of each teacher.
+    """Each teacher's labels according to --labels.
 
     Raises:
-        KDError: where it leaves a label to nobody: who should draw it in the scans?
+        KDError: if a label has no teacher, because nobody would then draw it in the scans.
     """
     maps = label_maps(entries, teachers)
     empty = sorted({name for named in maps for name, labels in named.items() if not labels})
     if empty:
         raise KDError(
-            f"--labels {empty[0]}= leaves {empty[0]} to nobody, so that it would be background in every scan. Name a "
+            f"--labels {empty[0]}= gives {empty[0]} no teacher, so it would be background in every scan. Name a "
             f"teacher's label for it, --labels {empty[0]}=THEIR_LABEL, or leave it out of the dataset's labels."
         )
     return maps
 
 
 def write_options(made: Made, checkpoint: str) -> dict[str, Any]:
-    """The options file of the student's training: what the user's own options file says, and its teacher. A single
-    teacher runs during the training; several are stored first, because running all would cost as much as all.
+    """Write the options file for the student's training: the user's own options, and the teacher. A single teacher runs
+    during training; several are stored first, because running them all at every step would be slow.
 
     Returns:
         The options.
@@ -132,7 +133,7 @@ def write_options(made: Made, checkpoint: str) -> dict[str, Any]:
 
 
 def next_commands(made: Made, args: argparse.Namespace, stored: bool) -> list[tuple[dict[str, str], list[str]]]:
-    """Environment variables and words of the lines from the dataset to a trained student."""
+    """The commands, with environment variables, from the dataset to a trained student."""
     number, device = dataset_id(made.folder.name), [] if args.device == "cuda" else ["-device", args.device]
     plans = [] if made.plans == "nnUNetPlans" else ["-p", made.plans]
     lines: list[tuple[dict[str, str], list[str]]] = [
@@ -153,22 +154,20 @@ def next_commands(made: Made, args: argparse.Namespace, stored: bool) -> list[tu
 
 
 def train(env: dict[str, str], command: list[str]) -> None:
-    """One of these lines.
+    """Run one of these commands.
 
     Raises:
-        KDError: where it fails; the lines after it have been told.
+        KDError: if it fails; the commands after it have already been printed.
     """
     program = Path(sys.executable).parent / command[0]
     words = [str(program) if program.is_file() else command[0], *command[1:]]
     done = subprocess.run(words, env=os.environ | env)
     if done.returncode != 0:
-        raise KDError(
-            f"{command[0]} failed; what it printed says why. The dataset is whole: go on with its line above."
-        )
+        raise KDError(f"{command[0]} failed; see its output. The dataset is complete: go on with the commands above.")
 
 
 def summary(made: Made) -> list[str]:
-    """What was made, and what must be known of it."""
+    """What was made, and what the user must know about it."""
     kept = [facts for facts in made.scans.values() if not facts["left_out"]]
     left_out = {case: facts["left_out"] for case, facts in made.scans.items() if facts["left_out"]}
     lines = [
@@ -187,9 +186,9 @@ def summary(made: Made) -> list[str]:
     lines.append(f"  every scan: {made.folder / PROGRESS}")
     for structure in made.structures.names:
         if not any(facts["voxels"][structure] for facts in kept):
-            lines.append(f"  WARNING: the teacher finds {structure} in no scan. Do teacher and scans fit?")
+            lines.append(f"  WARNING: the teacher finds no {structure} in any scan. Do teacher and scans fit together?")
     if not made.labelled:
-        lines.append("  No case has a label of a person: validation is agreement with the teacher, not accuracy.")
+        lines.append("  No case was labelled by a person: validation is agreement with the teacher, not accuracy.")
     return lines
 
 
@@ -198,7 +197,8 @@ def _folds(labeller: Any) -> str:
 
 
 def scan_table(made: Made) -> Table:
-    """Over the scans that were kept: how large each structure is, how much is ignored, how far the teachers agree."""
+    """For the scans that were kept: the size of each structure, how much is ignored, and how well the teachers
+    agree."""
     import numpy as np
 
     kept = [facts for facts in made.scans.values() if not facts["left_out"]]
@@ -215,5 +215,5 @@ def scan_table(made: Made) -> Table:
         row("ignored, voxels", [facts["ignored"] for facts in kept], 0)
     agreements = [facts["agreement"] for facts in kept if facts["agreement"] is not None]
     if agreements:
-        row("agreement of the teachers, Dice", agreements, 3)
+        row("agreement between teachers, Dice", agreements, 3)
     return table

@@ -82,7 +82,7 @@ def test_plan_keeps_plans_that_a_model_stands_on(folders, capsys):
     for more in ([], ["--overwrite"]):
         assert main(["plan", "-d", "999", "--width", "0.25", *more]) == 1
         error = capsys.readouterr().err
-        assert "models are trained with it" in error
+        assert "because trained models need it" in error
         assert "nnUNetTrainerKD__nnUNetPlansStudent__2d" in error
         assert "--overwrite" not in error
     assert student_of(folders) == before
@@ -111,7 +111,7 @@ def test_plan_keeps_a_file_that_is_there(folders, capsys):
     assert main(["plan", "-d", "999"]) == 0
     before = student_of(folders)
     assert main(["plan", "-d", "999", "--width", "0.25"]) == 1
-    assert "already there and was kept. Add --overwrite" in capsys.readouterr().err
+    assert "already exists and was kept. Add --overwrite" in capsys.readouterr().err
     assert student_of(folders) == before
     assert main(["plan", "-d", "999", "--width", "0.25", "--overwrite"]) == 0
     assert student_of(folders) != before

@@ -52,10 +52,10 @@ def test_models_fold_by_fold(full, capsys):
 
 def test_what_can_be_thrown_away(full, capsys):
     assert main(["status", "-d", "7"]) == 0
-    useless = capsys.readouterr().out.split("Can be thrown away:")[1]
+    useless = capsys.readouterr().out.split("Can be deleted:")[1]
     assert "a training that another one replaced, 2.0 KiB: rm -r" in useless
-    assert f"a start that never saved anything, 10 B: rm -r {full.models}" in useless
-    assert "a student's plans with which no model is trained" in useless
+    assert f"a training that never saved anything, 10 B: rm -r {full.models}" in useless
+    assert "a student's plans that no model uses" in useless
     assert len(useless.strip().splitlines()) == 3
 
 
@@ -83,7 +83,7 @@ def test_stores_and_one_whose_teacher_was_trained_again(stored_world):
     header.write_text(json.dumps(content))
     checkpoint = stored_world.model("nnUNetTrainer") / "fold_0" / "checkpoint_final.pth"
     torch.save(torch.load(checkpoint, weights_only=False) | {"current_epoch": 9}, checkpoint)
-    useless = stored_world.run(*status).stdout.split("Can be thrown away:")[1]
+    useless = stored_world.run(*status).stdout.split("Can be deleted:")[1]
     [line] = [line for line in useless.splitlines() if "a store whose teacher was trained again since" in line]
     *_, remove, flag, place = shlex.split(line)
     assert (remove, flag) == ("rm", "-r")
