@@ -1,4 +1,5 @@
-"""The networks and operators that plans name, which nnU-Net imports and calls: only those of torch and of nnU-Net."""
+"""Check the networks and operators that plans name. nnU-Net imports and calls them, so only torch's and nnU-Net's are
+allowed."""
 
 import keyword
 import pydoc
@@ -16,13 +17,13 @@ from nnunetv2_kd.nnunet.model_files import shown
 from nnunetv2_kd.nnunet.trust import HOW, is_trusted
 
 PACKAGES = ("torch.nn", "dynamic_network_architectures", "nnunetv2")
-LARGEST = 100_000  # of any number in the arguments of a network; a loop over more of anything is no network
+LARGEST = 100_000  # limit on every number in a network's arguments; larger loops do not belong to a network
 MOST_STAGES = 30
 
 
 def check_architecture(architecture: Any, where: str, trust: bool = False) -> None:
-    """What the ``architecture`` of a configuration names can be imported, and runs no code of a stranger. Nothing
-    outside of `PACKAGES` is imported to find out.
+    """Check that what a configuration's ``architecture`` names can be imported and does not run a stranger's code. The
+    check itself imports nothing outside `PACKAGES`.
 
     Args:
         architecture: of a plans file, with ``network_class_name``, ``arch_kwargs`` and ``_kw_requires_import``.
@@ -30,7 +31,7 @@ def check_architecture(architecture: Any, where: str, trust: bool = False) -> No
         trust: allow any class; see `trust`.
 
     Raises:
-        KDError: lists what is refused, and what is not as nnU-Net writes it.
+        KDError: lists what is refused, and what is not in nnU-Net's form.
     """
     problems = list(_shape_problems(architecture))
     if problems:
@@ -91,8 +92,8 @@ def _name_problems(architecture: dict[str, Any]) -> Iterator[str]:
 
 @lru_cache(maxsize=256)
 def is_allowed(name: str) -> bool:
-    """Whether a dotted name is that of a kind of module (`torch.nn.Module`) of one of the allowed packages. What is
-    found there under a name of its own, such as ``torch.serialization.os.system``, is none."""
+    """Whether a dotted name is a module class (`torch.nn.Module`) that one of the allowed packages defines. Names that
+    such a package merely imports, such as ``torch.serialization.os.system``, are not allowed."""
     if not _is_inside(name):
         return False
     try:
@@ -108,7 +109,7 @@ def _is_inside(name: str) -> bool:
 
 
 def _moved(name: str) -> type | None:
-    """nnU-Net looks for a network that has moved within its package by the last part of its name."""
+    """Find a class that has moved within its package, by the last part of its name, as nnU-Net does."""
     if not name.startswith("dynamic_network_architectures.") or not _is_inside(name):
         return None
     folder = Path(dynamic_network_architectures.__path__[0]) / "architectures"

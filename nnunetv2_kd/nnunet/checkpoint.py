@@ -1,4 +1,4 @@
-"""Read a checkpoint without running what it may carry, and only where it is whole."""
+"""Read a checkpoint without running code that it may contain, and only if it is complete."""
 
 import pickle
 import re
@@ -19,11 +19,11 @@ KEYS = ("network_weights", "init_args", "trainer_name")  # all that nnU-Net need
 
 
 class CarriesObjectsError(KDError):
-    """A checkpoint that is whole, but holds more than plain data."""
+    """A complete checkpoint that holds more than plain data."""
 
 
 def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Plain number types that nnU-Net's logging leaves in a checkpoint, under NumPy 1's and 2's names."""
+    """Number types that nnU-Net's logging stores in a checkpoint, under their names in NumPy 1 and 2."""
     scalar = np.float64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     dtypes = [type(np.dtype(t)) for t in (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)]
@@ -31,18 +31,18 @@ def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str
 
 
 def read_checkpoint(file: Path, trust: bool = False, mend: str = COPY) -> dict[str, Any]:
-    """A checkpoint that nnU-Net wrote, on the CPU.
+    """Read a checkpoint that nnU-Net wrote, onto the CPU.
 
     Args:
         file: the checkpoint.
-        trust: allow any Python object in it; see `trust`. Reading it then runs whatever code it carries.
-        mend: what to do about a file that is damaged.
+        trust: allow any Python object in it; see `trust`. Reading it then runs any code that it contains.
+        mend: what the user can do about a damaged file.
 
     Raises:
-        KDError: where the file cannot be read, is cut short or damaged, is no checkpoint of nnU-Net, or carries more
-            than plain data.
+        KDError: if the file cannot be read, is truncated or damaged, is not nnU-Net's, or contains more than plain
+            data.
     """
-    # `from None` below: torch's own message advises to load without the check
+    # `from None` below, because torch's own message advises to load without the check
     try:
         _check_archive(file)
         with torch.serialization.safe_globals(allowed_globals()):
@@ -67,8 +67,8 @@ def read_checkpoint(file: Path, trust: bool = False, mend: str = COPY) -> dict[s
 
 
 def _check_archive(file: Path) -> None:
-    """Every part of a checkpoint in torch's zip format has the checksum that the zip holds of it, which torch itself
-    does not look at. A file of the older format is none.
+    """Check every part of a checkpoint in torch's zip format against the zip's checksum, which torch itself ignores.
+    Files in torch's older format are not zips, and are not checked.
 
     Raises:
         KDError: says what is wrong, without the file's name.
@@ -84,7 +84,7 @@ def _check_archive(file: Path) -> None:
 
 
 def _content_problems(checkpoint: dict[str, Any]) -> Iterator[str]:
-    """What the parts of a checkpoint that everybody reads are not."""
+    """What is wrong with the parts of a checkpoint that are always read."""
     weights, arguments = checkpoint["network_weights"], checkpoint["init_args"]
     if not isinstance(weights, dict) or not weights:
         yield f"network_weights: expected tensors by name, found {type(weights).__name__}"

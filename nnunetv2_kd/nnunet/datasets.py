@@ -18,7 +18,11 @@ DATASETS = "Dataset[0-9][0-9][0-9]_*"
 
 
 def dataset_id(dataset_name: str) -> str:
-    """``Dataset004_Hippocampus`` to ``4``, as users type it."""
+    """The id as users type it: ``4`` for ``Dataset004_Hippocampus``.
+
+    >>> dataset_id("Dataset004_Hippocampus")
+    '4'
+    """
     return str(int(dataset_name[len("Dataset") :].split("_")[0]))
 
 
@@ -29,7 +33,7 @@ def preprocessed_folder(dataset: str) -> Path:
         dataset: ``4`` or ``Dataset004_Hippocampus``.
 
     Raises:
-        KDError: where the variable is not set or the dataset is not there.
+        KDError: if the variable is not set or the dataset does not exist.
     """
     name = _dataset_name(dataset, nnUNet_preprocessed)
     folder = Path(nnUNet_preprocessed) / name
@@ -45,7 +49,7 @@ def raw_folder(dataset: str) -> Path:
         dataset: ``4`` or ``Dataset004_Hippocampus``.
 
     Raises:
-        KDError: where the variable is not set or the dataset is not there.
+        KDError: if the variable is not set or the dataset does not exist.
     """
     folder = Path(nnUNet_raw) / _dataset_name(dataset, nnUNet_raw)
     if not (folder / "dataset.json").is_file():
@@ -55,13 +59,13 @@ def raw_folder(dataset: str) -> Path:
 
 
 def trained_dataset(dataset: str) -> str:
-    """The whole name of a dataset that has a folder under ``nnUNet_results``.
+    """The full name of a dataset that has a folder under ``nnUNet_results``.
 
     Args:
         dataset: ``4`` or ``Dataset004_Hippocampus``.
 
     Raises:
-        KDError: where the variable is not set or holds no such dataset.
+        KDError: if the variable is not set or its folder has no such dataset.
     """
     name = _dataset_name(dataset, nnUNet_results)
     if not (Path(nnUNet_results) / name).is_dir():
@@ -74,21 +78,21 @@ def trained_dataset(dataset: str) -> str:
 
 
 def known_dataset(dataset: str) -> str:
-    """The whole name of a dataset of which there is anything.
+    """The full name of a dataset that has a folder under any of nnU-Net's paths.
 
     Args:
         dataset: ``4`` or ``Dataset004_Hippocampus``.
 
     Raises:
-        KDError: where there is none.
+        KDError: if there is none.
     """
     set_ones = [place for place in (nnUNet_results, nnUNet_preprocessed) if place.is_set()]
     return _dataset_name(dataset, set_ones[0] if set_ones else nnUNet_results)
 
 
 def how_to_train(dataset_name: str) -> str:
-    """The line that trains a first model of a dataset, with a configuration that its plans have; where it is not
-    preprocessed, the line that comes before."""
+    """The command that trains a first model of a dataset, with a configuration that its plans have; if it is not
+    preprocessed, the command that does this."""
     number = dataset_id(dataset_name)
     folder = Path(nnUNet_preprocessed) / dataset_name if nnUNet_preprocessed.is_set() else None
     files = sorted(folder.glob("*Plans.json")) if folder is not None else []
@@ -110,12 +114,12 @@ def _configurations(plans_file: Path) -> dict[str, Any]:
 
 
 def device_flag() -> str:
-    """What a line that trains or predicts needs here beside its names: nothing where there is a CUDA device."""
+    """The device flag that commands need on this machine; empty if it has a CUDA device."""
     return "" if torch.cuda.is_available() else " -device cpu"
 
 
 def ground_truth_folder(dataset_name: str) -> Path | None:
-    """The ground truth of a dataset's training cases; None where it is not on this machine."""
+    """The folder with the ground truth of a dataset's training cases; None if it is not on this machine."""
     places = []
     if nnUNet_preprocessed.is_set():
         places.append(Path(nnUNet_preprocessed) / dataset_name / "gt_segmentations")
@@ -134,18 +138,18 @@ def training_images(dataset_name: str, case: str, ending: str) -> list[str]:
 
 
 def raw_images(dataset_name: str, dataset_json: Mapping[str, Any], cases: Sequence[str]) -> dict[str, list[str]]:
-    """Files of the channels of training cases, by case.
+    """The channel files of training cases, by case.
 
     Args:
-        dataset_name: the whole name.
+        dataset_name: the full name.
         dataset_json: its dataset.json, which may say where the files are.
 
     Raises:
-        KDError: where the raw data are not on this machine; lists what is missing.
+        KDError: if the raw data are not on this machine; lists what is missing.
     """
     if not nnUNet_raw.is_set():
         raise KDError(
-            "The environment variable nnUNet_raw is not set, and the raw images are needed. Set it: export "
+            "The environment variable nnUNet_raw is not set, but the raw images are needed. Set it: export "
             "nnUNet_raw=/path/to/nnUNet_raw"
         )
     folder, named = Path(nnUNet_raw) / dataset_name, dataset_json.get("dataset", {})
@@ -163,10 +167,10 @@ def raw_images(dataset_name: str, dataset_json: Mapping[str, Any], cases: Sequen
 
 
 def _dataset_name(dataset: str, variable: object) -> str:
-    """The whole name.
+    """The full name.
 
     Args:
-        variable: nnU-Net's path that is going to be looked into.
+        variable: the nnU-Net path in which the dataset will be looked up.
     """
     name = variable.env_var_name  # type: ignore[attr-defined]
     if problem := problem_of(name):

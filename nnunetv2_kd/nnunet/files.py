@@ -1,4 +1,4 @@
-"""Files that are read with a clear refusal, written whole or not at all, and told from others; a lock on a folder."""
+"""Read files with clear errors, write them atomically, recognise them by fingerprints; and lock a folder."""
 
 import errno
 import hashlib
@@ -19,14 +19,14 @@ UNFINISHED = ".unfinished"
 
 
 def fingerprint(file: Path) -> Fingerprint:
-    """Size, time of the last change and SHA-256 of a file, in plain values."""
+    """Size, modification time and SHA-256 of a file, as plain values."""
     state = file.stat()
     return {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": sha256(file)}
 
 
 def is_same(file: Path, known: Fingerprint) -> bool:
-    """Whether a file is there with the content that a fingerprint was taken of. It is read only where the time of its
-    last change is another one, as after a copy."""
+    """Whether a file still has the content of a fingerprint. It is read only if its modification time differs, for
+    example after a copy."""
     try:
         state = file.stat()
     except OSError:
@@ -40,11 +40,11 @@ def read_json(file: Path, name: str = "", mend: str = "") -> Any:
     """The content of a JSON file.
 
     Args:
-        name: what to call it in a refusal; default: its whole path.
-        mend: what to do about a file that is no JSON.
+        name: what to call it in an error message; default: its full path.
+        mend: what the user can do about a file that is not JSON.
 
     Raises:
-        KDError: where it cannot be read or is no JSON.
+        KDError: if it cannot be read or is not JSON.
     """
     name = name or str(file)
     try:
@@ -56,10 +56,10 @@ def read_json(file: Path, name: str = "", mend: str = "") -> Any:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write a file under another name and move it to its place once it is on the disk.
+    """Write a file under a temporary name, and rename it once it is on disk.
 
     Raises:
-        OSError: where that is not possible; nothing is left behind then.
+        OSError: if that is not possible; nothing is left behind.
     """
     unfinished = file.with_name(file.name + UNFINISHED)
     try:
@@ -92,7 +92,7 @@ def write_bytes(file: Path, content: bytes) -> None:
 
 
 def set_aside(file: Path) -> str:
-    """Give a file that cannot be read another name, so that it is neither lost nor in the way; says so."""
+    """Rename a file that cannot be read, so that it is neither lost nor in the way; returns a message."""
     number = 1
     while (place := file.with_name(f"{file.name}.unreadable{number}")).exists():
         number += 1
@@ -105,16 +105,16 @@ def set_aside(file: Path) -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[str]:
-    """Nobody else works in the folder inside.
+    """Within this context, no other process works in the folder.
 
-    The lock is the operating system's, on the file ``lock``, so it ends with its process. Where a file system has
-    none, the process that the file names decides.
+    The lock is the operating system's, on the file ``lock``, so it ends with its process. If the file system does not
+    support locks, the folder counts as locked while the process named in the file lives.
 
     Yields:
-        What is to be told of a process that left the folder without finishing, or "".
+        A message about a process that left the folder unfinished, or "".
 
     Raises:
-        KDError: where another process is at work; names it.
+        KDError: if another process is at work; names it.
     """
     file = folder / LOCK
     with file.open("a+") as stream:
@@ -130,7 +130,7 @@ def locked(folder: Path) -> Iterator[str]:
         stream.flush()
         try:
             yield f"Process {' on '.join(before)} left {folder} unfinished: going on from there." if before else ""
-        except KDError:  # refused, and nothing is unfinished
+        except KDError:  # the user's problem, and nothing is unfinished
             stream.truncate(0)
             raise
         stream.truncate(0)
@@ -152,7 +152,7 @@ def lives(process: int) -> bool:
     """Whether a process of this machine is there that is not this one."""
     if process == os.getpid():
         return False
-    if os.name == "nt":  # where a signal of 0 is not a question
+    if os.name == "nt":  # there, signal 0 does not only test for the process
         return True
     try:
         os.kill(process, 0)
@@ -177,7 +177,7 @@ def _sha256(stream: Any) -> str:
 
 
 def is_inside(folder: Path, name: Any) -> bool:
-    """Whether a name that a stranger's file gives is that of a file in this folder, links followed."""
+    """Whether a name from a stranger's file is that of a file in this folder, after following links."""
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
         return False
     place = PurePosixPath(name)
@@ -190,7 +190,7 @@ def is_inside(folder: Path, name: Any) -> bool:
 
 
 def why_not_writable(folder: Path) -> str:
-    """What keeps files from being written into a folder, which is made where it is missing; "" for nothing."""
+    """Why files cannot be written into a folder, which is created if missing; "" if they can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -200,10 +200,10 @@ def why_not_writable(folder: Path) -> str:
 
 
 def check_writable(folder: Path, flag: str = "-o") -> None:
-    """Make an output folder.
+    """Create an output folder, and check that it can be written to.
 
     Raises:
-        KDError: where it cannot be made or written to.
+        KDError: if it cannot be created or written to.
     """
     problem = why_not_writable(folder)
     if problem:

@@ -1,4 +1,4 @@
-"""Whether the preprocessed data have what a fold names: told before a training, and not in the middle of one."""
+"""Check before a training that the preprocessed data have the cases that a fold names."""
 
 from pathlib import Path
 
@@ -13,25 +13,25 @@ SHOWN = 5
 
 
 def preprocess_line(dataset_name: str, plans_name: str, configuration: str) -> str:
-    """What makes the preprocessed cases of a configuration."""
+    """The command that makes a configuration's preprocessed cases."""
     plans = "" if plans_name == "nnUNetPlans" else f" -plans_name {plans_name}"
     return f"nnUNetv2_preprocess -d {dataset_id(dataset_name)}{plans} -c {configuration}"
 
 
 def preprocessed_cases(data: Path) -> list[str]:
-    """Names of the cases in a folder of preprocessed data, sorted; none where it is not there."""
+    """Names of the cases in a folder of preprocessed data, sorted; empty if there is no such folder."""
     names = {file.name.removesuffix(end) for end in (".b2nd", ".npz") for file in data.glob(f"*{end}")}
     return sorted(name for name in names if not name.endswith("_seg") and (data / f"{name}.pkl").is_file())
 
 
 def check_fold_data(data: Path, fold: Fold, ending: str, line: str) -> None:
-    """There are preprocessed cases, and those that the fold trains and validates on are among them.
+    """Check that there are preprocessed cases, and that the fold's training and validation cases are among them.
 
     Args:
         data: ``<nnUNet_preprocessed>/<dataset>/<data_identifier>``.
-        fold: that is trained.
-        ending: of the dataset's raw files, which people leave at the names of cases.
-        line: that preprocesses, see `preprocess_line`.
+        fold: the fold to train.
+        ending: of the dataset's raw files, which people sometimes leave in the names of cases.
+        line: the command that preprocesses, see `preprocess_line`.
 
     Raises:
         KDError: says what is missing, and what to type.

@@ -1,4 +1,4 @@
-"""Images in a folder, in nnU-Net's naming, and whether all of their files are there, are whole, and can be read."""
+"""Find images in a folder, named as in nnU-Net, and check that their files exist, are complete, and can be read."""
 
 import gzip
 import math
@@ -25,10 +25,10 @@ def cases_in(folder: Path, ending: str) -> list[str]:
     """The cases of a folder with ``CASE_0000.nii.gz`` and so on, sorted.
 
     Raises:
-        KDError: where it is no folder, holds no image, or files that are named otherwise.
+        KDError: if it is not a folder, holds no image, or holds files with other names.
     """
     if not folder.is_dir():
-        raise KDError(f"-i {folder} is no folder.")
+        raise KDError(f"-i {folder} is not a folder.")
     check_names(folder, ending)
     cases = [str(case) for case in get_identifiers_from_splitted_dataset_folder(str(folder), ending) if case]
     if not cases:
@@ -37,8 +37,8 @@ def cases_in(folder: Path, ending: str) -> list[str]:
 
 
 def reader_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> type:
-    """nnU-Net's reader of a model's images: the one that its plans name, by which it was trained; told by the ending of
-    the files only where they name none."""
+    """nnU-Net's reader class for a model's images: the one that its plans name and that its training used. If they name
+    none, it is chosen by the files' ending."""
     if "image_reader_writer" in plans:
         found: type = PlansManager(dict(plans)).image_reader_writer_class
         return found
@@ -47,13 +47,14 @@ def reader_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> type
 
 
 def channel_files(folder: Path, case: str, ending: str) -> list[str]:
-    """The files of a case's channels, in their order."""
+    """A case's channel files, in order."""
     named = re.compile(rf"{re.escape(case)}_\d{{4}}{re.escape(ending)}")
     return sorted(str(file) for file in folder.glob(f"*{ending}") if named.fullmatch(file.name))
 
 
 def check_names(folder: Path, ending: str) -> None:
-    """Every file with that ending is named as nnU-Net names images; it cuts the ends of others off, whatever they are.
+    """Check that every file with that ending is named as nnU-Net names images. nnU-Net cuts off the same number of
+    characters from any other name.
 
     Raises:
         KDError: lists the files that are not.
@@ -70,7 +71,8 @@ def channel_problems(folder: Path, ending: str, channels: int | None) -> list[st
     """Cases that lack a channel or have one too many, one line each.
 
     Args:
-        channels: of the model, where every channel is a file of its own; None: not told by the number of files.
+        channels: number of the model's channels, if every channel has its own file; None: the number of files does not
+            tell.
     """
     named = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
     problems, found = [], dict[str, list[int]]()
@@ -86,22 +88,22 @@ def channel_problems(folder: Path, ending: str, channels: int | None) -> list[st
 
 
 def file_per_channel(reader: type, dataset_json: Mapping[str, Any]) -> int | None:
-    """How many files a case has, where that is the number of the model's channels; None for colour images of one file,
-    and for readers that are not known here."""
+    """Number of files per case, if every channel has its own file; None for colour images in one file, and for readers
+    that are not nnU-Net's."""
     known = reader.__module__.startswith("nnunetv2.imageio.") and reader.__name__ != "NaturalImage2DIO"
     names = dataset_json.get("channel_names", dataset_json.get("modality", {}))
     return len(names) if known and names else None
 
 
 def reading_problems(cases: Mapping[str, Sequence[str]], reader: type, channels: int, whole: bool = True) -> list[str]:
-    """What keeps images from being predicted, one line per case; all of them are looked at.
+    """Why images cannot be predicted, one line per case; all cases are checked.
 
     Args:
-        cases: the files of the channels of each.
-        reader: nnU-Net's, see `reader_of`.
-        channels: that the model expects; 0: not known.
-        whole: read every voxel, and look for values that are no numbers. Else only what the files' headers say, where
-            the reader has headers; seconds for thousands of files.
+        cases: the channel files of each case.
+        reader: nnU-Net's reader class, see `reader_of`.
+        channels: number of channels that the model expects; 0: not known.
+        whole: read every voxel, and look for values that are not numbers. Otherwise only the files' headers are read,
+            if the format has them, which takes seconds for thousands of files.
     """
     problems = []
     for case, files in cases.items():
@@ -144,17 +146,17 @@ def _header_problem(files: Sequence[str], channels: int) -> str:
 
 
 def last_line(error: Exception) -> str:
-    """Of a library's message of many lines the last that says something."""
+    """The last line with text in a library's error message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
 def check_whole(file: Path) -> None:
-    """A NIfTI file (``.nii``, ``.nii.gz``) holds all the voxels that its header tells of. ITK reads one that was cut
-    short without a word and takes what is missing for 0. Other files are their readers' matter.
+    """Check that a NIfTI file (``.nii``, ``.nii.gz``) has all the voxels that its header announces. ITK silently reads
+    a truncated file, with 0 for the missing voxels. Other formats are left to their readers.
 
     Raises:
-        KDError: where it does not.
+        KDError: if voxels are missing.
     """
     is_zipped = file.name.endswith(".nii.gz")
     if not file.is_file() or not (is_zipped or file.suffix == ".nii"):
@@ -164,7 +166,7 @@ def check_whole(file: Path) -> None:
             header = stream.read(NIFTI_HEADER)
             expected = _bytes_told_by(header)
             if is_zipped and header and expected is not None and _bytes_zipped(file) == expected % 2**32:
-                return  # without unzipping it
+                return  # without having to unzip it
             found = len(header) + sum(map(len, iter(lambda: stream.read(1 << 20), b"")))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise KDError(f"{file.name} cannot be read: it is cut short or damaged ({error})") from error
@@ -173,7 +175,7 @@ def check_whole(file: Path) -> None:
 
 
 def _bytes_told_by(header: bytes) -> int | None:
-    """The size of a NIfTI-1 file by its header; None where that is not told."""
+    """The size of a NIfTI-1 file according to its header; None if the header does not say."""
     if len(header) < NIFTI_HEADER:
         return NIFTI_HEADER + 1  # every file is longer
     order = next((order for order in "<>" if struct.unpack_from(f"{order}i", header)[0] == NIFTI_HEADER), None)
@@ -188,7 +190,7 @@ def _bytes_told_by(header: bytes) -> int | None:
 
 
 def _bytes_zipped(file: Path) -> int:
-    """The size modulo 2^32 that a gzip file of one part says at its end to have unzipped."""
+    """The uncompressed size modulo 2^32, which a gzip file with a single member states at its end."""
     with file.open("rb") as stream:
         stream.seek(-4, 2)
         return int(struct.unpack("<I", stream.read(4))[0])

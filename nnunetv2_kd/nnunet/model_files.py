@@ -1,5 +1,4 @@
-"""plans.json and dataset.json, whoever wrote them: read, and checked to be what nnU-Net writes before anything is done
-with them."""
+"""Read plans.json and dataset.json from any source, and check that they have nnU-Net's form before they are used."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.nnunet.files import read_json
 
 MEND = "Copy the model's folder again; plans.json and dataset.json must be those that it was trained with."
-# what plans name of nnU-Net's own, by the folder in which nnU-Net looks for it
+# keys of plans that name one of nnU-Net's classes, and the folder in which nnU-Net looks for it
 OF_PLANS = {"image_reader_writer": "imageio", "label_manager": "utilities/label_handling"}
 OF_CONFIGURATIONS = {
     "preprocessor_name": "preprocessing",
@@ -29,11 +28,11 @@ SHOWN = 80
 
 @contextmanager
 def as_nnunet_writes(what: str, mend: str = MEND) -> Iterator[None]:
-    """Turns whatever nnU-Net and torch raise over a file that they did not write into a refusal.
+    """Turn any error that nnU-Net or torch raise on a file that they did not write into a KDError.
 
     Args:
-        what: is used, for the message.
-        mend: what to do about it.
+        what: the file, for the message.
+        mend: what the user can do.
 
     Raises:
         KDError: with the reason in one line.
@@ -52,10 +51,10 @@ def read_model_files(folder: Path, whole_path: bool = True) -> tuple[dict[str, A
     """Plans and dataset.json of a model folder.
 
     Args:
-        whole_path: name the files by it in a refusal; else by their names, where the folder is told already.
+        whole_path: give full paths in error messages; otherwise only the files' names, if the message names the folder.
 
     Raises:
-        KDError: where one cannot be read or is not as nnU-Net writes it; lists what is wrong.
+        KDError: if one cannot be read or is not in nnU-Net's form; lists what is wrong.
     """
     return (
         _checked(folder / "plans.json", plans_problems, whole_path),
@@ -64,7 +63,7 @@ def read_model_files(folder: Path, whole_path: bool = True) -> tuple[dict[str, A
 
 
 def read_plans_file(file: Path) -> dict[str, Any]:
-    """Plans.
+    """Read plans.
 
     Raises:
         KDError: see `read_model_files`.
@@ -74,7 +73,7 @@ def read_plans_file(file: Path) -> dict[str, Any]:
 
 
 def read_dataset_json(file: Path) -> dict[str, Any]:
-    """A dataset.json.
+    """Read a dataset.json.
 
     Raises:
         KDError: see `read_model_files`.
@@ -94,7 +93,7 @@ def _checked(file: Path, problems_of: Callable[[Any], Iterator[str]], whole_path
 
 
 def plans_problems(plans: Any) -> Iterator[str]:
-    """What keeps plans from being used, one line each. What they say of networks is `check_architecture`'s matter."""
+    """Why plans cannot be used, one line each. Networks are checked by `check_architecture`."""
     if not isinstance(plans, dict):
         yield f"expected keys with values, found {type(plans).__name__}"
         return
@@ -135,7 +134,7 @@ def _configuration_problems(configuration: dict[str, Any], name: str) -> Iterato
 
 
 def dataset_problems(dataset_json: Any) -> Iterator[str]:
-    """What keeps a dataset.json from being used, one line each."""
+    """Why a dataset.json cannot be used, one line each."""
     if not isinstance(dataset_json, dict):
         yield f"expected keys with values, found {type(dataset_json).__name__}"
         return
@@ -168,7 +167,7 @@ def dataset_problems(dataset_json: Any) -> Iterator[str]:
 
 
 def is_plain_name(name: Any) -> bool:
-    """Whether a name is of one file or folder: no path, nothing that cannot be printed."""
+    """Whether a name is that of one file or folder: not a path, and with printable characters only."""
     return (
         isinstance(name, str)
         and 0 < len(name) <= 255
@@ -181,7 +180,7 @@ def is_plain_name(name: Any) -> bool:
 
 
 def _not_of_nnunet(values: dict[str, Any], names: dict[str, str]) -> Iterator[str]:
-    """A name that nnU-Net looks up among its own and that is not there, or is of something that is imported there."""
+    """Names that nnU-Net looks up among its own classes, but that do not exist there, or are only imported there."""
     for key, folder in names.items():
         if key in values and not _is_there(folder, values[key]):
             yield f"{key}: {shown(values[key])} is none of nnU-Net's"
@@ -203,7 +202,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_label(value: Any) -> bool:
-    """A whole number; in old files as text."""
+    """Whether a value is a whole number, which old files write as text."""
     if isinstance(value, str):
         return value.isdecimal() and len(value) < 6
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**16
@@ -214,7 +213,7 @@ def _wrong(values: dict[str, Any], key: str, expected: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of a stranger's file in a message: printable, and short."""
+    """A value from a stranger's file, made printable and short for a message."""
     try:
         text = value if isinstance(value, str) and value.isprintable() else ascii(value)
     except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists

@@ -15,7 +15,7 @@ Fold = int | str
 
 
 class ModelName(NamedTuple):
-    """What a model folder's name says."""
+    """The parts of a model folder's name."""
 
     trainer: str
     plans: str
@@ -26,13 +26,13 @@ class ModelName(NamedTuple):
 
 
 def parse_model_name(name: str) -> ModelName | None:
-    """The parts of a model folder's name; None where it is not named as nnU-Net names them."""
+    """Split a model folder's name; None if it does not have the form of nnU-Net's names."""
     trainer, *plans, configuration = name.split("__") if name.count("__") >= 2 else ("", "")
     return ModelName(trainer, "__".join(plans), configuration) if plans else None
 
 
 def fold_name(folder: Path) -> str:
-    """``fold_0`` to ``0``."""
+    """The fold of a fold's folder: ``0`` for ``fold_0``."""
     return folder.name.removeprefix("fold_")
 
 
@@ -41,11 +41,11 @@ class CheckpointPath:
     """One checkpoint of a trained model.
 
     Attributes:
-        folder: the model's, with plans.json and dataset.json.
+        folder: the model's folder, with plans.json and dataset.json.
         fold: a number or `ALL`.
         checkpoint_name: the file's name.
-        archive: the zip that `folder` was unpacked from; None: `folder` is the model's place.
-        place_in_archive: the model's folder in that zip.
+        archive: the zip that `folder` was unpacked from; None if `folder` is the model's own.
+        place_in_archive: the model's folder inside that zip.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class CheckpointPath:
 
     @property
     def where(self) -> str:
-        """The folder or zip by which options name the model."""
+        """The folder or zip with which options name the model."""
         return str(self.archive or self.folder)
 
     @property
@@ -80,8 +80,8 @@ def checkpoints_of(dataset_name: str) -> list[CheckpointPath]:
 
 
 def trained_with(dataset_name: str, plans: str) -> list[str]:
-    """Names of the models of a dataset with plans of this name of which there is any checkpoint; none where
-    ``nnUNet_results`` is not set."""
+    """Names of a dataset's models that use plans of this name and have a checkpoint; empty if ``nnUNet_results`` is not
+    set."""
     if not nnUNet_results.is_set():
         return []
     names = {path.folder.name for path in checkpoints_of(dataset_name)}

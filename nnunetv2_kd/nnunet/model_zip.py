@@ -1,4 +1,4 @@
-"""Trained models in a zip of ``nnUNetv2_export_model_to_zip``: ``DATASET/TRAINER__PLANS__CONFIGURATION/...``."""
+"""Trained models in a zip from ``nnUNetv2_export_model_to_zip``: ``DATASET/TRAINER__PLANS__CONFIGURATION/...``."""
 
 import shutil
 import stat
@@ -16,16 +16,16 @@ _unpacked: list[tempfile.TemporaryDirectory[str]] = []  # removed when the proce
 
 
 def unpack(file: Path, configuration: str, fold: Fold, checkpoint_name: str) -> CheckpointPath:
-    """One checkpoint of a zip, with all that belongs to the model and that fold, in a folder of this process.
+    """Unpack one checkpoint of a zip, with the model's and the fold's other files, into a temporary folder.
 
     Args:
         file: the zip.
-        configuration: that is taken where the zip holds several models.
+        configuration: the configuration to use if the zip holds several models.
         fold: a number or ``all``.
         checkpoint_name: the file's name.
 
     Raises:
-        KDError: where the file is no zip, holds no model, or several that fit, or not that checkpoint.
+        KDError: if the file is not a zip, holds no model or several that fit, or lacks the checkpoint.
     """
     try:
         return _unpack(file, file.stat().st_mtime_ns, configuration, fold, checkpoint_name)
@@ -35,7 +35,7 @@ def unpack(file: Path, configuration: str, fold: Fold, checkpoint_name: str) -> 
         raise KDError(f"The teacher {file} cannot be unpacked: {error}") from error
 
 
-@lru_cache  # a teacher is looked for more than once
+@lru_cache  # a teacher is looked up more than once
 def _unpack(file: Path, _changed: int, configuration: str, fold: Fold, checkpoint_name: str) -> CheckpointPath:
     with zipfile.ZipFile(file) as archive:
         _check_content(archive)
@@ -67,7 +67,7 @@ def _check_content(archive: zipfile.ZipFile) -> None:
 
 
 def _belongs(name: PurePosixPath, model: PurePosixPath, wanted: PurePosixPath) -> bool:
-    """Whether a file is of the model and of no other fold; of its checkpoints the wanted one only."""
+    """Whether a file belongs to the model and not to another fold; of the checkpoints, only the wanted one does."""
     if model not in name.parents or (name.suffix == ".pth" and name != wanted):
         return False
     first = name.relative_to(model).parts[0]

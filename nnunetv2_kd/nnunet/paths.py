@@ -1,4 +1,4 @@
-"""nnU-Net's path variables with something in them that a shell would have taken away: quotes, ``~``; or relative."""
+"""Find mistakes in nnU-Net's path variables: quotes or ``~``, which a shell would have replaced, or a relative path."""
 
 import os
 import shlex
@@ -8,7 +8,7 @@ QUOTES = "\"'“”‘’"
 
 
 def mistake_in(value: str) -> str:
-    """What is wrong with the value of a path variable, in words; empty for nothing."""
+    """What is wrong with the value of a path variable, in words; empty if nothing is."""
     if value != value.strip(QUOTES + " \t\r\n"):
         return "has quotes or spaces around its path, which a shell takes away, and a .env file and Windows' set do not"
     if value.startswith("~"):
@@ -19,13 +19,13 @@ def mistake_in(value: str) -> str:
 
 
 def corrected(value: str) -> Path:
-    """What was meant, as a whole path."""
+    """The full path that was probably meant."""
     bare = value.strip(QUOTES + " \t\r\n")
     return Path(os.path.abspath(os.path.expanduser(bare)))
 
 
 def export_line(name: str, value: str) -> str:
-    """The line that sets the variable to what was meant, and makes the folder where it is missing."""
+    """The command that sets the variable to what was probably meant, and creates the folder if it is missing."""
     if not value.strip(QUOTES + " \t\r\n"):
         return f"export {name}=/path/to/{name}"
     folder = corrected(value)
@@ -34,8 +34,8 @@ def export_line(name: str, value: str) -> str:
 
 
 def problem_of(name: str) -> str:
-    """A sentence for an error where the variable of that name cannot be meant so, with the line that mends it; empty
-    where it can. A relative path that is there is taken as it is."""
+    """An error message if the variable's value cannot be meant as it is, with the command that corrects it; otherwise
+    empty. A relative path that exists is accepted."""
     value = os.environ.get(name, "")
     mistake = mistake_in(value)
     if not mistake or (os.path.isdir(value) and value.strip(QUOTES) == value):

@@ -1,4 +1,4 @@
-"""nnU-Net's plans files: which configurations they have."""
+"""Read nnU-Net's plans files and their configurations."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -19,7 +19,7 @@ def read_plans(dataset: Path, name: str) -> Plans:
         dataset: its folder under ``nnUNet_preprocessed``.
 
     Raises:
-        KDError: where they are missing, naming those that exist, or no JSON.
+        KDError: if they are missing (names those that exist), or are not JSON.
     """
     file = dataset / f"{name}.json"
     if not file.is_file():
@@ -37,10 +37,10 @@ def planned_configurations(plans: Plans) -> list[str]:
 
 
 def check_configuration(plans: Plans, configuration: str) -> None:
-    """The plans have a configuration.
+    """Check that the plans have a configuration.
 
     Raises:
-        KDError: where they have not; names those that they have.
+        KDError: if they do not; names those that they have.
     """
     if configuration not in plans["configurations"]:
         raise KDError(
@@ -50,6 +50,6 @@ def check_configuration(plans: Plans, configuration: str) -> None:
 
 
 def resolved_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
-    """A configuration with all that it inherits."""
+    """A configuration with everything that it inherits."""
     found: dict[str, Any] = PlansManager(deepcopy(plans)).get_configuration(configuration).configuration
     return found

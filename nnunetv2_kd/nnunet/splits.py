@@ -9,19 +9,19 @@ from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.model_files import is_plain_name
 
 SPLITS = "splits_final.json"
-MEND = "Remove it, and nnU-Net makes it again."
+MEND = "Remove it, and nnU-Net will make it again."
 
 Split = dict[str, list[str]]
 
 
 def read_splits(dataset: Path) -> list[Split]:
-    """The folds of a preprocessed dataset; none where nnU-Net has not made them yet.
+    """The folds of a preprocessed dataset; empty if nnU-Net has not made them yet.
 
     Args:
         dataset: its folder under ``nnUNet_preprocessed``.
 
     Raises:
-        KDError: where the file is no list of folds.
+        KDError: if the file does not hold a list of folds.
     """
     file = dataset / SPLITS
     if not file.is_file():
@@ -52,10 +52,10 @@ def too_few_cases(dataset: Path, count: int) -> str:
 
 
 def make_splits(dataset: Path) -> list[Split]:
-    """nnU-Net's own five folds of a preprocessed dataset, as it makes them at the first training.
+    """nnU-Net's own five folds of a preprocessed dataset, the same as its first training would make.
 
     Raises:
-        KDError: where there are too few cases.
+        KDError: if there are too few cases.
     """
     from nnunetv2.utilities.crossval_split import generate_crossval_split  # scikit-learn, seconds to import
 

@@ -1,4 +1,4 @@
-"""The trained models of a dataset, fold by fold, and what is wrong with those that cannot be compared."""
+"""The trained models of a dataset, fold by fold, and why some cannot be compared."""
 
 import json
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class TrainedFold:
     Attributes:
         name: ``0`` or ``all``, as in the folder's name.
         folder: with checkpoints and ``validation``.
-        is_trained: whether the training came to its end.
+        is_trained: whether its training is finished.
         record: the checkpoint's record of where it comes from (key ``kd``); None for stock nnU-Net.
-        epoch: epochs trained; None where not known.
-        problem: why it cannot be compared on its validation cases; empty where it can.
-        plans: that the checkpoint was trained with; None where not known.
+        epoch: epochs trained; None if not known.
+        problem: why it cannot be compared on its validation cases; empty if it can.
+        plans: the plans that the checkpoint was trained with; None if not known.
     """
 
     name: str
@@ -47,8 +47,8 @@ class TrainedFold:
 
     @property
     def debug_information(self) -> dict[str, Any]:
-        """What nnU-Net wrote down of the trainer at the start of the training, every value as text; empty where it is
-        not there."""
+        """What nnU-Net recorded about the trainer at the start of the training, every value as text; empty if
+        missing."""
         return _json_or_nothing(self.folder / "debug.json")
 
 
@@ -57,10 +57,10 @@ class TrainedModel:
     """One trained model: ``trainer__plans__configuration`` of a dataset, with the folds that exist.
 
     Attributes:
-        runs_in: where one model is compared in several runtimes, which: ``openvino bf16``; a part of its name then.
-        part: behind the folder's name where these are only those of its folds that belong together, ``__fold_5``.
-        apart: why the others do not belong to it, in words.
-        unpredictable: why nnU-Net cannot predict with it, in words; empty where it can.
+        runs_in: the runtime, such as ``openvino bf16``, if one model is compared in several; then part of its name.
+        part: suffix of its name, such as ``__fold_5``, if the folder's folds do not all belong together.
+        apart: why the other folds do not belong to it, in words.
+        unpredictable: why nnU-Net cannot predict with it, in words; empty if it can.
     """
 
     dataset: str
@@ -93,17 +93,17 @@ class TrainedModel:
     def _parts(self) -> ModelName:
         parts = parse_model_name(self.folder.name)
         if parts is None:
-            raise KDError(f"{self.folder} is no model folder: expected TRAINER__PLANS__CONFIGURATION.")
+            raise KDError(f"{self.folder} is not a model folder: expected TRAINER__PLANS__CONFIGURATION.")
         return parts
 
     @property
     def record(self) -> Record | None:
-        """Of the first fold that has one: all folds of a model are trained by the same trainer and plans."""
+        """The record of the first fold that has one; all folds of a model have the same trainer and plans."""
         return next((fold.record for fold in self.folds if fold.record is not None), None)
 
     @property
     def teachers(self) -> tuple[TeacherRecord, ...]:
-        """That taught its folds, in their order; empty for stock nnU-Net and for a student that was trained alone."""
+        """The teachers of its folds, in order; empty for stock nnU-Net and for a student that was trained alone."""
         return tuple(teacher for fold in self.folds if fold.record is not None for teacher in fold.record.teachers)
 
     @property
@@ -116,15 +116,16 @@ class TrainedModel:
 
     @property
     def predicting_folds(self) -> tuple[TrainedFold, ...]:
-        """The folds that predict new images together: the trained ones of the cross-validation, else ``all``."""
+        """The folds that predict new images as an ensemble: the trained ones of the cross-validation, or else
+        ``all``."""
         return tuple(fold for fold in self.trained_folds if fold.name != ALL) or self.trained_folds
 
 
 def find_models(
     dataset: str, configurations: list[str] | None = None, folds: list[str] | None = None
 ) -> tuple[list[TrainedModel], list[str]]:
-    """Every model of a dataset under ``nnUNet_results``, sorted by name. A fold's folder without any checkpoint is no
-    fold: a start that failed, or one that has saved nothing yet, left it.
+    """Every model of a dataset under ``nnUNet_results``, sorted by name. Fold folders without a checkpoint are ignored:
+    they are from trainings that failed at the start or have not saved anything yet.
 
     Args:
         dataset: as in a folder's name, ``Dataset004_Hippocampus``.
@@ -132,10 +133,10 @@ def find_models(
         folds: only these; None: all.
 
     Returns:
-        The models with at least one fold of those asked for, and one line per folder that could not be read.
+        The models with at least one of the wanted folds, and one line per folder that could not be read.
 
     Raises:
-        KDError: where there is none, or none has come to its end; lists what there is.
+        KDError: if there is none, or none is finished; lists what exists.
     """
     models, problems = [], []
     for folder in sorted((Path(nnUNet_results) / dataset).glob("*__*__*")):
@@ -154,7 +155,7 @@ def find_models(
 
 
 def read_model(folder: Path, folds: list[str] | None = None) -> TrainedModel:
-    """The model of one folder, ``DATASET/TRAINER__PLANS__CONFIGURATION``, with those of its folds that are wanted.
+    """The model of one folder, ``DATASET/TRAINER__PLANS__CONFIGURATION``, with the wanted folds.
 
     Raises:
         KDError: where plans.json or dataset.json cannot be read, or is not as nnU-Net writes it.
@@ -165,10 +166,10 @@ def read_model(folder: Path, folds: list[str] | None = None) -> TrainedModel:
 
 
 def pick(models: list[TrainedModel], name: str, flag: str) -> TrainedModel:
-    """The model that a user names: in full, or by a part that only one model has.
+    """The model that a user names, either in full or with a part that only one name contains.
 
     Raises:
-        KDError: where none or several fit; lists the names.
+        KDError: if none or several fit; lists the names.
     """
     exact = [model for model in models if name in (model.name, model.folder.name)]
     fitting = exact or [model for model in models if name in model.name]

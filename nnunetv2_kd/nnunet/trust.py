@@ -1,5 +1,5 @@
-"""Whose files may name or carry code. A checkpoint can hold any Python object, and a plans file names classes that are
-imported and called. Both are refused unless the user trusts where they come from, by one and the same switch."""
+"""Whether files may name or contain code. A checkpoint can hold any Python object, and plans name classes that are
+imported and called. Both are refused unless the user trusts their origin; one switch allows both."""
 
 import os
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ HOW = (
 
 
 def is_trusted(trust: bool = False) -> bool:
-    """Whether code is allowed: by an option or a flag, or by the environment, which the processes that a command starts
-    have too."""
+    """Whether code is allowed: by an option or a flag, or by the environment, which also reaches the processes that a
+    command starts."""
     return trust or os.environ.get(VARIABLE, "").strip().lower() in ("1", "true", "t", "yes")
 
 
 @contextmanager
 def trusting(trust: bool) -> Iterator[None]:
-    """Inside, everything is trusted where that is asked for."""
+    """Within this context, everything is trusted if asked for."""
     before = os.environ.get(VARIABLE)
     if trust:
         os.environ[VARIABLE] = "1"

@@ -1,5 +1,5 @@
-"""Which cases a fold was validated on. nnU-Net puts every file of the validation folder into summary.json, those that a
-training with other folds left there too; its log tells them apart."""
+"""Which cases a fold was validated on. nnU-Net's summary.json covers every file in the validation folder, even those
+left by a training with other folds; its log tells them apart."""
 
 import re
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ PREDICTED = re.compile(r"predicting (\S+)\s*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Validation:
-    """What a fold left of its validation.
+    """The cases of a fold's validation.
 
     Attributes:
-        cases: that it was validated on when it was trained last.
-        stale: further cases in the folder, of a training with other folds.
-        counts: training and validation cases of the last training; None: there is no log of it.
+        cases: validation cases of the last training.
+        stale: further cases in the folder, from a training with other folds.
+        counts: numbers of training and validation cases in the last training; None if there is no log.
     """
 
     cases: frozenset[str]
@@ -31,13 +31,14 @@ class Validation:
 
 
 def read_validation(fold: Path, ending: str, split: Iterable[str] = ()) -> Validation:
-    """Told by the files in the folder (or summary.json, which a zip has alone) and the newest log of a validation.
+    """Find a fold's validation cases from the files in the folder (or summary.json, if only that exists, as in a zip)
+    and the newest log of a validation.
 
     Args:
         fold: folder of the fold.
         ending: of the dataset's files.
-        split: the fold's validation cases in ``splits_final.json`` as it is now, for a training on several GPUs, whose
-            log names some cases only.
+        split: the fold's validation cases in the current ``splits_final.json``; needed after a training on several
+            GPUs, whose log names only some cases.
     """
     found = {file.name.removesuffix(ending) for file in (fold / FOLDER).glob(f"*{ending}")} or _in_summary(fold, ending)
     logs = sorted(fold.glob("training_log_*.txt"), key=lambda log: [int(n) for n in re.findall(r"\d+", log.name)])[::-1]
@@ -52,7 +53,7 @@ def read_validation(fold: Path, ending: str, split: Iterable[str] = ()) -> Valid
 
 
 def set_stale_aside(fold: Path, validation: Iterable[str], ending: str) -> list[str]:
-    """Move predictions of cases that are no validation cases any more out of the validation folder.
+    """Move predictions of cases that are no longer validation cases out of the validation folder.
 
     Args:
         fold: folder of the fold.
@@ -72,8 +73,8 @@ def set_stale_aside(fold: Path, validation: Iterable[str], ending: str) -> list[
         file.replace(fold / SET_ASIDE / file.name)
     moved = sorted({file.name.removesuffix(ending) for file in stale if file.name.endswith(ending)})
     return [
-        f"{len(moved)} cases in {FOLDER} are no validation cases of this fold any more, as splits_final.json was "
-        f"changed, and nnU-Net would count them. They were moved to {fold / SET_ASIDE}: {', '.join(moved)}"
+        f"{len(moved)} cases in {FOLDER} are no longer validation cases of this fold, because splits_final.json has "
+        f"changed; nnU-Net would count them. They were moved to {fold / SET_ASIDE}: {', '.join(moved)}"
     ]
 
 

@@ -54,7 +54,7 @@ def test_a_fold_that_cannot_be_trained(data, split, told):
 @pytest.mark.parametrize("content", ["{}", "{", "3", "[3]", "null"])
 def test_a_file_that_is_no_list_of_folds(data, content):
     (data.parent / "splits_final.json").write_text(content)
-    with pytest.raises(KDError, match=r"splits_final\.json.*Remove it, and nnU-Net makes it again"):
+    with pytest.raises(KDError, match=r"splits_final\.json.*Remove it, and nnU-Net will make it again"):
         check(data)
 
 
