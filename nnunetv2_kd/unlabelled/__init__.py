@@ -1,1 +1,1 @@
-"""A dataset of labelled cases and of scans that teachers labelled."""
+"""Make a dataset from labelled cases and from scans that teachers label."""

@@ -1,4 +1,4 @@
-"""The labelled cases that the scans join: their files and their folds."""
+"""The labelled cases to which the scans are added: their files and folds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labelled cases of a dataset in nnU-Net's raw format; none of no dataset.
+    """The labelled cases of a dataset in nnU-Net's raw format; empty without a dataset.
 
     Attributes:
-        images: case to the files of its channels.
-        labels: case to its label's file.
-        splits: its folds; none where there is no labelled case.
+        images: the channel files of each case.
+        labels: the label file of each case.
+        splits: the folds; empty if there are no labelled cases.
     """
 
     images: Mapping[str, Sequence[str]]
@@ -34,8 +34,8 @@ NOBODY = Labelled({}, {}, ())
 
 
 def read_labelled(folder: Path) -> tuple[Labelled, list[str]]:
-    """The labelled cases of a raw dataset, with nnU-Net's folds of them: those of splits_final.json, else those that
-    nnU-Net would make.
+    """The labelled cases of a raw dataset, with their folds from splits_final.json, or else those that nnU-Net would
+    make.
 
     Returns:
         The cases, and what is wrong with them, one line each.
@@ -57,8 +57,8 @@ def read_labelled(folder: Path) -> tuple[Labelled, list[str]]:
 
 
 def folds_of(cases: Sequence[str]) -> list[Split]:
-    """nnU-Net's five folds; of fewer than five cases as many folds as cases, and of one case a fold that validates on
-    it and trains on none but what joins it."""
+    """nnU-Net's five folds; with fewer than five cases, as many folds as cases. With one case, a single fold validates
+    on it, and trains only on the scans that are added."""
     if len(cases) < 2:
         return [{"train": [], "val": list(cases)}]
     splits = generate_crossval_split(list(cases), n_splits=min(FOLDS, len(cases)))
@@ -66,15 +66,15 @@ def folds_of(cases: Sequence[str]) -> list[Split]:
 
 
 def joined_splits(labelled: Labelled, scans: Sequence[str]) -> list[Split]:
-    """Folds of both: scans in the training part of every fold and in no validation part, the labelled cases where they
-    were. Without labelled cases folds of the scans."""
+    """The folds with the scans added to every training part, and to no validation part. Without labelled cases, folds
+    of the scans."""
     if not labelled.splits:
         return folds_of(sorted(scans))
     return [{"train": sorted([*split["train"], *scans]), "val": sorted(split["val"])} for split in labelled.splits]
 
 
 def _files(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    if "dataset" in dataset_json:  # nnU-Net's way to name files that lie elsewhere
+    if "dataset" in dataset_json:  # nnU-Net's way to name files in other places
         named = get_filenames_of_train_images_and_targets(str(folder), dataset_json)
         return {case: files["images"] for case, files in named.items()}, {c: f["label"] for c, f in named.items()}
     ending = dataset_json["file_ending"]

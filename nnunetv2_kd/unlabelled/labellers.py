@@ -1,4 +1,4 @@
-"""The teachers: any trained nnU-Net models, each on the scans as they are, with its own plans."""
+"""The teachers that label scans: any trained nnU-Net models, each with its own plans on the original scans."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,13 +28,13 @@ MEND = (
 
 
 class Labeller:
-    """The folds of one model folder.
+    """A teacher: the folds of one model folder.
 
     Attributes:
-        folder: the model's.
+        folder: the model's folder.
         plans, dataset_json, configuration: of the model.
-        named: the dataset's label to the model's that make it up, where the names differ.
-        records, training_cases: one per fold, as for a checkpoint's record.
+        named: for each label of the dataset, the model's labels that make it up, if the names differ.
+        records, training_cases: one per fold, as in a checkpoint's record.
 
     Args:
         paths: the folds' checkpoints, all of one model folder.
@@ -44,7 +44,7 @@ class Labeller:
         trust: load checkpoints with more than plain data, and networks of any package.
 
     Raises:
-        KDError: where the model cannot be read or built, or needs another model's predictions.
+        KDError: if the model cannot be read or built, or needs another model's predictions.
     """
 
     def __init__(
@@ -88,15 +88,16 @@ class Labeller:
 
     @property
     def reader(self) -> type:
-        """nnU-Net's, of the model's images."""
+        """nnU-Net's reader class for the model's images."""
         return self._predictor.plans_manager.image_reader_writer_class
 
     def map_to(self, structures: Structures) -> LabelMap:
-        """Which of the model's heads are a dataset's structures."""
+        """The map from the model's heads to a dataset's structures."""
         return map_labels(structures, structures_of(self.dataset_json), self.named)
 
     def all_named(self, structures: Structures) -> dict[str, list[str] | None]:
-        """Each of a dataset's labels to the model's, None where it has none; empty where they are the same labels."""
+        """For each of a dataset's labels, the model's labels, or None if it has none; empty if the labels are the
+        same."""
         label_map = self.map_to(structures)
         if label_map.plain and not self.named:
             return {}
@@ -108,11 +109,11 @@ class Labeller:
         return [str(name) for name in channels(self.dataset_json).values()]
 
     def probabilities(self, files: Sequence[Path], label_map: LabelMap) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        """What each fold says about a scan.
+        """Predict a scan with each fold.
 
         Yields:
             Probabilities ``(U, *S)``, float32, of the structures that the map knows, in the scan's own space; and
-            nnU-Net's properties of the scan, to write it with.
+            nnU-Net's properties of the scan, for writing.
         """
         predictor = self._predictor
         image, properties = preprocess(
@@ -136,12 +137,12 @@ class Labeller:
 
 @dataclass(frozen=True)
 class Models:
-    """Which models label.
+    """Which models to label with.
 
     Attributes:
         folders: of the models.
-        named: for each of them, the dataset's label to the model's that make it up, where the names differ.
-        folds: of each; None: all that are trained, ``all`` only where there is no other.
+        named: per model, the model's labels that make up each of the dataset's, if the names differ.
+        folds: of each model; None: all trained ones, but ``all`` only if there is no other.
         checkpoint: file name inside a fold's folder.
         trust: load checkpoints with more than plain data, and networks of any package.
         mirroring: average over mirrored images.
@@ -161,7 +162,7 @@ def find_labellers(models: Models) -> tuple[list[Labeller], list[str]]:
     """Find, check and load the teachers.
 
     Returns:
-        The teachers, and what is wrong with others, one text each.
+        The teachers, and what is wrong with the others, one text each.
     """
     labellers, problems = [], []
     for folder, named in zip(models.folders, models.named, strict=True):
@@ -177,14 +178,14 @@ def find_labellers(models: Models) -> tuple[list[Labeller], list[str]]:
 
 
 def label_problems(labellers: Sequence[Labeller], structures: Structures) -> list[str]:
-    """What keeps models from labelling a dataset's structures: names that do not fit, a structure that none knows."""
+    """Why models cannot label a dataset's structures: names that do not fit, or a structure that none knows."""
     return map_problems(
         structures, [(str(one.folder), structures_of(one.dataset_json), one.named) for one in labellers], MEND
     )
 
 
 def channel_problems(labeller: Labeller, names: Sequence[str]) -> list[str]:
-    """What keeps a model from looking at scans with these channels."""
+    """Why a model cannot use scans with these channels."""
     own = [name.lower() for name in labeller.channels]
     if len(own) == len(names) and (len(own) == 1 or own == [name.lower() for name in names]):
         return []
@@ -192,7 +193,7 @@ def channel_problems(labeller: Labeller, names: Sequence[str]) -> list[str]:
 
 
 def same_reader_problems(labellers: Sequence[Labeller]) -> list[str]:
-    """What keeps several teachers from speaking of the same voxels: readers that turn images in different ways."""
+    """Why several teachers do not see the same voxels: their readers orient images differently."""
     readers = sorted({labeller.reader.__name__ for labeller in labellers})
     if len(readers) < 2:
         return []
@@ -200,7 +201,7 @@ def same_reader_problems(labellers: Sequence[Labeller]) -> list[str]:
 
 
 def as_plain(labellers: Sequence[Labeller]) -> list[dict[str, Any]]:
-    """For dataset.json: the records, with the cases that say what a student of any fold has to know."""
+    """The teachers' records for dataset.json, with their training cases, which a student of any fold needs."""
     plain = []
     for labeller in labellers:
         for record, cases in zip(labeller.records, labeller.training_cases, strict=True):
@@ -224,6 +225,6 @@ def _find(folder: Path, fold: str, checkpoint: str) -> CheckpointPath:
 
 
 def _trained(folder: Path, models: Models) -> list[str]:
-    """The folds that a model has; 0 where it has none, which is then told to be missing."""
+    """The folds that a model has; 0 if it has none, which is then reported as missing."""
     found = sorted(fold_name(file.parent) for file in folder.glob(f"fold_*/{models.checkpoint}"))
     return [fold for fold in found if fold != ALL] or found or ["0"]

@@ -1,8 +1,8 @@
-"""From scans and teachers to a dataset in nnU-Net's raw format.
+"""Make a dataset in nnU-Net's raw format from scans and teachers.
 
-Labelling scans with a larger or earlier model and training on both is self-training (Noisy Student, arXiv 1911.04252);
-a small network trained on what a large nnU-Net labelled, scans of unstable labels left out, won FLARE22
-(doi 10.1007/978-3-031-23911-3_16). Leaving single voxels to nnU-Net's ignore label is ours.
+Labelling scans with a larger or earlier model and training on both is self-training (Noisy Student, arXiv 1911.04252).
+A small network trained on a large nnU-Net's labels, without scans whose labels were unstable, won FLARE22
+(doi 10.1007/978-3-031-23911-3_16). Giving single voxels nnU-Net's ignore label is ours.
 """
 
 import errno
@@ -40,7 +40,7 @@ from nnunetv2_kd.unlabelled.output import PROGRESS, Output, output_name, unset_v
 from nnunetv2_kd.unlabelled.pseudo_labels import Mean, Member, PseudoLabels, Rules, as_segmentation, pseudo_labels
 from nnunetv2_kd.unlabelled.scans import Scan, check_scans, find_scans
 
-STUDENT_KEYS = ("kd", "kd_student")  # of plans that this package made: the teacher's own size is no shrunken one here
+STUDENT_KEYS = ("kd", "kd_student")  # left out of the new plans, whose size counts as not shrunken
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Request:
     """The flags of ``nnUNetv2_kd unlabelled``.
 
     Attributes:
-        dataset: the labelled dataset's folder under ``nnUNet_raw``; None: there is none.
-        scans: the folder.
+        dataset: the labelled dataset's folder under ``nnUNet_raw``; None if there is none.
+        scans: the folder with the scans.
         output: number or name of the dataset to make.
         copy: copy images instead of linking them.
-        command: the line that goes on with it.
+        command: the command that goes on after an interruption.
     """
 
     dataset: Path | None
@@ -70,11 +70,11 @@ class Made:
 
     Attributes:
         folder: under ``nnUNet_raw``.
-        plans: name of the plans beside its preprocessed data, which are the first teacher's.
-        labelled: how many cases have labels of people.
-        teaching: those that can also teach while the student trains: with the first one's folds and voxels.
-        scans: case to what is known of it: ``agreement``, ``ignored`` and ``voxels``, and why it was ``left_out``.
-        structures: that the teachers label.
+        plans: name of the plans beside its preprocessed data; they are the first teacher's.
+        labelled: number of cases labelled by people.
+        teaching: the teachers that can also teach during training: those with the first one's folds and voxels.
+        scans: for each case ``agreement``, ``ignored`` and ``voxels``, or why it was ``left_out``.
+        structures: the structures that the teachers label.
     """
 
     folder: Path
@@ -94,11 +94,11 @@ def make(request: Request, say: Callable[[str], None]) -> Made:
 
     Args:
         request: the flags.
-        say: where to tell the user something.
+        say: called with messages for the user.
 
     Raises:
-        KDError: where anything is wrong, listed all at once before any teacher runs; where a scan could not be
-            labelled, after the others are; where the disk is full. What is finished stays.
+        KDError: if anything is wrong (all problems together, before any teacher runs); if scans could not be labelled
+            (after all others are); or if the disk is full. Finished scans are kept.
     """
     missing = list(unset_variables())
     if missing:
@@ -137,7 +137,7 @@ def _cannot_write(request: Request, output: Output, error: Exception) -> KDError
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or not shutil.disk_usage(output.folder).free
     what = "The disk is full" if full else f"{output.folder} cannot be written to ({error})"
     return KDError(
-        f"{what}: {output.folder} holds {len(output.scans)} finished scans, which are kept. Once that is mended, go on "
+        f"{what}: {output.folder} holds {len(output.scans)} finished scans, which are kept. Solve this, then go on "
         f"with: {request.command}"
     )
 
@@ -147,7 +147,7 @@ def _dataset_name(request: Request) -> str | None:
 
 
 def _labelled(request: Request, first: Labeller) -> tuple[Labelled, dict[str, Any], list[str]]:
-    """The labelled cases and their dataset.json; without any the first teacher's, or the labels that were named."""
+    """The labelled cases and their dataset.json; without labelled cases, the first teacher's, or the named labels."""
     if request.dataset is None:
         kept = ["channel_names", "modality", "overwrite_image_reader_writer", "file_ending"]
         names = list(dict.fromkeys(name for named in request.models.named for name in named))
@@ -159,7 +159,7 @@ def _labelled(request: Request, first: Labeller) -> tuple[Labelled, dict[str, An
 
 
 def _settings(request: Request, labellers: Sequence[Labeller], scans: Sequence[Scan]) -> dict[str, Any]:
-    """All that the labels depend on."""
+    """Everything that the labels depend on."""
     return {
         "dataset": _dataset_name(request),
         "scans": {scan.case: [str(file.absolute()) for file in scan.files] for scan in scans},
@@ -171,7 +171,7 @@ def _settings(request: Request, labellers: Sequence[Labeller], scans: Sequence[S
 
 
 def _with_ignore(dataset_json: dict[str, Any], labellers: Sequence[Labeller], rules: Rules) -> dict[str, Any]:
-    """The dataset with the ignore label that its labels are going to need: nnU-Net wants the highest value."""
+    """The dataset.json with an ignore label, if needed; nnU-Net requires it to have the highest value."""
     if "ignore" in dataset_json["labels"] or not rules.ignores(sum(len(labeller.records) for labeller in labellers)):
         return dataset_json
     values = [value for label in labels_without_ignore(dataset_json).values() for value in np.atleast_1d(label)]
@@ -193,16 +193,16 @@ def _label_all(
     for scan in tqdm(todo, desc="labelling", unit="scan", disable=None):
         try:
             labels, properties = _label(request, labellers, scan, dataset_json)
-        except Exception as error:  # of any kind: the other scans go on, and it is told at the end
+        except Exception as error:  # any error: go on with the other scans, and report it at the end
             failed.append(f"{scan.case}: {type(error).__name__}: {error}")
             continue
         try:
             _place(request, labellers[0], scan, labels, properties, output, dataset_json["file_ending"])
-        except Exception as error:  # of the disk, for which every image library has an error of its own
+        except Exception as error:  # a disk error, for which every image library has its own class
             raise _cannot_write(request, output, error) from error
     if failed:
         title = f"{len(failed)} of {len(scans)} scans could not be labelled; the others are, and are kept:"
-        line = f"Take these scans away and begin anew, or mend what is told and go on with: {request.command}"
+        line = f"Remove these scans and start again with another -o, or solve the problems and go on: {request.command}"
         raise KDError(f"{listing(title, failed)}\n{line}")
 
 
@@ -237,7 +237,7 @@ def _place(
     output: Output,
     ending: str,
 ) -> None:
-    """Write what is known of a scan, after its label and its image where it is not left out."""
+    """Write a scan's label and image, unless it is left out, and then its facts."""
     why = ""
     if labels.agreement is not None and labels.agreement < request.rules.scan_dice:
         why = f"the teachers agree by a Dice of {labels.agreement:.3f} only"
@@ -268,7 +268,7 @@ def _finish(
         output.add("labelsTr", f"{case}{ending}", Path(labelled.labels[case]), request.copy)
     splits = joined_splits(labelled, kept)
     records = as_plain(labellers)
-    before = teacher_labelled(dataset_json)  # of an earlier round, whose dataset is the labelled one here
+    before = teacher_labelled(dataset_json)  # labelled in an earlier round, if its dataset is the labelled one here
     facts = {
         "cases": sorted({*kept, *before}),
         "left_out": output.left_out(),
@@ -299,13 +299,13 @@ def _finish(
 
 
 def _teaching(labellers: Sequence[Labeller], plans: Plans, dataset_json: dict[str, Any]) -> list[Labeller]:
-    """The first teacher, and those that share its folds' numbers and look at the same preprocessed voxels."""
+    """The first teacher, and those with the same fold numbers and the same preprocessed voxels."""
     first = labellers[0]
     found = []
     for labeller in labellers:
         if [record.fold for record in labeller.records] != [record.fold for record in first.records]:
             continue
-        with suppress(KDError):  # it then labels only
+        with suppress(KDError):  # such a teacher only labels
             own = labeller.plans, labeller.dataset_json
             voxels_only = bool(labeller.all_named(structures_of(dataset_json)))  # its labels are mapped
             check_same_task(
@@ -316,5 +316,6 @@ def _teaching(labellers: Sequence[Labeller], plans: Plans, dataset_json: dict[st
 
 
 def student_base(plans: Plans, dataset: str) -> Plans:
-    """A teacher's plans for another dataset, as nnU-Net moves them: the student looks at scans as its teacher does."""
+    """A teacher's plans for another dataset, as nnU-Net moves them, so that the student sees scans as its teacher
+    does."""
     return {key: value for key, value in plans.items() if key not in STUDENT_KEYS} | {"dataset_name": dataset}

@@ -1,4 +1,4 @@
-"""The dataset that is made: in nnU-Net's raw format, case by case, so that what is finished stays."""
+"""Write the new dataset in nnU-Net's raw format, case by case, so that finished cases are kept."""
 
 import json
 import os
@@ -19,14 +19,14 @@ OPTIONS = "student.yaml"
 
 
 def output_name(wanted: str, like: str) -> str:
-    """The whole name of a dataset.
+    """The full name of the new dataset.
 
     Args:
-        wanted: ``104``, or a whole name.
-        like: the name of the dataset that the scans join, or of the teacher's.
+        wanted: ``104``, or a full name.
+        like: the name of the labelled dataset, or of the teacher's.
 
     Raises:
-        KDError: where it is neither a number nor named as nnU-Net names datasets.
+        KDError: if it is neither a number nor a name in nnU-Net's form.
     """
     if re.fullmatch(r"Dataset\d{3}_\w+", wanted):
         return wanted
@@ -40,12 +40,12 @@ class Output:
 
     Attributes:
         folder: the folder.
-        scans: case to what is known of it, for the scans that are done: of this and of earlier runs.
+        scans: the facts of every finished scan, from this and earlier runs.
 
     Args:
         name: of the dataset.
-        settings: all that the labels depend on, in plain values.
-        command: the line that goes on with it.
+        settings: everything that the labels depend on, as plain values.
+        command: the command that goes on after an interruption.
     """
 
     def __init__(self, name: str, settings: dict[str, Any], command: str) -> None:
@@ -55,7 +55,7 @@ class Output:
         self.scans: dict[str, dict[str, Any]] = {}
 
     def problem(self) -> str:
-        """What keeps it from being written; empty for nothing, and then what an earlier run has done is known."""
+        """Why the dataset cannot be written; empty if it can. Also reads what an earlier run has finished."""
         name = self.folder.name
         others = sorted({str(found) for found in find_candidate_datasets(int(name[7:10]))} - {name})
         if others:
@@ -83,12 +83,12 @@ class Output:
         self._write_progress()
 
     def done(self, case: str, facts: Mapping[str, Any]) -> None:
-        """All files of a scan are in their places."""
+        """Record that all files of a scan are written."""
         self.scans[case] = dict(facts)
         self._write_progress()
 
     def add(self, part: str, name: str, file: Path, copy: bool) -> None:
-        """Link a file into ``imagesTr`` or ``labelsTr``, or copy it where that is wanted or links are not possible."""
+        """Link a file into ``imagesTr`` or ``labelsTr``; copy it if asked to, or if links are not possible."""
         place = self.folder / part / name
         place.unlink(missing_ok=True)
         if not copy:
@@ -105,7 +105,7 @@ class Output:
             unfinished.unlink(missing_ok=True)
 
     def finish(self, dataset_json: Mapping[str, Any]) -> None:
-        """With its dataset.json the dataset is whole."""
+        """Write dataset.json, which completes the dataset."""
         write_whole(self.folder / "dataset.json", (json.dumps(dataset_json, indent=1) + "\n").encode())
 
     def kept(self) -> list[str]:
@@ -121,10 +121,10 @@ class Output:
 
 
 def write_preprocessed(name: str, files: Mapping[str, Any]) -> Path:
-    """Files beside the data that nnU-Net is going to preprocess.
+    """Write files to where nnU-Net is going to preprocess the dataset.
 
     Args:
-        files: name to content, as JSON.
+        files: the content of each file by name, to write as JSON.
 
     Returns:
         The dataset's folder under ``nnUNet_preprocessed``.
@@ -137,5 +137,5 @@ def write_preprocessed(name: str, files: Mapping[str, Any]) -> Path:
 
 
 def unset_variables() -> Iterable[str]:
-    """Those of nnU-Net's paths that are needed and not set."""
+    """nnU-Net's paths that are needed but not set."""
     return [f"{v.env_var_name} is not set" for v in (nnUNet_raw, nnUNet_preprocessed) if not v.is_set()]

@@ -1,4 +1,4 @@
-"""From what several teachers say about a scan to labels, where they are sure, and to how far they agree."""
+"""Turn several teachers' predictions of a scan into labels where they are sure, and measure how well they agree."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ Structures = Mapping[str, int | tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Rules:
-    """When a teacher's label is taken.
+    """When a voxel gets a label, and a scan is used.
 
     Attributes:
-        confidence: least probability, in [0, 1], that the mean of the teachers must give a voxel's label; of a region
-            that it is there, or is not.
-        votes: least share of the teachers, in [0, 1], whose own label it must be.
-        scan_dice: least mean Dice, in [0, 1], of the teachers with their mean; scans below are left out.
+        confidence: minimum mean probability of a voxel's label, in [0, 1]; with regions, of each region's presence or
+            absence.
+        votes: minimum share of the teachers, in [0, 1], that must give this label themselves.
+        scan_dice: minimum mean Dice, in [0, 1], of the teachers with their mean; scans below it are left out.
     """
 
     confidence: float
@@ -35,8 +35,8 @@ class Member:
     """One teacher of several.
 
     Attributes:
-        segmentation: ``(*S)`` of the dataset's labels, 0 for all that the teacher does not know.
-        known: the structures that it knows.
+        segmentation: ``(*S)`` of the dataset's labels, 0 for everything that the teacher does not know.
+        known: the structures that the teacher knows.
     """
 
     segmentation: np.ndarray
@@ -46,8 +46,8 @@ class Member:
 class Mean:
     """The mean of teachers that may know different structures: each structure from those that know it.
 
-    Exclusive structures that together are claimed by more than 1 are divided by their sum (ours), as those of stored
-    teachers are (`teachers.combine.mix_known`).
+    Where probabilities of exclusive structures add up to more than 1, they are divided by their sum (ours), as for
+    stored teachers (`teachers.combine.mix_known`).
 
     Args:
         structures: how many the dataset has.
@@ -60,7 +60,7 @@ class Mean:
         self._sums: list[np.ndarray | None] = [None] * structures
 
     def add(self, probabilities: np.ndarray, known: Sequence[int]) -> None:
-        """One teacher more.
+        """Add one teacher.
 
         Args:
             probabilities: ``(U, *S)`` of the structures that it knows.
@@ -89,9 +89,9 @@ class PseudoLabels:
 
     Attributes:
         segmentation: ``(*S)`` of nnU-Net's labels, with the ignore label where the teachers are not sure.
-        voxels: of each structure, before voxels were ignored.
-        ignored: voxels.
-        agreement: mean Dice of the teachers with their mean, in [0, 1]; None of a single teacher.
+        voxels: number of voxels of each structure, before any were ignored.
+        ignored: number of ignored voxels.
+        agreement: mean Dice of the teachers with their mean, in [0, 1]; None for a single teacher.
     """
 
     segmentation: np.ndarray
@@ -113,13 +113,13 @@ def pseudo_labels(
     Args:
         probabilities: ``(K, *S)``, the mean of the teachers; of classes, or of regions.
         members: every teacher's own segmentation.
-        labels: nnU-Net's, of the heads.
-        structures: name to value, or to values of a region, without background.
-        ignore: value for voxels of which the teachers are not sure.
-        rules: when they are.
+        labels: nnU-Net's label manager for the heads.
+        structures: the value, or the values of a region, by name; without background.
+        ignore: value for voxels where the teachers are not sure.
+        rules: when they are sure.
 
     Raises:
-        ValueError: where a probability is not a number.
+        ValueError: if a probability is not a number.
     """
     if not np.isfinite(probabilities).all():
         raise ValueError("the teacher's probabilities are not numbers")
@@ -143,14 +143,14 @@ def as_segmentation(probabilities: np.ndarray, labels: LabelManager) -> np.ndarr
 
 
 def _confidence(probabilities: np.ndarray, has_regions: bool) -> np.ndarray:
-    """How sure the mean is of every voxel's label: of regions, of the one that it is least sure of."""
+    """How sure the mean is of every voxel's label; with regions, of the one that it is least sure of."""
     if not has_regions:
         return probabilities.max(0)
     return np.maximum(probabilities, 1 - probabilities).min(0)
 
 
 def _same(member: Member, segmentation: np.ndarray) -> np.ndarray:
-    """Where a teacher says the same ``(*S)``, as far as it knows: which of its structures a voxel is in."""
+    """Where a teacher gives the same label ``(*S)``, comparing only structures that it knows."""
     found = np.ones(segmentation.shape, dtype=bool)
     for values in member.known.values():
         found &= np.isin(member.segmentation, values) == np.isin(segmentation, values)
@@ -158,7 +158,7 @@ def _same(member: Member, segmentation: np.ndarray) -> np.ndarray:
 
 
 def _agreement(segmentation: np.ndarray, members: Sequence[Member]) -> float:
-    """Mean over teachers, and over the structures that a teacher knows and it or the mean sees. Where none sees any
+    """Mean Dice over teachers and the structures that each knows, if found by it or by the mean. If nothing is found,
     they agree."""
     values = [
         float(2 * (one & other).sum() / (one.sum() + other.sum()))

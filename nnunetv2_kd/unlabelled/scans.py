@@ -1,4 +1,4 @@
-"""The scans that are to be labelled: found in a folder, read, and compared with the cases that are there already."""
+"""The scans to label: find them in a folder, read them, and compare them with the labelled cases."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan: the name of its case, and the files of its channels in their order."""
+    """One scan: the name of its case, and its channel files in order."""
 
     case: str
     files: tuple[Path, ...]
@@ -28,20 +28,20 @@ def find_scans(folder: Path, ending: str, channels: Sequence[str]) -> tuple[list
     """The scans of a folder, sorted by name.
 
     Args:
-        folder: with ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz`` and so on, one file per channel. Where the model has one
-            channel, ``CASE.nii.gz`` will do.
+        folder: with ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz`` and so on, one file per channel. For a model with one
+            channel, ``CASE.nii.gz`` is also accepted.
         ending: of the files, such as ``.nii.gz``.
         channels: names of the model's channels.
 
     Returns:
-        The scans, and what is wrong with others, one line each.
+        The scans, and what is wrong with the others, one line each.
     """
     if not folder.is_dir():
-        return [], [f"-i {folder} is no folder"]
+        return [], [f"-i {folder} is not a folder"]
     found: dict[str, dict[int, Path]] = {}
     problems = []
     for file in sorted(folder.glob(f"*{ending}")):
-        if file.name.startswith("."):  # what macOS leaves beside files
+        if file.name.startswith("."):  # hidden files, as macOS leaves them
             continue
         stem = file.name.removesuffix(ending)
         match = CHANNEL.fullmatch(stem)
@@ -64,19 +64,19 @@ def check_scans(
     """Read every scan, and every labelled case that could be the same image.
 
     Args:
-        scans: of `find_scans`.
-        reader: nnU-Net's, of the model.
+        scans: from `find_scans`.
+        reader: nnU-Net's reader class for the model.
         channels: names of the model's channels.
-        labelled: case to the files of its channels.
+        labelled: the channel files of each labelled case.
 
     Returns:
-        One line per scan that cannot be read, has other channels than the model, holds values that are no numbers, has
-        the name of a labelled case, or is the image of one.
+        One line per scan that cannot be read, has other channels than the model, holds values that are not numbers, has
+        the name of a labelled case, or is a labelled case's image.
     """
     problems, images = [], {}
     for scan in tqdm(scans, desc="reading the scans", unit="scan", disable=None):
         if scan.case in labelled:
-            problems.append(f"{scan.case} is a labelled case already: remove the scan, or its label")
+            problems.append(f"{scan.case} is already a labelled case: remove the scan, or its label")
             continue
         problem, key = _read(reader, scan.files, channels)
         if problem:
@@ -88,8 +88,8 @@ def check_scans(
 
 
 def _twins(images: Mapping[str, str], reader: Any, labelled: Mapping[str, Sequence[str]]) -> Iterable[str]:
-    """Scans that are a labelled case's image under another name. As such they would be trained on with a teacher's
-    labels also where their case is validated."""
+    """Scans that are a labelled case's image under another name. They would be trained on, with a teacher's labels,
+    even in the fold that validates on their case."""
     known = {}
     for case, files in tqdm(labelled.items(), desc="reading the labelled cases", unit="case", disable=None):
         problem, key = _read(reader, files, ())
@@ -109,7 +109,7 @@ def _read(reader: Any, files: Iterable[Any], channels: Sequence[str]) -> tuple[s
         image, _ = reader.read_images([str(file) for file in files])
     except KDError as error:
         return str(error), ""
-    except Exception as error:  # the reader's, of any kind
+    except Exception as error:  # a reader may raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"cannot be read: {lines[-1] if lines else type(error).__name__}", ""
     if channels and image.shape[0] != len(channels):

@@ -82,7 +82,7 @@ def test_labelled_cases_and_scans_become_a_dataset_that_trains(world, scans):
     ), variable
 
     trained = world.train("nnUNetTrainerRegionKD", dataset="104", **options)
-    assert f"{SCANS} training cases have no label of a person" in trained.stdout
+    assert f"{SCANS} training cases were not labelled by a person" in trained.stdout
     assert "agreement" not in trained.stdout
     record = json.loads((world.model("nnUNetTrainerRegionKD", dataset=NAME) / "fold_0" / "kd_record.json").read_text())
     assert record["teacher_labels"]["cases"] == names
@@ -124,7 +124,7 @@ def test_all_problems_are_told_before_a_teacher_runs(world, scans):
     done = unlabelled(world, scans, "-d", "4", "-f", "0", check=False)
     assert done.returncode == 1
     for words in (
-        "is a labelled case already",
+        "is already a labelled case",
         "renamed is the image of the labelled case",
         "broken: broken.nii.gz cannot be read",
         "-o: the number 104 is that of Dataset104_Other already; take another",
@@ -208,7 +208,7 @@ def test_two_partial_teachers_label_and_are_stored_by_the_line_that_is_printed(w
 
 def test_a_label_that_is_left_to_nobody_is_refused(world, scans):
     done = unlabelled(world, scans, "-d", "4", "-f", "0", "--labels", "Posterior=", check=False)
-    assert "leaves Posterior to nobody, so that it would be background in every scan" in done.stderr
+    assert "gives Posterior no teacher, so it would be background in every scan" in done.stderr
 
 
 def test_a_number_that_is_none_is_refused(world, scans):

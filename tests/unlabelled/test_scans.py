@@ -41,7 +41,7 @@ def test_channels_are_in_their_order(tmp_path, write):
 
 
 def test_what_cannot_be_found_is_said(tmp_path, write):
-    assert find_scans(tmp_path / "none", END, ["MRI"])[1] == [f"-i {tmp_path / 'none'} is no folder"]
+    assert find_scans(tmp_path / "none", END, ["MRI"])[1] == [f"-i {tmp_path / 'none'} is not a folder"]
     assert "holds no image that ends in .nii.gz" in find_scans(tmp_path, END, ["MRI"])[1][0]
     write("a.nii.gz")
     write("a_0000.nii.gz")
@@ -61,7 +61,7 @@ def test_all_bad_scans_are_listed(tmp_path, write):
     problems = check_scans(scans, SimpleITKIO(), ["MRI"], {"labelled": [str(tmp_path / "labelled.nii.gz")]})
     told = "\n".join(problems)
     for words in (
-        "labelled is a labelled case already",
+        "labelled is already a labelled case",
         "renamed is the image of the labelled case labelled",
         "two: has 2 channels, the teacher expects 1: MRI",
         "broken: broken.nii.gz cannot be read",
