@@ -5,7 +5,7 @@ the mean validation Dice per cell with every seed shown. A run is what
 
     nnUNet_kd_config=OPTIONS nnUNetv2_train DATASET CONFIGURATION FOLD -p PLANS -tr TRAINER -device cpu
 
-does, with one thread per run, so that as many runs as there are cores go side by side.
+does, with one thread per run, so that there can be as many parallel runs as cores.
 
     python benchmarks/compare.py GRID.yaml OUTPUT_FOLDER --jobs 2
 """
@@ -41,7 +41,7 @@ AXES = ("students", "budgets", "cases", "arms", "seeds")
 
 
 def cells(grid: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every combination of the grid's axes, seeds outermost, so that an early stop leaves whole comparisons."""
+    """Every combination of the grid's axes, seeds outermost, so that stopping early leaves complete comparisons."""
     order = ("seeds", "cases", "students", "budgets", "arms")
     return [dict(zip(order, combination, strict=True)) for combination in itertools.product(*(grid[a] for a in order))]
 
@@ -51,7 +51,8 @@ def folder_of(cell: dict[str, Any], output: Path) -> Path:
 
 
 def options_of(cell: dict[str, Any], grid: dict[str, Any]) -> dict[str, Any]:
-    """Of the grid, then the budget, then the arm's recipe in configs/, then the arm itself."""
+    """The options of the grid, overridden by the budget's, then by those of the arm's recipe in configs/, then the
+    arm's."""
     arm = {key: value for key, value in grid["arms"][cell["arms"]].items() if key not in ("trainer", "recipe")}
     recipe = grid["arms"][cell["arms"]].get("recipe")
     from_recipe = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text()) if recipe else {}
@@ -88,7 +89,7 @@ def summary_file(cell: dict[str, Any], grid: dict[str, Any], output: Path) -> Pa
 
 
 def dice_of(cell: dict[str, Any], grid: dict[str, Any], output: Path) -> float:
-    """Mean foreground Dice of nnU-Net's validation; nan where the run failed or is not there."""
+    """Mean foreground Dice of nnU-Net's validation; nan if the run failed or does not exist."""
     file = summary_file(cell, grid, output)
     return float("nan") if file is None else json.loads(file.read_text())["foreground_mean"]["Dice"]
 
@@ -156,9 +157,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grid", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs, one thread each")
     parser.add_argument("--only", default="", help="run only the cells whose folder name matches this pattern")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
+    parser.add_argument("--table", action="store_true", help="only print the table of finished runs")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument(
         "--details", action="store_true", help="per run: seconds per epoch (lower quartile), memory, terms"

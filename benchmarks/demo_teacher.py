@@ -1,8 +1,8 @@
 """Train the teacher that comes with the demo (nnunetv2_kd/demo/teacher.zip), on a whole hippocampus set.
 
-Medical Segmentation Decathlon, Task04, in nnU-Net's raw format; the demo's held-aside cases are left out. Half
-nnU-Net's width, 2000 iterations, AdamW. Ends with a stock zip, weights as float16, and its SHA-256. Processors round
-differently, so that a second training gives a teacher of the same quality and not of the same bytes.
+Medical Segmentation Decathlon, Task04, in nnU-Net's raw format, without the demo's held-out cases. Half of nnU-Net's
+width, 2000 iterations, AdamW. The result is a stock zip with float16 weights, and its SHA-256. Processors round
+differently, so a second training gives a teacher of the same quality, but not the same bytes.
 
     python benchmarks/demo_teacher.py Dataset004_Hippocampus --work FOLDER
 """
@@ -21,7 +21,7 @@ LICENCE = "CC-BY-SA 4.0"  # of the data
 
 
 def copy_cases(source: Path, target: Path) -> None:
-    """The data set without the demo's held-aside cases."""
+    """Copy the dataset without the demo's held-out cases."""
     kept_back = {file.name.removesuffix(".nii.gz") for file in (DATA / "labelsTs").iterdir()}
     for part in ("imagesTr", "labelsTr"):
         (target / part).mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,17 @@
-"""What a model takes for a case on a CPU: the teacher by stock nnUNetv2_predict's predictor, and every model by the
-predictor of nnUNetv2_kd predict in every runtime and precision.
+"""Time per case on a CPU: the teacher in stock nnUNetv2_predict's predictor, and every model in the predictor of
+nnUNetv2_kd predict, in every runtime and precision.
 
-Processor time of one thread, medians; on every case all rows take turns in a random order. Writing files and starting
-Python are not in it.
+Processor time of one thread, medians; on every case all rows take turns in random order. Writing files and starting
+Python are not included.
 
     OMP_NUM_THREADS=1 python benchmarks/deploy.py cases TEACHER_FOLDER STUDENT_FOLDER ... -i IMAGES
     OMP_NUM_THREADS=1 python benchmarks/deploy.py passes --patch 128 128 128 --stages 6 --classes 14
     OMP_NUM_THREADS=1 python benchmarks/deploy.py parts MODEL_FOLDER IMAGE
     OMP_NUM_THREADS=1 python benchmarks/deploy.py parts --ct
 
-``passes`` times untrained networks of nnU-Net's default widths and of a quarter and a sixteenth of them, one patch at a
-time. ``parts`` times what is not the network: stock nnU-Net's steps and ours on the same case (``--ct``: an image of
-512x512x200 voxels made from noise and ellipsoids, 14 classes, from 0.8x0.8x1.5 to 1.5 mm).
+``passes`` times untrained networks with nnU-Net's default number of parameters, and with a quarter and a sixteenth of
+it, one patch at a time. ``parts`` times everything except the network: stock nnU-Net's steps and ours on the same case
+(``--ct``: an image of 512x512x200 voxels made from noise and ellipsoids, 14 classes, from 0.8x0.8x1.5 to 1.5 mm).
 """
 
 import argparse
@@ -96,7 +96,7 @@ def time_cases(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plans_of(patch: list[int], stages: int, width: float, spacing: list[float]) -> dict[str, Any]:
-    """As nnU-Net plans a network of that patch and depth."""
+    """Plans like nnU-Net's for a network of this patch size and depth."""
     dims = len(patch)
     most = 320 if dims == 3 else 512
     features = [int(min(32 * 2**stage, most) * width) for stage in range(stages)]
@@ -157,14 +157,14 @@ def dataset_json_of(classes: int) -> dict[str, Any]:
 
 
 def time_passes(args: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of one patch; rows take turns."""
+    """Milliseconds per patch; rows take turns."""
     runs = {}
     dataset_json = dataset_json_of(args.classes)
     data = torch.zeros(1, 1, *args.patch)
     for name, width in (("1", 1.0), ("1/4", 0.5), ("1/16", 0.25)):
         plans = plans_of(args.patch, args.stages, width, [1.5] * len(args.patch))
         for runtime, precision in rows_here(args.rows):
-            if precision != "int8":  # calibrated on real cases
+            if precision != "int8":  # which needs real cases for calibration
                 predictor = untrained_predictor(plans, "it", dataset_json, True)
                 runs[f"{name} | {runtime} {precision}"] = put_into(predictor, runtime, precision)
     took: dict[str, list[float]] = {name: [] for name in runs}
@@ -191,7 +191,7 @@ def ct_image(shape: tuple[int, ...] = (200, 512, 512)) -> np.ndarray:
 
 
 def time_parts(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of every part of one case but the network, stock and ours; and whether the voxels are the same."""
+    """Seconds for every part of one case except the network, stock and ours; and the number of voxels that differ."""
     if args.ct:
         plans, dataset_json = plans_of([128] * 3, 6, 0.25, [1.5, 1.5, 1.5]), dataset_json_of(14)
         image, properties = ct_image(), {"spacing": [1.5, 0.8, 0.8]}
@@ -227,7 +227,7 @@ def time_parts(args: argparse.Namespace) -> dict[str, Any]:
         tiles.append(elapsed)
     found["tiles, mirroring, Gaussian weights"] = tuple(tiles)
     found["forward passes"] = (predictor.network.calls, predictor.network.calls)
-    # blobs, one class each, as a trained network's logits are; no network has to run for that
+    # blobs, one class each, similar to a trained network's logits, without running one
     logits = smooth_logits(tuple(logits.shape))
     largest(logits[:, :2, :4, :4], (3, 5, 5), 1)  # compiles
     stock, expected = seconds(
@@ -242,7 +242,7 @@ def time_parts(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def smooth_logits(shape: tuple[int, ...]) -> torch.Tensor:
-    """``(K, *S)`` half: background, and a blob for every other class."""
+    """Logits ``(K, *S)`` in half precision: background, and one blob for every other class."""
     rng = np.random.default_rng(0)
     logits = np.zeros(shape, dtype=np.float16)
     logits[0] = 2

@@ -1,4 +1,4 @@
-"""How hard every recipe's terms pull at the student: shares of the gradient in the first epoch of a training.
+"""How strongly every recipe's terms pull on the student: shares of the gradient in a training's first epoch.
 
 One epoch of nnU-Net's own training for each recipe in configs/, with nnU-Net's three folders and a trained teacher:
 
@@ -19,13 +19,13 @@ from rich.table import Table
 from nnunetv2_kd.formatting import markdown_line
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NOT_COMPARED = ("cpu", "joint", "multi_teacher", "other_teacher", "stored")  # other teachers, and no terms of their own
+NOT_COMPARED = ("cpu", "joint", "multi_teacher", "other_teacher", "stored")  # other teachers, or no terms
 RUN = """
 import sys, torch
 torch.set_num_threads(1)
 from nnunetv2.run.run_training import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-nnUNetTrainer.perform_actual_validation = lambda self, npz: None  # only the terms are looked at
+nnUNetTrainer.perform_actual_validation = lambda self, npz: None  # only the terms matter
 dataset, configuration, plans = sys.argv[1:]
 run_training(dataset, configuration, "0", "nnUNetTrainerKD", plans, device=torch.device("cpu"))
 """

@@ -1,4 +1,4 @@
-"""Time of a step, and peak memory of a process: what the benchmarks share."""
+"""Time of a step, and peak memory of a process; shared by the benchmarks."""
 
 import multiprocessing
 import random
@@ -15,7 +15,7 @@ Step = Callable[[], Any]
 
 
 def seconds(step: Step, device: str) -> float:
-    """Of one step; on the CPU processor time of all threads, which other programs on the machine hardly change."""
+    """Seconds of one step. On a CPU this is the processor time of all threads, which other load hardly changes."""
     if device != "cuda":
         started = time.process_time()
         step()
@@ -32,8 +32,8 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Seconds of every step in every round that counts.
 
-    Every round has an order of its own, because a step's time depends on what the one before it leaves in caches and
-    in the heap. ``before`` is called with the round's number before each step.
+    Every round has another order, because a step's time depends on what the previous one leaves in caches and in the
+    heap. ``before`` is called with the round's number before each step.
     """
     took: dict[str, list[float]] = {name: [] for name in steps}
     order = random.Random(0)
@@ -52,7 +52,7 @@ def high_water_mark(device: str) -> float:
 
 
 def reset_high_water_mark(device: str) -> float:
-    """Set the peak back to what is in use now, and return that, in MiB."""
+    """Reset the peak to the memory now in use, and return that in MiB."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -61,7 +61,7 @@ def reset_high_water_mark(device: str) -> float:
 
 
 def in_its_own_process(target: Callable[..., None], *arguments: Any) -> float:
-    """What the target puts into the queue that it is given last."""
+    """Run a target in its own process; returns what it puts into the queue, its last argument."""
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     process = context.Process(target=target, args=(*arguments, queue))

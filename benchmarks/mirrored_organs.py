@@ -1,9 +1,9 @@
-"""Mirroring and a teacher that was not mirrored, where two structures are each other's mirror image.
+"""Mirroring with a teacher trained without it, on two structures that are each other's mirror image.
 
-Every image holds bright shapes like the letter L and their mirror images, which are the two labels, at places and in
-directions drawn by chance. 2d networks, trained by nnU-Net's own command: a teacher without mirroring, a student that
-is mirrored as its trainer does by itself (``mirroring: trainer``), and one that is mirrored as its teacher was
-(``mirroring: teacher``, the default).
+Every image holds bright shapes like the letter L and their mirror images, which are the two labels, at random positions
+and in random directions. 2d networks, trained by nnU-Net's own command: a teacher without mirroring, a student mirrored
+along its trainer's axes (``mirroring: trainer``), and one mirrored like its teacher (``mirroring: teacher``, the
+default).
 
     python benchmarks/mirrored_organs.py -o FOLDER
 """

@@ -1,9 +1,9 @@
 """What region vectors cost: time over one plain reduction of the same features, and memory, for few and many classes.
 
-At a patch of 128^3 with 32 channels and on stage grids of stride 1 and 2. ``organs`` are ellipsoids on background, as
-in a whole-body scan; ``cells`` fill the patch, every voxel near a border. With 3 classes the very same shapes carry 3
-labels, so that only the number of classes differs. The first row of times includes reading the labels anew, as a
-training step does once; ``again`` is what every further term or network adds.
+For a patch of 128^3 with 32 channels, at stages of stride 1 and 2. ``organs`` are ellipsoids on background, as in a
+whole-body scan; ``cells`` fill the patch, with every voxel near a border. With 3 classes the same shapes have 3 labels,
+so that only the number of classes differs. ``first`` includes reading the labels, as once per training step; ``again``
+is what every further term or network adds.
 
     python benchmarks/regions.py
 """
@@ -69,7 +69,7 @@ def calls_of(labels: Tensor, classes: int, features: Tensor) -> dict[str, Callab
 
 
 def measure(labels: Tensor, stride: int, device: str, rounds: int) -> dict[str, float]:
-    """Medians in ms: plain reduction, and everything of `calls_of` for few and many classes, all in turn."""
+    """Medians in ms: a plain reduction, and all of `calls_of` for few and many classes, taking turns."""
     features = torch.randn(1, CHANNELS * stride, *[SIDE // stride] * 3, device=device)
     calls: dict[str, Callable[[], Any]] = {"plain": lambda: features.sum(dim=(2, 3, 4))}
     for classes in (FEW, MANY):
@@ -79,7 +79,7 @@ def measure(labels: Tensor, stride: int, device: str, rounds: int) -> dict[str, 
 
 
 def extra_mib(shapes: str, device: str, queue: Any) -> None:
-    """Peak memory of one call with many classes above that of its arguments; runs in a process of its own."""
+    """Peak memory of one call with many classes, above that of its arguments; runs in its own process."""
     labels = {"organs": organs, "cells": cells}[shapes](device)
     features = torch.randn(1, CHANNELS, SIDE, SIDE, SIDE, device=device)
     features.sum()

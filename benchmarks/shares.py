@@ -1,10 +1,12 @@
-"""Where the processor time of a prediction goes: nnUNetv2_predict and nnUNetv2_kd predict, part by part.
+"""How a prediction's processor time is spent, part by part, in nnUNetv2_predict and nnUNetv2_kd predict.
 
     OMP_NUM_THREADS=1 python benchmarks/shares.py -d 4 -c 3d_fullres -p PLANS -tr TRAINER -f 0 -i IMAGES
 
-takes the arguments of nnUNetv2_predict but for -o and -device, and ``--runtime`` for the second. Each is run twice: in
-one process (-npp 0 -nps 0), in which every function is timed without what it calls, and as users run it, with the
-processes that it starts. The second command has converted its network before.
+takes the arguments of nnUNetv2_predict except -o and -device, and ``--runtime`` for the second command. Each command is
+run
+twice: in one process (-npp 0 -nps 0), where every part is timed without the parts that it calls; and as users run it,
+    with
+the processes that it starts. The second command has already converted its network.
 """
 
 import importlib
@@ -76,7 +78,7 @@ class Parts:
 def run_timed(ours: bool, arguments: list[str]) -> dict[str, float]:
     """Run a command in this process."""
     parts = Parts()
-    # what the command imports before it does anything
+    # the command's imports, before it does anything else
     cli = importlib.import_module("nnunetv2_kd.cli.main") if ours else None
     if cli is not None:
         cli.import_command("predict", whole_process=True)

@@ -1,16 +1,17 @@
-"""What a distillation step costs above its floor: a plain student step and one forward pass of the teacher.
+"""The cost of a distillation step above its floor: a plain student step plus one forward pass of the teacher.
 
-For every recipe in configs/ (and any given with --recipe) the time of a distillation step is divided by the sum of a
-plain student step and a teacher's forward pass, all measured in turn within one run; the median of these ratios counts.
-Memory is the peak of a process that does such steps only, above that of one that does plain steps only. Beside it
-stands what a teacher needs by itself: its weights and the peak of its activations in a forward pass.
+For every recipe in configs/ (and any given with --recipe), the time of a distillation step is divided by the sum of a
+plain student step and a teacher's forward pass, all taking turns within one run; the result is the median of these
+ratios. Memory is the peak of a process that only does such steps, above that of one that only does plain steps. It is
+compared with what a
+teacher needs by itself: its weights and the peak of its activations in a forward pass.
 
     python benchmarks/step.py                        # the hippocampus configuration, on the CPU
     python benchmarks/step.py --size large --device cuda
     python benchmarks/step.py --device cuda --compile --recipe configs/region.yaml
 
-With --compile student, nnU-Net's Dice, teacher and terms are compiled, as in a training on a GPU; the floor's teacher
-is not.
+With --compile, the student, nnU-Net's Dice, the teacher and the terms are compiled, as in a training on a GPU; the
+floor's teacher is not.
 """
 
 import argparse
@@ -118,7 +119,7 @@ class Bench:
         self.plain_loss = DeepSupervisionWrapper(plain, [w / sum(weights) for w in weights])
 
     def _blocks(self, batch: int, size: list[int]) -> Tensor:
-        """Labels in slabs, as organs are connected, and not noise."""
+        """Labels in slabs instead of noise, because organs are connected."""
         rows = torch.arange(size[0], device=self.device) * self.classes // size[0]
         return rows.view(1, 1, -1, 1, 1).expand(batch, 1, *size).contiguous().float()
 
@@ -151,7 +152,7 @@ class Bench:
             teacher.taps.recording = False
 
         def step() -> None:
-            # hooks of the other recipes sit on the same networks; they keep nothing while they do not record
+            # the other recipes' hooks are on the same networks, but keep nothing unless they record
             if teacher.taps is not None:
                 teacher.taps.recording = True
             with self.autocast():
@@ -165,8 +166,8 @@ class Bench:
 
 
 def peak_mib(options: dict[str, Any], size: str, device: str, bfloat16: bool, queue: Any) -> None:
-    """Put the peak memory of a few steps of a recipe into the queue, of plain ones without options. Runs in a process
-    of its own."""
+    """Put the peak memory of a few steps of a recipe (plain steps without options) into the queue. Runs in its own
+    process."""
     bench = Bench(SIZES[size], device, bfloat16)
     if options:
         step = bench.distillation(options)
@@ -179,8 +180,8 @@ def peak_mib(options: dict[str, Any], size: str, device: str, bfloat16: bool, qu
 
 
 def teacher_mib(size: str, device: str, bfloat16: bool, queue: Any) -> None:
-    """Put a teacher's weights and the peak of the activations of its forward pass into the queue. Runs in a process of
-    its own."""
+    """Put the memory of a teacher's weights plus the peak of its activations in a forward pass into the queue. Runs in
+    its own process."""
     bench = Bench(SIZES[size], device, bfloat16)
     weights = sum(p.numel() * p.element_size() for p in bench.teacher.network.parameters()) / 2**20
     with torch.no_grad(), bench.autocast():
@@ -254,7 +255,7 @@ def markdown_of(result: dict[str, Any]) -> str:
 
 
 def read_recipes(chosen: list[Path]) -> dict[str, dict[str, Any]]:
-    """Terms of every recipe that has some; of several teachers' recipes the terms with one."""
+    """The terms of every recipe that has any; recipes with several teachers are measured with one."""
     read = {file.stem: yaml.safe_load(file.read_text()) for file in chosen or sorted(CONFIGS.glob("*.yaml"))}
     return {name: options["terms"] for name, options in read.items() if "terms" in options}
 

@@ -1,8 +1,8 @@
-"""What a training step costs with a stored teacher, and with one that runs, data loading and augmentation included.
+"""The cost of a training step with a stored and with a running teacher, including data loading and augmentation.
 
-On the bundled cases with the plans that nnU-Net makes for them: a teacher of planned width (trained for one iteration,
-as what it answers costs the same), its store, students of half the width. One step of every trainer in turn; the median
-of its ratios to the step of the student alone counts.
+On the bundled cases with the plans that nnU-Net makes for them: a teacher of the planned width (trained for only one
+iteration, because its quality does not affect the cost), its store, and students of half the width. The trainers take
+turns step by step; the result is the median ratio to the step of the student alone.
 
     python benchmarks/stored.py
 """
@@ -52,11 +52,11 @@ def trainer_of(kind: type, width: float, folder: Path, device: str, options: dic
 
 
 def prepare(folder: Path, device: str, console: Console) -> None:
-    """Preprocessed cases, a teacher and its store, in nnU-Net's folders, which this process works in afterwards."""
+    """Make preprocessed cases, a teacher and its store, and set nnU-Net's folders for this process."""
     shutil.copytree(DATA, folder / "raw" / DATASET)
     run = Runner(folder, console)
     run(f"nnUNetv2_plan_and_preprocess -d 4 -c {CONFIGURATION} -np 2")
-    os.environ.update(run.env | {"nnUNet_n_proc_DA": "0"})  # batches are made in this process, where time is taken
+    os.environ.update(run.env | {"nnUNet_n_proc_DA": "0"})  # batches are made in this process, which is timed
     teacher = trainer_of(nnUNetTrainerKDBaseline, 1.0, folder, device, {})
     teacher.run_training()
     model = Path(teacher.output_folder).parent
@@ -83,7 +83,7 @@ def main() -> None:
         with (folder / "trainers.log").open("w") as log, redirect_stdout(log):
             prepare(folder, args.device, console)
             steps = {name: step_of(trainer_of(arm[0], 0.5, folder, args.device, arm[1])) for name, arm in ARMS.items()}
-        # the same batch for all in a round: no two augmentations take the same time
+        # the same batch for all in a round, because augmentations take different times
         took = in_turn(steps, args.rounds, 1, args.device, before=seed_everything)
     table = Table("step", "ms", "/ alone", title=f"hippocampus, data loading included, {args.device}")
     result = {}

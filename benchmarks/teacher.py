@@ -1,7 +1,7 @@
-"""What makes the teacher's forward pass cheap: precision, memory format, less of it, no autograd, compilation.
+"""What makes the teacher's forward pass cheaper: precision, memory format, fewer parts, no autograd, compilation.
 
-Times of one forward pass, all variants in turn within one run, as a share of the plain one (float32, channels first,
-all heads, no_grad).
+Times of one forward pass, with all variants taking turns within one run, relative to the plain one (float32, channels
+first, all heads, no_grad).
 
     python benchmarks/teacher.py
     python benchmarks/teacher.py --size large --device cuda --compile
@@ -26,7 +26,7 @@ from nnunetv2_kd.networks import cpu_mode
 
 
 def variants(teacher: nn.Module, data: torch.Tensor, compiled: bool) -> dict[str, Callable[[], Any]]:
-    """Forward passes by what differs from the plain one."""
+    """Forward passes, named by how they differ from the plain one."""
 
     def plain(own: nn.Module) -> Callable[[], Any]:
         return torch.no_grad()(lambda: own(data))
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="hippocampus")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--compile", action="store_true", help="torch.compile too, which needs a compiler")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile, which needs a compiler")
     parser.add_argument("--json", type=Path, default=None, help="write the numbers here")
     args = parser.parse_args()
     size = SIZES[args.size]

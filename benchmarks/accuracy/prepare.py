@@ -1,7 +1,7 @@
-"""Preprocess the two data sets of the studies and write the plans of their teachers and students.
+"""Preprocess the two datasets of the studies, and write the plans of their teachers and students.
 
 Hippocampus (MSD Task04) slice by slice, and ultrasound (USGRA) at half its resolution: small enough for hundreds of
-trainings on one core. What nnU-Net plans is kept but for the sizes below. Set nnU-Net's three paths first.
+trainings on one core. nnU-Net's plans are kept, except for the sizes below. Set nnU-Net's three paths first.
 
     python benchmarks/accuracy/prepare.py
 """
@@ -49,7 +49,7 @@ def run(*command: str) -> None:
 
 
 def teacher_plans(plans: dict, wanted: dict) -> dict:
-    """The plans of nnU-Net with the sizes of a study."""
+    """nnU-Net's plans with a study's sizes."""
     configuration = plans["configurations"]["2d"]
     network = configuration["architecture"]["arch_kwargs"]
     network["features_per_stage"] = wanted["features"]
@@ -69,8 +69,8 @@ def teacher_plans(plans: dict, wanted: dict) -> dict:
 
 
 def splits_of(cases: list[str]) -> list[dict[str, list[str]]]:
-    """nnU-Net's five folds, and four more with fold 0's validation cases: 5 trains on the few labelled cases, 6 on
-    none of these nor of the unlabelled, 7 on these and the unlabelled, 8 on a dozen."""
+    """nnU-Net's five folds, and four more with fold 0's validation cases. 5 trains on the few labelled cases, 6 on
+    neither these nor the unlabelled ones, 7 on both, 8 on a dozen."""
     splits = [{key: list(map(str, split[key])) for key in split} for split in generate_crossval_split(cases)]
     train = splits[0]["train"]
     few = np.random.RandomState(0).choice(train, FEW, replace=False).tolist()

@@ -1,9 +1,9 @@
 """Rebuild the tables and the figure of docs/results.md from the JSON files in results/.
 
-A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; the rest of the page is left as it is.
+A table is between ``<!-- table NAME -->`` and ``<!-- end -->``; the rest of the page is not changed.
 
     python benchmarks/accuracy/report.py            # or: make results
-    python benchmarks/accuracy/report.py --check    # say whether the page is what the files say
+    python benchmarks/accuracy/report.py --check    # check that the page agrees with the files
 """
 
 import argparse
@@ -45,7 +45,7 @@ def chosen(runs: Runs, **wanted: Any) -> Runs:
 
 
 def seeds_cell(runs: Runs, structure: str | None = None) -> str:
-    """``mean (seed 0 seed 1 ...)``; "-" where nothing was run."""
+    """``mean (seed 0 seed 1 ...)``; "-" if nothing was run."""
     dice = [dice_of(run, structure) for run in runs]
     return f"{np.mean(dice):.3f} ({' '.join(f'{d:.3f}' for d in dice)})" if dice else "-"
 
@@ -56,8 +56,8 @@ def dice_of(run: dict[str, Any], structure: str | None = None) -> float:
 
 
 def per_case(runs: Runs) -> dict[str, float]:
-    """Dice of every case: mean over its structures, then over the runs. A structure that is in neither segmentation has
-    none."""
+    """Dice of every case: the mean over its structures, then over the runs. A structure that is in neither segmentation
+    is left out."""
     cases: dict[str, list[float]] = {}
     for run in runs:
         for case, of_structures in run["dice_per_case"].items():
@@ -68,7 +68,7 @@ def per_case(runs: Runs) -> dict[str, float]:
 
 
 def difference_cell(runs: Runs, reference: Runs) -> str:
-    """Difference of the means over the seeds that both have, whether it is beyond the seeds' spread, and the p of a
+    """Difference of the means over the seeds that both have, whether it exceeds the spread over seeds, and p from a
     signed-rank test over cases."""
     shared = {r["seed"] for r in runs} & {r["seed"] for r in reference}
     mine, others = ([r for r in group if r["seed"] in shared] for group in (runs, reference))
@@ -85,7 +85,7 @@ def difference_cell(runs: Runs, reference: Runs) -> str:
 
 
 def surface_cell(runs: Runs) -> str:
-    """Mean surface Dice over structures and seeds; trainings of the first part have none."""
+    """Mean surface Dice over structures and seeds; the earliest trainings have none."""
     values = [v for run in runs for v in (run.get("nsd_per_structure") or {}).values() if v is not None]
     return f"{np.mean(values):.3f}" if values else "-"
 
@@ -105,7 +105,7 @@ def gap_cell(runs: Runs, alone: Runs, teacher: Runs) -> str:
 
 
 def mean_of_seeds(runs: Runs) -> np.ndarray:
-    """Dice ``(cases, structures)``, the mean of the seeds; nan where a structure is in neither segmentation in any."""
+    """Dice ``(cases, structures)``, the mean over seeds; nan if a structure is in neither segmentation for any seed."""
     tables = [
         [
             [np.nan if d is None else d for d in run["dice_per_case"][case].values()]
@@ -121,7 +121,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def in_order(runs: Runs, key: str) -> list[Any]:
-    """The values of a key, as the studies name them first."""
+    """The values of a key, in the order in which they first occur in the studies."""
     return list(dict.fromkeys(run[key] for run in runs))
 
 
@@ -216,8 +216,8 @@ def arm_rows(study: Runs, first: Sequence[str], teacher: Runs | None = None) -> 
 
     Args:
         study: of one data set and budget.
-        first: arms that come first, that to compare with before all.
-        teacher: what the gap reaches to.
+        first: arms to list first, beginning with the one to compare with.
+        teacher: the teacher whose gap to the student alone is measured.
     """
     reference = chosen(study, arm=first[0])
     rows = []
@@ -251,7 +251,7 @@ def shapes_table(runs: Runs) -> str:
 
 
 def equality(runs: Runs, reference: Runs) -> str:
-    """Whether every training had the conditions of the student alone on the same data set, in words."""
+    """Whether every training had the same conditions as the student alone on the same dataset, in words."""
     found = {
         f"{run['arm']}, {run['dataset']}: {difference}"
         for run in runs
@@ -265,7 +265,7 @@ def equality(runs: Runs, reference: Runs) -> str:
 
 
 def minutes_cell(runs: Runs) -> str:
-    """Median minutes of training epochs, and of the processor for all of a training where it was measured."""
+    """Median minutes of the training epochs, and the processor minutes of the whole training, if measured."""
     if not runs:
         return "-"
     used = [run["processor_minutes"] for run in runs if run.get("processor_minutes") is not None]
@@ -296,7 +296,7 @@ def unlabelled_table(runs: Runs) -> str:
 
 
 def by_budget(study: Runs, first: Sequence[str], rows: list[list[str]]) -> str:
-    """After these rows those of every budget's arms, against its first arm."""
+    """A table of these rows, followed by every budget's arms, each compared with its first arm."""
     for budget in sorted(in_order(study, "budget"), key=budget_of):
         rows = [*rows, *([budget, *row] for row in arm_rows(chosen(study, budget=budget), first))]
     return markdown(["hippocampus 2d, AdamW 0.01", "", "Dice", f"against {first[0]}", "NSD", "minutes"], rows)
@@ -366,7 +366,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
 
 
 def rendered(page: str, runs: Runs) -> str:
-    """The page with its tables as the runs say."""
+    """The page with its tables rebuilt from the runs."""
     return PLACE.sub(lambda found: f"{found[1]}{TABLES[found[2]](runs)}\n{found[3]}", page)
 
 

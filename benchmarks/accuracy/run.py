@@ -1,7 +1,8 @@
 """Run the trainings of a study that have no result yet, one after the other, through nnU-Net's own training function.
 
-A study is a YAML file: data sets, budgets, arms and seeds. Each combination is a training, and each that ends becomes
-one JSON file in results/STUDY/. A training that was killed goes on from its checkpoint. Prepare with prepare.py.
+A study is a YAML file: datasets, budgets, arms and seeds. Each combination is a training; each finished training
+    becomes one
+JSON file in results/STUDY/. A killed training goes on from its checkpoint. Run prepare.py first.
 
     python benchmarks/accuracy/run.py benchmarks/accuracy/studies/optimizer.yaml --work FOLDER
 """
@@ -36,9 +37,9 @@ if __name__ == "__main__":
     run_training(dataset, configuration, fold, trainer, plans, device=torch.device("cpu"),
                  continue_training=resumed == "True")
 """
-OF_DATA = ("id", "fold", "plans", "teacher", "teacher_fold")  # what an arm may have otherwise than its data set
+OF_DATA = ("id", "fold", "plans", "teacher", "teacher_fold")  # keys of its dataset that an arm may override
 ENVIRONMENT = {
-    "nnUNet_n_proc_DA": "0",  # batches depend on the seed alone
+    "nnUNet_n_proc_DA": "0",  # batches depend only on the seed
     "nnUNet_def_n_proc": "1",
     "OMP_NUM_THREADS": "1",
     "MALLOC_MMAP_MAX_": "0",  # keep freed memory, see docs/speed.md
@@ -48,7 +49,7 @@ ENVIRONMENT = {
 
 
 def cells(study: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every training of a study, seeds outermost, so that an early stop leaves whole comparisons."""
+    """Every training of a study, seeds outermost, so that stopping early leaves complete comparisons."""
     axes = itertools.product(study["seeds"], study["datasets"], study["budgets"], study["arms"])
     return [{"seed": s, "dataset": d, "budget": b, "arm": a} for s, d, b, a in axes]
 
@@ -59,7 +60,8 @@ def name_of(cell: dict[str, Any]) -> str:
 
 
 def options_of(study: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
-    """Of the study, then the budget, then the arm. A key that an arm sets to nothing is left out."""
+    """The study's options, overridden by the budget's, then by the arm's. Keys that an arm sets to null are left
+    out."""
     arm = {key: value for key, value in study["arms"][cell["arm"]].items() if key not in ("trainer", *OF_DATA)}
     options = {**study["options"], **study["budgets"][cell["budget"]], **arm, "seed": cell["seed"]}
     return {key: value for key, value in options.items() if value is not None}
@@ -89,7 +91,7 @@ def train(study: dict[str, Any], cell: dict[str, Any], work: Path, results: Path
     print(f"{name_of(cell)}: {'done' if done.returncode == 0 else 'FAILED'} in {minutes:.1f} min", flush=True)
     if done.returncode == 0:
         result = result_of(study, cell, options, data, next(folder.glob("*/*/fold_*")))
-        # of the last start only where a training was killed and went on
+        # not known if the training was killed and resumed
         result |= {"processor_minutes": None if resumed else round(processor_minutes() - used, 2)}
         results.mkdir(parents=True, exist_ok=True)
         written = json.dumps(result, indent=1)
@@ -113,7 +115,7 @@ def teacher_folder(work: Path, name: str) -> Path:
 def result_of(
     study: dict[str, Any], cell: dict[str, Any], options: dict[str, Any], data: dict[str, Any], fold_folder: Path
 ) -> dict[str, Any]:
-    """What is kept of a training."""
+    """The result of a training, as stored in its JSON file."""
     record = json.loads((fold_folder / "kd_record.json").read_text())
     summary = json.loads((fold_folder / "validation" / "summary.json").read_text())
     labels = {str(v): k for k, v in json.loads((fold_folder.parent / "dataset.json").read_text())["labels"].items()}

@@ -1,8 +1,7 @@
-"""Make the data sets of few_labels.yaml and unlabelled.yaml in which a teacher has labelled the scans without labels.
+"""Make the datasets of few_labels.yaml and unlabelled.yaml, in which a teacher labels the scans without labels.
 
-Some cases keep their labels, the scans get those that the teacher predicts, and the validation cases are fold 0's: what
-a user has, and types. The labels are made by `nnUNetv2_kd unlabelled`, and nnU-Net preprocesses. Run
-studies/teachers.yaml first.
+Some cases keep their labels, the scans get the teacher's predictions as labels, and the validation cases are fold 0's,
+as for a user. `nnUNetv2_kd unlabelled` makes the labels, and nnU-Net preprocesses. Run studies/teachers.yaml first.
 
     python benchmarks/accuracy/unlabelled.py --work FOLDER
 """
@@ -22,12 +21,12 @@ from run import ENVIRONMENT, teacher_folder
 
 @dataclass(frozen=True)
 class Labelling:
-    """A data set that a teacher labels in part.
+    """A dataset that a teacher labels in part.
 
     Attributes:
-        name, labelled: the data set, and that of its labelled cases alone.
-        few, both: folds of prepare.py that train on the labelled cases, and on these and the scans.
-        teacher, fold: of studies/teachers.yaml.
+        name, labelled: the dataset, and the dataset of its labelled cases alone.
+        few, both: folds from prepare.py that train on the labelled cases, and on these and the scans.
+        teacher, fold: from studies/teachers.yaml.
     """
 
     name: str
@@ -48,7 +47,7 @@ LABELLINGS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="as of run.py")
+    parser.add_argument("--work", type=Path, required=True, help="the same folder as for run.py")
     args = parser.parse_args()
     preprocessed = Path(str(nnUNet_preprocessed))
     for wanted in LABELLINGS:
@@ -57,7 +56,7 @@ def main() -> None:
 
 
 def label(wanted: Labelling, work: Path, preprocessed: Path) -> None:
-    """One data set, labelled and preprocessed."""
+    """Label and preprocess one dataset."""
     original, raw = DATASETS["4"]["name"], Path(str(nnUNet_raw))
     before, after = preprocessed / original, preprocessed / wanted.name
     folds = (wanted.few, wanted.both)
@@ -73,15 +72,15 @@ def label(wanted: Labelling, work: Path, preprocessed: Path) -> None:
 
 
 def write_labelled(source: Path, labelled: Path, before: Path, after: Path, folds: tuple[int, int]) -> Path:
-    """The cases that keep their labels as a data set of their own, with one fold, and the images of the others.
+    """Write the cases that keep their labels as a dataset with one fold, and the images of the others as scans.
 
     Args:
         source, labelled: raw data of all cases, and of those with labels.
         before, after: the same, preprocessed.
-        folds: that train on the labelled cases, and on all.
+        folds: the folds that train on the labelled cases, and on all.
 
     Returns:
-        The folder of these images.
+        The folder of the scans.
     """
     splits = json.loads((before / "splits_final.json").read_text())
     few, both, validation = splits[folds[0]]["train"], splits[folds[1]]["train"], splits[0]["val"]

@@ -1,5 +1,5 @@
-"""The student alone with its loss times three, for optimizer.yaml: a step of SGD grows with the loss, and distillation
-terms add to it."""
+"""The student alone with its loss times three, for optimizer.yaml. Distillation terms enlarge the loss, and with it
+SGD's steps; this tests the effect of larger steps alone."""
 
 from typing import Any
 
