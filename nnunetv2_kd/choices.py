@@ -1,4 +1,4 @@
-"""Values that both options and flags choose from, in a module that imports nothing else, so that help comes at once."""
+"""Values that both options and flags choose from. The module imports nothing else, so that --help is fast."""
 
 from typing import Literal, get_args
 

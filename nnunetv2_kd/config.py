@@ -1,4 +1,4 @@
-"""Options of teachers, students and schedules, typed and checked. Nothing here imports torch."""
+"""Options of teachers, students and schedules, with types and checks. This module does not import torch."""
 
 import difflib
 import re
@@ -30,7 +30,7 @@ PLAIN = {
     "float": "must be a number",
     "finite_number": "must be a number, not infinite",
     "bool": "must be true or false",
-    "string_pattern_mismatch": "must be letters, digits and hyphens, with single underscores between",
+    "string_pattern_mismatch": "must consist of letters, digits and hyphens, with single underscores between them",
     "string_too_long": "is too long",
     "string": "must be text",
     "list": "must be a list",
@@ -46,7 +46,7 @@ Rule = Literal["mean", "confidence", "region"]
 
 
 class CheckedOptions(BaseModel):
-    """Options that refuse unknown keys, changes, infinity and nan."""
+    """Immutable options that refuse unknown keys, infinity and nan."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -83,7 +83,7 @@ class TeacherOptions(CheckedOptions):
     plans: str | None = Field(None, description="the teacher's -p; default: the plans that the student was made from")
     configuration: str | None = Field(None, description="the teacher's -c; default: the student's")
     folder: Path | None = Field(
-        None, description="a model folder, or a zip of nnU-Net's, instead of trainer, plans and configuration"
+        None, description="a model folder, or a zip from nnU-Net, instead of trainer, plans and configuration"
     )
     fold: int | Literal["all"] | None = Field(None, description="default: the student's fold")
     checkpoint: str = Field("checkpoint_final.pth", description="file name inside the fold folder")
@@ -95,8 +95,8 @@ class TeacherOptions(CheckedOptions):
 
     labels: dict[str, tuple[str, ...]] | None = Field(
         None,
-        description="the student's label to the teacher's that make it up, {kidney: [kidney_left, kidney_right]}; to "
-        "null where the teacher is not to teach it; others are matched by name. Default: both have the same labels",
+        description="for a label of the student, the teacher's labels that make it up: {kidney: [kidney_left, "
+        "kidney_right]}; null: not taught; others are matched by name. Default: both have the same labels",
     )
 
     @model_validator(mode="before")
@@ -129,14 +129,14 @@ class TeacherOptions(CheckedOptions):
 class WeightedTeacherOptions(TeacherOptions):
     """One of several teachers."""
 
-    weight: float = Field(1.0, ge=0, description="how much this teacher counts beside the others")
+    weight: float = Field(1.0, ge=0, description="how much this teacher counts relative to the others")
 
 
 class CombineOptions(CheckedOptions):
-    """How several teachers are mixed into one, always on probabilities."""
+    """How to combine several teachers into one; what is mixed are always probabilities."""
 
     rule: Rule = Field(
-        "mean", description="everywhere alike, by how right each is at a voxel, or by how well each knows a region"
+        "mean", description="equally, by each teacher's accuracy at a voxel, or by its accuracy in a region"
     )
     tau: float = Field(
         1.0, ge=0.001, le=1000, description="of the rule confidence: the smaller, the more the best one decides"
@@ -150,17 +150,17 @@ class StudentOptions(CheckedOptions):
     width: float | None = Field(
         None, gt=0, le=1, description="factor on the channels of the plans given with -p; default: 0.5"
     )
-    params: str | None = Field(None, description='at most so many parameters: "0.5M", "120k", or a fraction, "0.1"')
-    flops: str | None = Field(None, description='at most so many FLOPs per patch: "20G", or a fraction, "0.1"')
+    params: str | None = Field(None, description='maximum number of parameters: "0.5M", "120k", or a fraction, "0.1"')
+    flops: str | None = Field(None, description='maximum FLOPs per patch: "20G", or a fraction, "0.1"')
     features: str | None = Field(None, description='channels per stage: "8,16,32,64", or a list of them')
     latency: str | None = Field(
         None,
-        description='milliseconds of a whole case: "300ms", "1.5s". Measured by nnUNetv2_kd plan, which writes the '
-        "shape into the plans; never by a training",
+        description='maximum time for a whole case: "300ms", "1.5s". Only nnUNetv2_kd plan measures it, and writes the '
+        "shape into the plans; a training does not",
     )
-    convs_per_stage: int | None = Field(None, ge=1, description="convolutions (or blocks) per stage, at most")
+    convs_per_stage: int | None = Field(None, ge=1, description="maximum number of convolutions (or blocks) per stage")
     start: Literal["teacher"] | None = Field(
-        None, description="teacher: begin with a selection of the teacher's channels instead of random weights"
+        None, description="teacher: start from a selection of the teacher's channels instead of random weights"
     )
 
     @field_validator("features", mode="before")
@@ -190,11 +190,11 @@ class StudentOptions(CheckedOptions):
 
 
 class Schedule(CheckedOptions):
-    """One factor on all distillation terms over the training: linear rise, plateau, cosine fall."""
+    """One factor on all distillation terms over the training: a linear rise, a plateau, and a cosine fall."""
 
     warmup: float = Field(0.0, ge=0, le=1, description="share of the training over which the factor rises from 0")
     decay_from: float = Field(1.0, ge=0, le=1, description="share of the training after which it falls")
-    final: float = Field(1.0, ge=0, description="where it falls to, at the end")
+    final: float = Field(1.0, ge=0, description="the value to which it falls at the end")
 
     @model_validator(mode="after")
     def _in_order(self) -> "Schedule":
@@ -204,13 +204,13 @@ class Schedule(CheckedOptions):
 
 
 class OptimizerOptions(CheckedOptions):
-    """How the weights are trained. ``nnunet``: as the trainer does by itself, whatever else is given elsewhere."""
+    """How the weights are trained. ``nnunet``: the trainer's own optimizer, without further options."""
 
     name: Literal["nnunet", "adamw", "sgd"] = "nnunet"
-    lr: float | None = Field(None, gt=0, description="at its highest; default: 0.01")
-    weight_decay: float | None = Field(None, ge=0, description="default: 0.01 of adamw, 3e-5 of sgd")
+    lr: float | None = Field(None, gt=0, description="maximum learning rate; default: 0.01")
+    weight_decay: float | None = Field(None, ge=0, description="default: 0.01 for adamw, 3e-5 for sgd")
     schedule: Literal["poly", "cosine", "constant"] = Field("poly", description="how the learning rate falls")
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the training over which it rises first")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the training over which it first rises")
 
     @model_validator(mode="before")
     @classmethod
@@ -232,13 +232,16 @@ class OptimizerOptions(CheckedOptions):
 
 
 def parse_budget(value: Any) -> tuple[float, bool]:
-    """A size such as ``"0.5M"``, ``"20G"`` or ``0.1``.
+    """Read a size such as ``"0.5M"``, ``"20G"`` or ``0.1``.
 
     Returns:
-        The number, and whether it is a fraction of the teacher's size (a bare number up to 1) and not a count.
+        The number, and whether it is a fraction of the teacher's size (a bare number up to 1) instead of a count.
 
     Raises:
-        ValueError: where it is neither.
+        ValueError: if it is neither.
+
+    >>> parse_budget("0.5M"), parse_budget(0.1)
+    ((500000.0, False), (0.1, True))
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kKmMgGtT]?)\s*", str(value))
     if match is None or float(match[1]) <= 0:
@@ -248,10 +251,10 @@ def parse_budget(value: Any) -> tuple[float, bool]:
 
 
 def parse_features(value: Any) -> list[int]:
-    """Channels per stage, of ``"8,16,32,64"`` or a list.
+    """Read channels per stage from ``"8,16,32,64"`` or a list.
 
     Raises:
-        ValueError: where they are no whole numbers from 1 on.
+        ValueError: if they are not whole numbers from 1 on.
     """
     parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
     if not parts or not all(re.fullmatch(r"\s*[1-9]\d{0,4}\s*", str(part)) for part in parts):
@@ -260,10 +263,13 @@ def parse_features(value: Any) -> list[int]:
 
 
 def parse_latency(value: Any) -> float:
-    """Milliseconds of ``"300ms"``, ``"1.5s"`` or ``300``.
+    """Read milliseconds from ``"300ms"``, ``"1.5s"`` or ``300``.
 
     Raises:
-        ValueError: where it is no time, or not between 1 ms and an hour.
+        ValueError: if it is not a time, or not between 1 ms and an hour.
+
+    >>> parse_latency("1.5s")
+    1500.0
     """
     match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s)?\s*", str(value))
     milliseconds = float(match[1]) * (1000 if match[2] == "s" else 1) if match else 0.0
@@ -277,12 +283,12 @@ def problems_of(
     line_of: Callable[[tuple[int | str, ...]], int | None] | None = None,
     keys: Sequence[str] = (),
 ) -> list[str]:
-    """One line per problem: where, what, and what was found there.
+    """One line per problem: where it is, what is wrong, and what was found.
 
     Args:
         error: pydantic's.
-        line_of: the line of the file that a key came from, by its path; None where it came from no file.
-        keys: that there are at the top, to be named where one is not known.
+        line_of: finds a key's line in the options file from its path; None if the key is not in a file.
+        keys: the known top-level keys, to suggest for an unknown one.
     """
     lines = []
     found_at = [(line_of(problem["loc"]) if line_of is not None else None, problem) for problem in error.errors()]
@@ -297,7 +303,7 @@ def problems_of(
 
 
 def short(value: Any) -> str:
-    """A value in a message, however large it is."""
+    """A value for a message, shortened if it is long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
@@ -311,7 +317,7 @@ def _meant(key: str, keys: Sequence[str]) -> str:
 
 
 def in_words(problem: Any) -> str:
-    """What was expected, as a user of an options file would say it.
+    """What was expected, in the words of an options file's user.
 
     Args:
         problem: one of pydantic's ``ValidationError.errors()``.

@@ -1,10 +1,10 @@
-"""The one error class of this package, and how several problems are told at once."""
+"""This package's error class, and a list of problems as text."""
 
 from collections.abc import Sequence
 
 
 class KDError(RuntimeError):
-    """Something the user can mend. The message names what was expected, what was found, and what to type."""
+    """A problem that the user can solve. The message says what was expected, what was found, and what to type."""
 
 
 def listing(title: str, problems: Sequence[str]) -> str:

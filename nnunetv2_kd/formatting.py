@@ -1,4 +1,4 @@
-"""Numbers and tables as text, the same everywhere."""
+"""Numbers and tables as text, written the same way everywhere."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,11 @@ NOTHING = "–"
 
 
 def format_count(count: float) -> str:
-    """``1402835`` to ``1.40 M``, and so on."""
+    """A count with two decimals and a unit prefix.
+
+    >>> format_count(1402835), format_count(512)
+    ('1.40 M', '512')
+    """
     for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(count) >= factor:
             return f"{count / factor:.2f}{unit}"
@@ -15,14 +19,14 @@ def format_count(count: float) -> str:
 
 
 def format_gflops(flops: float) -> str:
-    """``2.4e9`` to ``2.40``; below a tenth two digits that count: ``2.55e6`` to ``0.0026``."""
+    """GFLOPs with two decimals, such as ``2.40``; below 0.1 with two significant digits, such as ``0.0026``."""
     gflops = flops / 1e9
     return f"{gflops:.2f}" if gflops >= 0.1 or gflops == 0 else f"{gflops:.2g}"
 
 
 def csv_cell(value: Any) -> Any:
-    """A value for a CSV file. A name that a spreadsheet would take for a formula and run gets an apostrophe in front of
-    it, as OWASP's page on CSV injection advises; numbers stay numbers."""
+    """A value for a CSV file. A name that a spreadsheet would run as a formula gets a leading apostrophe, as OWASP's
+    page on CSV injection advises; numbers stay numbers."""
     if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@", "\t", "\r", "|", "%")):
         return f"'{value}"
     return value

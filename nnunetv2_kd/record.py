@@ -1,6 +1,6 @@
-"""Where a student comes from: written into its checkpoint and beside it, and read from there.
+"""The record of where a student comes from, stored in its checkpoint and in a file beside it.
 
-A record is made of plain values (`as_dict`), so that a checkpoint with one can be read where this package is not.
+A record is stored as plain values (`as_dict`), so that its checkpoint can be loaded without this package.
 """
 
 import json
@@ -17,23 +17,23 @@ from nnunetv2_kd.config import problems_of
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.formatting import format_count
 
-# what a later version adds is left out, so that its records can be read
+# keys added by a later version are ignored, so that its records can be read
 _CONFIG = ConfigDict(extra="ignore")
 
 
 @dataclass(frozen=True, config=_CONFIG)
 class TeacherRecord:
-    """Which model taught.
+    """A model that taught a student.
 
     Attributes:
-        folder, fold, checkpoint: where it was; `checkpoint` is a file's name.
+        folder, fold, checkpoint: where it was; `checkpoint` is a file name.
         sha256: of the checkpoint; empty for a teacher that was trained beside the student.
         trainer: the class that trained it.
         epoch: how many epochs it was trained for; None: its checkpoint does not say.
-        params: its parameters.
+        params: number of its parameters.
         seen_validation_cases: how many of the student's validation cases it was trained on; None: not known.
-        mirrored_axes: of its patches, along which it was mirrored in training (nnU-Net's
-            ``inference_allowed_mirroring_axes``); None: not recorded, or those of a student beside which it learned.
+        mirrored_axes: axes along which its training mirrored patches (nnU-Net's ``inference_allowed_mirroring_axes``);
+            None: not recorded, or the student's own, because it was trained beside the student.
     """
 
     folder: str
@@ -60,10 +60,10 @@ class StoredTeacherRecord:
 
     Attributes:
         folder: where it was.
-        command: the line that wrote it.
+        command: the command that wrote it.
         mirroring: axes over which its predictions are averaged; empty: not mirrored.
-        largest_error: of a stored probability, in [0, 1].
-        training_dice: mean Dice of each class (or region) on the training cases; nan where no case has it.
+        largest_error: largest quantization error of a stored probability, in [0, 1].
+        training_dice: mean Dice of each class (or region) on the training cases; nan if no case contains it.
     """
 
     folder: str
@@ -75,11 +75,11 @@ class StoredTeacherRecord:
 
 @dataclass(frozen=True, config=_CONFIG)
 class TeacherLabelsRecord:
-    """Which of a student's cases have a teacher's labels and no person's.
+    """Which of a student's cases were labelled by teachers instead of people.
 
     Attributes:
-        cases: names of those in the training split.
-        validation_cases: how many validation cases have them. A Dice on these is agreement with the teacher.
+        cases: names of such cases in the training split.
+        validation_cases: number of such validation cases. Dice on these is agreement with the teacher.
         teachers: the models that labelled.
     """
 
@@ -103,15 +103,15 @@ class PreviousStageRecord:
 
 @dataclass(frozen=True, config=_CONFIG)
 class ShrinkRecord:
-    """How a student's plans were made; their key ``kd_student``.
+    """How a student's plans were made; stored in the plans under the key ``kd_student``.
 
     Attributes:
         made_from: name of the plans that were shrunk.
         width: factor on the channels, by configuration.
         convs_per_stage: upper limit on convolutions (or blocks) per stage; None: as in the plans.
-        features: channels per stage, by configuration, where they were given or picked one by one.
-        latency: of a student picked by measured time: what was ``asked``, ``measured_ms``, and how.
-        spacing: in mm, by configuration, of a student that is coarser than its teacher.
+        features: channels per stage, by configuration, if they were given or picked individually.
+        latency: for a student picked by measured time: the budget ``asked``, ``measured_ms``, and how it was measured.
+        spacing: in mm, by configuration, for a student that is coarser than its teacher.
     """
 
     made_from: str
@@ -129,20 +129,20 @@ def is_coarser(plans: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, config=_CONFIG)
 class TrainingRecord:
-    """How a student was trained: all that may make it stronger than another, beside its teacher.
+    """How a student was trained: everything, other than its teacher, that may make it stronger than another.
 
     Attributes:
-        epochs: that the training ends after; a checkpoint's own ``current_epoch`` says how many it has behind it.
+        epochs: planned number of epochs; a checkpoint's ``current_epoch`` says how many are done.
         iterations_per_epoch: training steps.
         batch_size: patches per step, of all processes together.
-        cases: in the training split.
-        optimizer: with its learning rate, schedule and warm-up; None in records of before this was written, as are
-            all that follow.
+        cases: number of cases in the training split.
+        optimizer: with its learning rate, schedule and warm-up. This and all following attributes are None in records
+            from before they were added.
         ema: decay of the running mean of the weights; None: there was none.
         patch_size: voxels.
         precision: how the student computed.
-        augmentation: the nnU-Net trainer whose augmentation it was.
-        initial_weights: ``random``, a file, or which model the student began as a part of.
+        augmentation: the nnU-Net trainer whose augmentation was used.
+        initial_weights: ``random``, a file, or the model that the student started as a part of.
         early_stopping: epochs of patience; None: there was none.
         mirroring: axes of a patch along which it was mirrored, in training and in prediction; None: not recorded.
     """
@@ -163,7 +163,7 @@ class TrainingRecord:
 
 @dataclass(frozen=True, config=_CONFIG)
 class EnvironmentRecord:
-    """Versions of what a student was trained with, and the device's name."""
+    """Versions of the software that a student was trained with, and the device's name."""
 
     python: str
     torch: str
@@ -178,16 +178,16 @@ class Record:
     Attributes:
         nnunetv2_kd: version of this package.
         trainer: what ``-tr`` named.
-        command: the line that trained it.
+        command: the command that trained it.
         options: all options, as in an options file.
         student: how its plans were made.
-        teachers: that taught it, running or stored; empty for a student that was trained alone.
-        stored: the store that it was trained from; None where its teachers ran.
-        methods: name to where it comes from, of methods that are not this package's own.
-        start: the model that the student began as a part of; None where it did not.
-        previous_stage: of a cascade; None in older records too.
-        teacher_labels: of a dataset in which a teacher labelled cases; None where people labelled all.
-        training, environment: None in records of before these were written.
+        teachers: its teachers, running or stored; empty for a student that was trained alone.
+        stored: the store that it was trained from; None if its teachers ran.
+        methods: where each method that is not this package's own comes from, by name.
+        start: the model that the student started as a part of; None if it started from other weights.
+        previous_stage: of a cascade; also None in older records.
+        teacher_labels: the cases that teachers labelled; None if people labelled all.
+        training, environment: None in records from before they were added.
     """
 
     nnunetv2_kd: str
@@ -206,7 +206,7 @@ class Record:
 
     @property
     def iterations_per_epoch(self) -> int | None:
-        """None in an old record where no option said so: then it was the number of the trainer's base class."""
+        """Iterations per epoch; None in an old record without this option, whose trainer used nnU-Net's number."""
         return self.training.iterations_per_epoch if self.training else self.options.get("iterations_per_epoch")
 
     def as_dict(self) -> dict[str, Any]:
@@ -223,14 +223,14 @@ _RECORD = TypeAdapter(Record)
 
 
 def read_record(values: Mapping[str, Any], where: str) -> Record:
-    """A record from its plain values, whichever version wrote them.
+    """Read a record from its plain values, written by any version.
 
     Args:
-        values: of `Record.as_dict`.
-        where: the file that they are from, for the message of an error.
+        values: from `Record.as_dict`.
+        where: the file that holds them, for error messages.
 
     Raises:
-        KDError: lists what cannot be understood.
+        KDError: lists what cannot be read.
     """
     try:
         return _RECORD.validate_python(values)
@@ -241,9 +241,9 @@ def read_record(values: Mapping[str, Any], where: str) -> Record:
 
 
 def environment_on(device: str) -> EnvironmentRecord:
-    """The versions that are installed here.
+    """The installed versions.
 
     Args:
-        device: the name of the device that is trained on.
+        device: the name of the device used for training.
     """
     return EnvironmentRecord(platform.python_version(), version("torch"), version("nnunetv2"), device)

@@ -1,4 +1,4 @@
-"""A contract that every distillation method keeps, ours and anybody's, as pytest parameters::
+"""A contract that every distillation method must keep, ours and yours, as pytest parameters::
 
     from nnunetv2_kd.testing import method_contract
 
@@ -41,7 +41,8 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Situation:
-    """Where a method is checked: dimensions, how the targets are read, and how many heads are supervised."""
+    """A setting in which a method is checked: dimensions, how to read the targets, and the number of supervised
+    heads."""
 
     dims: int
     kind: str
@@ -96,11 +97,11 @@ def small_unet(dims: int, width: int, seed: int = 0) -> nn.Module:
 
 
 class World:
-    """A student, a teacher, a batch, and the method between them.
+    """A student, a teacher, a batch, and a method.
 
     Args:
         method: with its options.
-        situation: where it is checked.
+        situation: the setting to check it in.
         identical: whether both networks are the same.
         batch_size: samples.
         balance: see `Distillation`.
@@ -133,7 +134,7 @@ class World:
         return self.distillation.loss
 
     def outputs(self) -> tuple[list[Tensor], TeacherOutput]:
-        """Student's and teacher's, whose features the loss takes."""
+        """The student's and the teacher's outputs; the loss uses the features of the latest call."""
         output_t = self.teacher({"data": self.data})
         with self.loss.distilling(output_t):
             heads = self.student(self.data)
@@ -141,12 +142,12 @@ class World:
         return heads, output_t
 
     def term(self, heads: list[Tensor], output_t: TeacherOutput, features_s: dict[str, Tensor] | None = None) -> Tensor:
-        """The total loss, which is the weighted term alone.
+        """The total loss, which here is only the weighted term.
 
         Args:
             heads: the student's logits.
             output_t: the teacher's.
-            features_s: the student's; default: those of the last `outputs`.
+            features_s: the student's; default: those from the last `outputs`.
         """
         with self.loss.distilling(output_t):
             self.loss.taps.put(self.features_s if features_s is None else features_s)
@@ -157,7 +158,7 @@ class World:
 
 
 def targets_of(situation: Situation, classes: Tensor) -> list[Tensor]:
-    """nnU-Net's targets of both heads: class indices, or a channel per region and one that marks ignored voxels."""
+    """nnU-Net's targets for both heads: class indices, or one channel per region and one that marks ignored voxels."""
     labels = situation.labels
     ignored = torch.zeros_like(classes, dtype=torch.bool)
     if labels.ignore_label is not None:
@@ -181,7 +182,7 @@ CONDITIONS: dict[str, Condition] = {}
 
 
 def _where(condition: Condition) -> Callable[[Check], Check]:
-    """The check is made in such situations alone."""
+    """Make a check only in situations that fulfil a condition."""
 
     def remember(check: Check) -> Check:
         CONDITIONS[check.__name__] = condition
@@ -192,13 +193,13 @@ def _where(condition: Condition) -> Callable[[Check], Check]:
 
 @_where(lambda method, _: method.value_when_identical is not None)
 def check_identical(method: Method, situation: Situation) -> None:
-    """Identical networks give what the method declares."""
+    """Identical networks give the value that the method declares."""
     value = float(World(method, situation, identical=True).value().detach())
     assert value == pytest.approx(method.value_when_identical, abs=1e-5)
 
 
 def check_finite(method: Method, situation: Situation) -> None:
-    """A scalar that is finite and not negative, with a finite gradient."""
+    """The term is a finite scalar, not negative, with a finite gradient."""
     world = World(method, situation)
     value = world.value()
     value.backward()
@@ -209,7 +210,7 @@ def check_finite(method: Method, situation: Situation) -> None:
 
 
 def check_gradient(method: Method, situation: Situation) -> None:
-    """The gradient reaches the student, and nothing of the teacher's."""
+    """The gradient reaches the student, but not the teacher."""
     world = World(method, situation)
     heads, output_t = world.outputs()
     given = [*output_t.logits, *output_t.features.values()]
@@ -222,7 +223,7 @@ def check_gradient(method: Method, situation: Situation) -> None:
 
 
 def check_weight(method: Method, situation: Situation) -> None:
-    """The term counts with its weight and with the schedule's factor."""
+    """The term is multiplied by its weight and by the schedule's factor."""
     value = World(method, situation).value()
     doubled = method.model_copy(update={"weight": 2 * method.weight})
     assert float(World(doubled, situation).value().detach()) == pytest.approx(2 * float(value.detach()), rel=1e-5)
@@ -262,7 +263,7 @@ def check_options(method: Method, situation: Situation) -> None:
 
 @_where(lambda method, situation: situation.labels.ignore_label is not None and not method.counts_ignored_voxels)
 def check_ignored(method: Method, situation: Situation) -> None:
-    """What the networks say at ignored voxels changes nothing, unless the method declares otherwise."""
+    """The networks' outputs at ignored voxels change nothing, unless the method declares otherwise."""
     world = World(method, situation)
     heads, output_t = world.outputs()
     expected = float(world.term(heads, output_t).detach())
@@ -277,7 +278,7 @@ def check_ignored(method: Method, situation: Situation) -> None:
 
 @_where(lambda method, situation: method.needs.logits and situation.labels.has_regions)
 def check_sigmoid(method: Method, situation: Situation) -> None:
-    """Overlapping regions have sigmoid heads: what is added to all of a voxel's logits, which a softmax does not see,
+    """Overlapping regions have sigmoid heads: adding a constant to all of a voxel's logits, which a softmax ignores,
     changes the value."""
     world = World(method, situation)
     heads, output_t = world.outputs()
@@ -288,7 +289,7 @@ def check_sigmoid(method: Method, situation: Situation) -> None:
 
 
 def check_absent_classes(method: Method, situation: Situation) -> None:
-    """Patches of background alone, or of nothing that is labelled, give finite values and gradients."""
+    """Patches with only background, or without any labelled voxel, give finite values and gradients."""
     shape = (3, 1, *(SIDE,) * situation.dims)
     for target in (torch.zeros(shape, dtype=torch.long), torch.full(shape, CLASSES - 1)):
         world = World(method, situation)
@@ -315,7 +316,7 @@ def check_batch_order(method: Method, situation: Situation) -> None:
 
 
 def check_bfloat16(method: Method, situation: Situation) -> None:
-    """Logits and features in bfloat16, as under autocast, give nearly the same value, and it is float32."""
+    """Logits and features in bfloat16, as under autocast, give nearly the same value, in float32."""
     world = World(method, situation)
     heads, output_t = world.outputs()
     value = float(world.term(heads, output_t).detach())
@@ -330,7 +331,7 @@ def check_bfloat16(method: Method, situation: Situation) -> None:
 
 @_where(lambda _, situation: situation == SITUATIONS[0])
 def check_compiled(method: Method, situation: Situation) -> None:
-    """Traced by torch.compile it gives the same value."""
+    """The compiled term gives the same value."""
     world = World(method, situation)
     value = float(world.value().detach())
     torch._dynamo.reset()
@@ -339,7 +340,7 @@ def check_compiled(method: Method, situation: Situation) -> None:
 
 
 def check_learning(method: Method, situation: Situation) -> None:
-    """A student that is trained on this term alone gets nearer to its teacher by it."""
+    """A student trained only on this term gets closer to its teacher."""
     world = World(method, situation)
     parameters = [*world.student.parameters(), *world.distillation.trained_parts.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=3e-3)
@@ -371,7 +372,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def method_contract(*methods: Method) -> pytest.MarkDecorator:
-    """A decorator for a test with the parameter ``check``, which it has to call: every check of every method in every
+    """Decorate a test that has the parameter ``check`` and calls it. It then runs every check of every method in every
     situation."""
     cases = [
         pytest.param(functools.partial(check, method, situation), id=f"{method.name}-{check.__name__}-{situation}")
@@ -405,8 +406,8 @@ def _value_and_gradient(method: Method, situation: Situation) -> tuple[float, Te
 
 
 def _changed(tensor: Tensor, by: float) -> Tensor:
-    """With other values where the finest target is ignored, at any grid; of every channel by another amount, because a
-    softmax does not see what is added to all of them."""
+    """Change a tensor, at any grid, where the finest target is ignored. Every channel changes by another amount,
+    because a softmax ignores a constant added to all."""
     changed = tensor.detach().clone()
     factor = SIDE // tensor.shape[2]
     of_channels = by * torch.arange(1, tensor.shape[1] + 1).view(1, -1, *[1] * (tensor.ndim - 2))
