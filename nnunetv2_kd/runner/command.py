@@ -74,7 +74,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     args = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if args.self_test:
             return _self_test(folder, args)
@@ -89,6 +89,8 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _tell_failure("Interrupted before the first case.", args)
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(*_: Any) -> None:
