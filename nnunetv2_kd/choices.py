@@ -8,7 +8,7 @@ CpuSpeed = Literal["measure", "float32", "float32_channels_last", "bfloat16", "b
 Runtime = Literal["torch", "openvino", "onnx"]
 RuntimeChoice = Literal["measure", "torch", "openvino", "onnx"]
 Precision = Literal["f32", "bf16", "int8"]
-ExportFormat = Literal["nnunet", "onnx", "openvino"]
+ExportFormat = Literal["nnunet", "onnx", "openvino", "portable"]
 ExportPrecision = Literal["f32", "bf16", "fp16", "int8"]
 
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)

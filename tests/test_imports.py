@@ -1,6 +1,7 @@
 """Rooms of the package import one way."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ ORDER = (
     {"cli"},
     {"demo"},
     {"leaderboard"},
-    {"benchmark", "unlabelled"},
+    {"benchmark", "unlabelled", "portable"},
     {"inference", "trainers", "testing"},
     {"distillation"},
     {"teachers", "students"},
@@ -24,7 +25,7 @@ ORDER = (
     {"nnunet"},
     {"record"},
     {"config"},
-    {"formatting", "errors", "discovery", "choices", "terminal", "interruption"},
+    {"formatting", "errors", "discovery", "choices", "terminal", "interruption", "runner"},
     {"version"},
 )
 LEVELS = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
@@ -77,3 +78,31 @@ def test_private_names_stay_in_their_file() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nnunetv2_kd"):
                 private = [a.name for a in node.names if a.name.startswith("_") and not a.name.startswith("__")]
                 assert not private, f"{file.relative_to(PACKAGE)} imports {private} of {node.module}"
+
+
+RUNNER_NEEDS = {
+    "SimpleITK",
+    "highdicom",
+    "imageio",
+    "nibabel",
+    "numpy",
+    "onnxruntime",
+    "openvino",
+    "pydicom",
+    "scipy",
+    "tifffile",
+    "tqdm",
+}
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if room_of(f) == "runner"], ids=lambda file: file.name)
+def test_the_runner_imports_what_it_says(file: Path) -> None:
+    """It is copied to where neither torch nor nnU-Net nor this package is."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        for name in {name.split(".")[0] for name in names}:
+            assert name in RUNNER_NEEDS or name in sys.stdlib_module_names, f"{file.name} imports {name}"

@@ -300,19 +300,32 @@ def _predict(subparsers: Any) -> None:
 def _export(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "export",
-        help="write a model for ONNX, OpenVINO or stock nnU-Net, and check it",
-        description="Export a trained model: its weights without the optimizer as a stock nnU-Net folder and zip, or "
-        "its network for ONNX Runtime or OpenVINO, with everything that nnUNetv2_kd predict -m FOLDER needs, and a "
-        "model card. Names of cases and paths are not exported.",
+        help="write a model for ONNX, OpenVINO, stock nnU-Net or no nnU-Net at all, and check it",
+        description="Export a trained model: its weights without the optimizer as a stock nnU-Net folder and zip; its "
+        "network for ONNX Runtime or OpenVINO, with everything that nnUNetv2_kd predict -m FOLDER needs; or a folder that "
+        "predicts by itself, without torch and nnU-Net (portable: python FOLDER/predict.py). A model card is written "
+        "beside it. Names of cases and paths are not exported.",
         epilog="The exported model then predicts the fold's validation cases, or the images of -i, and is compared "
         "with PyTorch. If it differs by more than the tolerance, the export fails and nothing is written. "
         "docs/deploy.md shows all steps.",
     )
     parser.add_argument("-d", metavar="DATASET", help="dataset id or name")
-    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
+    parser.add_argument(
+        "-c",
+        nargs="+",
+        default=["3d_fullres"],
+        metavar="CONFIGURATION",
+        help="several: models that predict together, of portable; default: 3d_fullres",
+    )
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
     parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="default: nnUNetTrainer")
-    parser.add_argument("-m", type=Path, metavar="FOLDER", help="a model folder, instead of -d, -c, -p and -tr")
+    parser.add_argument(
+        "-m",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="a model folder instead of -d, -c, -p and -tr; of portable also a zip, and several that predict together",
+    )
     parser.add_argument("-f", nargs="+", default=["0"], metavar="FOLD", help="fold; several: an ensemble; default: 0")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
     parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="the folder to create")
@@ -338,6 +351,24 @@ def _export(subparsers: Any) -> None:
     _trust(parser)
     parser.add_argument("--intended-use", default="", metavar="TEXT", help="for the model card")
     parser.add_argument("--licence", default="", metavar="TEXT", help="for the model card")
+    portable = parser.add_argument_group("--format portable")
+    portable.add_argument("--openvino", action="store_true", help="write OpenVINO's files beside the ONNX ones")
+    portable.add_argument(
+        "--postprocessing",
+        type=Path,
+        metavar="JSON",
+        help="nnU-Net's postprocessing.json; default: what it determined for these folds, if anything",
+    )
+    portable.add_argument(
+        "--codes", type=Path, metavar="JSON", help="DICOM codes of the structures: {LABEL: [VALUE, SCHEME, MEANING]}"
+    )
+    portable.add_argument(
+        "--wheels",
+        nargs=2,
+        metavar=("PLATFORM", "PYTHON"),
+        help="for a machine without internet, such as: --wheels linux_x86_64 3.12 (also win_amd64, macosx_arm64, "
+        "linux_aarch64)",
+    )
 
 
 def _benchmark(subparsers: Any) -> None:

@@ -3,9 +3,12 @@
 import argparse
 import math
 import shlex
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
+from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -21,11 +24,13 @@ def run(args: argparse.Namespace) -> int:
     if (args.m is None) == (args.d is None):
         raise KDError("Name the model either with -d DATASET (and -c, -p, -tr) or with -m FOLDER.")
     if args.m is not None:
-        model = args.m.expanduser().absolute()
+        models = [model.expanduser().absolute() for model in args.m]
+        configurations = [args.c[0]] * len(models)  # where a zip holds several
     else:
-        model = Path(nnUNet_results) / trained_dataset(args.d) / str(ModelName(args.tr, args.p, args.c))
+        home, configurations = Path(nnUNet_results) / trained_dataset(args.d), args.c
+        models = [home / str(ModelName(args.tr, args.p, configuration)) for configuration in configurations]
     request = ExportRequest(
-        model=model,
+        model=models[0],
         folds=args.f,
         output=args.o.absolute(),
         format=args.format,
@@ -39,12 +44,65 @@ def run(args: argparse.Namespace) -> int:
         intended_use=args.intended_use,
         licence=args.licence,
     )
+    if args.format == "portable":
+        return _portable(args, request, models, configurations)
+    given = [flag for flag in ("openvino", "postprocessing", "codes", "wheels") if getattr(args, flag)]
+    if given:
+        raise KDError(f"--{given[0]} is for --format portable, found --format {args.format}.")
+    if len(models) > 1:
+        raise KDError(f"--format {args.format} exports one model, found {len(models)}. Several: --format portable")
     console = plain_console()
-    found = export(
-        request,
-        lambda line: console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True),
-        lambda cases: tqdm(cases, unit="case", leave=False),
+    found = export(request, partial(_say, console), _progress)
+    _show(console, found)
+    console.print(f"Written: {request.output}", soft_wrap=True, highlight=False)
+    for line in next_steps(args.format, request):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _portable(
+    args: argparse.Namespace, base: ExportRequest, models: Sequence[Path], configurations: Sequence[str]
+) -> int:
+    from nnunetv2_kd.portable.write import PortableRequest, export_portable
+
+    console = plain_console()
+    if base.precision != "f32":
+        raise KDError(f"--format portable has no --precision {base.precision}, only f32.")
+    request = PortableRequest(
+        base=base,
+        models=models,
+        configurations=configurations,
+        openvino=args.openvino,
+        postprocessing=args.postprocessing,
+        codes=args.codes,
+        wheels=args.wheels,
     )
+    found = export_portable(request, partial(_say, console), _progress)
+    if found.agreement is not None:
+        _show(console, found.agreement)
+    console.print(found.self_test.told(), soft_wrap=True, highlight=False, markup=False)
+    console.print(f"Written: {base.output}", soft_wrap=True, highlight=False)
+    home = shlex.quote(str(base.output))
+    wheels = f"--no-index --find-links {home}/wheels " if request.wheels else ""
+    for line in (
+        "Where only Python is:",
+        f"  python -m pip install {wheels}-r {home}/requirements.txt",
+        f"  python {home}/predict.py --self-test",
+        f"  python {home}/predict.py -i IN -o OUT",
+    ):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _progress(cases: Iterable) -> Iterable:
+    return tqdm(cases, unit="case", leave=False)
+
+
+def _show(console: Console, found: Agreement) -> None:
     console.print(agreement_table(found))
     console.print(
         f"{found.differing} of {found.voxels} voxels differ from PyTorch ({found.foreground} are foreground); "
@@ -52,10 +110,6 @@ def run(args: argparse.Namespace) -> int:
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"Written: {request.output}", soft_wrap=True, highlight=False)
-    for line in next_steps(args.format, request):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    return 0
 
 
 def next_steps(format_: str, request: ExportRequest) -> list[str]:

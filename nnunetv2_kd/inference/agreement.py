@@ -15,7 +15,6 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.device import prediction_threads, stopwatch
 from nnunetv2_kd.inference.predictor import FastPredictor
 from nnunetv2_kd.inference.preprocess import preprocess
-from nnunetv2_kd.nnunet.images import reader_of
 
 NSD_TOLERANCE = 1.0  # mm
 
@@ -81,12 +80,19 @@ def structures_of(dataset_json: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def compare(
-    reference: FastPredictor, other: FastPredictor, cases: Sequence[Case], progress: Callable[..., Iterable] = iter
+    reference: Callable[[Case], np.ndarray],
+    other: Callable[[Case], np.ndarray],
+    dataset_json: dict[str, Any],
+    reader: type,
+    cases: Sequence[Case],
+    progress: Callable[..., Iterable] = iter,
 ) -> Agreement:
     """Predict cases with two models that see the same images.
 
     Args:
-        reference, other: initialized, with the same plans.
+        reference, other: predict a case, ``(Z, Y, X)``, as `predict_case` does.
+        dataset_json: of both.
+        reader: nnU-Net's, of the ground truth.
         cases: at least one.
         progress: wraps the cases, to show progress.
 
@@ -94,23 +100,23 @@ def compare(
         KDError: if a case cannot be read; names it.
     """
     found = Agreement(cases=len(cases))
-    structures = structures_of(reference.dataset_json)
-    reader = reader_of(reference.plans_manager.plans, reference.dataset_json)()
+    structures = structures_of(dataset_json)
+    read_seg = reader().read_seg
     between: dict[str, list[float]] = {name: [] for name in structures}
     dice, nsd = ([{name: list[float]() for name in structures} for _ in range(2)] for _ in range(2))
     took: list[list[float]] = [[], []]
     clock = stopwatch(prediction_threads())
     for case in progress(cases):
         segmentations = []
-        for number, predictor in enumerate((reference, other)):
+        for number, predict in enumerate((reference, other)):
             started = clock()
-            segmentations.append(_predict(predictor, case))
+            segmentations.append(predict(case))
             took[number].append(1000 * (clock() - started))
         first, second = segmentations
         found.voxels += first.size
         found.foreground += int((first > 0).sum())
         found.differing += int((first != second).sum())
-        truth, properties = reader.read_seg(str(case.truth)) if case.truth is not None else (None, {})
+        truth, properties = read_seg(str(case.truth)) if case.truth is not None else (None, {})
         for name, labels in structures.items():
             masks = [np.isin(segmentation, labels) for segmentation in segmentations]
             between[name].append(_dice(*masks))
@@ -127,7 +133,12 @@ def compare(
     return found
 
 
-def _predict(predictor: FastPredictor, case: Case) -> np.ndarray:
+def predict_case(predictor: FastPredictor, case: Case) -> np.ndarray:
+    """The segmentation of a case by an initialized predictor.
+
+    Raises:
+        KDError: where it cannot be read; names it.
+    """
     try:
         image, properties = preprocess(
             case.files,

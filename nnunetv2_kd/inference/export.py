@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunetv2_kd.choices import EXPORT_PRECISIONS, ExportFormat, ExportPrecision
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.inference.agreement import Agreement, Case, compare
+from nnunetv2_kd.inference.agreement import Agreement, Case, compare, predict_case
 from nnunetv2_kd.inference.choose import convert, use_runtime
 from nnunetv2_kd.inference.exported import EXPORT_FILE, load_exported
 from nnunetv2_kd.inference.model_card import without_origin, write_card
@@ -35,6 +36,7 @@ from nnunetv2_kd.teachers.check import channels
 PRECISIONS_OF: dict[ExportFormat, tuple[ExportPrecision, ...]] = {
     "nnunet": ("f32", "fp16"),
     "onnx": ("f32",),
+    "portable": ("f32",),
     "openvino": EXPORT_PRECISIONS,
 }
 # f32: differing voxels per 100,000 foreground voxels; others: change of a structure's mean Dice
@@ -110,7 +112,9 @@ def export(request: ExportRequest, say: Callable[[str], None], progress: Callabl
         about = _write(request, reference, unfinished)
         other = _exported(request, unfinished)
         say(f"comparing with PyTorch on {len(cases)} case{'s' if len(cases) > 1 else ''}")
-        found = compare(reference, other, cases, progress)
+        predict = [partial(predict_case, predictor) for predictor in (reference, other)]
+        reader = reader_of(reference.plans_manager.plans, dataset_json)
+        found = compare(predict[0], predict[1], dataset_json, reader, cases, progress)
         check_agreement(found, request)
         about["proof"] = proof(found, request)
         write_card(unfinished, about, request, reference, found)
@@ -138,10 +142,22 @@ def check_request(request: ExportRequest) -> None:
             f"--format {request.format} has no --precision {request.precision}, only {', '.join(able)}. "
             "All of them: --format openvino"
         )
-    if request.format != "nnunet":
+    check_output(request)
+    if request.format in ("onnx", "openvino"):
         check_runtime(request.format, "int8" if request.precision == "int8" else "f32", "cpu")
     if request.precision == "bf16":
         cpu_mode.check_here("bfloat16")
+    if parse_model_name(request.model.name) is None or not request.model.is_dir():
+        raise KDError(f"{request.model} is not a model folder: expected TRAINER__PLANS__CONFIGURATION, trained folds.")
+    check_model(request.model, request.folds, request.checkpoint)
+
+
+def check_output(request: ExportRequest) -> None:
+    """The numbers are in range, and the folder can be made.
+
+    Raises:
+        KDError: where they are not, or it cannot.
+    """
     if request.tolerance is not None and not request.tolerance >= 0:
         raise KDError(f"--tolerance must be 0 or more, found {request.tolerance:g}.")
     if request.cases is not None and request.cases < 1:
@@ -151,9 +167,15 @@ def check_request(request: ExportRequest) -> None:
     if request.output.exists() and not request.output.is_dir():
         raise KDError(f"-o {request.output} is a file. Choose another name for the folder.")
     check_writable(request.output.absolute().parent)
-    if parse_model_name(request.model.name) is None or not request.model.is_dir():
-        raise KDError(f"{request.model} is not a model folder: expected TRAINER__PLANS__CONFIGURATION, trained folds.")
-    check_model(request.model, request.folds, request.checkpoint)
+
+
+def has_images(request: ExportRequest) -> bool:
+    """Whether there are images to compare on: those of ``-i``, or validation cases of the first fold."""
+    if request.images is not None:
+        return True
+    dataset = request.model.parent.name
+    ending = read_json(request.model / "dataset.json")["file_ending"]
+    return any(training_images(dataset, name, ending) for name in _validation_cases(dataset, request.folds[0]))
 
 
 def cases_to_compare(request: ExportRequest, dataset_json: dict[str, Any]) -> list[Case]:
@@ -288,7 +310,7 @@ def _write(request: ExportRequest, reference: FastPredictor, folder: Path) -> di
                 reference,
                 number,
                 fold,
-                request.format,
+                "onnx" if request.format == "onnx" else "openvino",
                 "int8" if request.precision == "int8" else "f32",
                 fold_folder,
                 request.precision == "fp16",

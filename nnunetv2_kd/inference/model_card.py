@@ -16,8 +16,9 @@ from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.files import read_json
 
 if TYPE_CHECKING:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
     from nnunetv2_kd.inference.export import ExportRequest
-    from nnunetv2_kd.inference.predictor import FastPredictor
 
 CARD, CARD_JSON = "MODEL_CARD.md", "model_card.json"
 # keys that tell where something was made or kept, and by whom
@@ -40,7 +41,7 @@ def _is_path(value: Any) -> bool:
 
 
 def card_of(
-    folder: Path, about: dict[str, Any], request: "ExportRequest", reference: "FastPredictor", found: Agreement
+    folder: Path, about: dict[str, Any], request: "ExportRequest", reference: "nnUNetPredictor", found: Agreement
 ) -> dict[str, Any]:
     """The card as plain values."""
     import torch
@@ -101,7 +102,7 @@ def card_of(
 
 
 def write_card(
-    folder: Path, about: dict[str, Any], request: "ExportRequest", reference: "FastPredictor", found: Agreement
+    folder: Path, about: dict[str, Any], request: "ExportRequest", reference: "nnUNetPredictor", found: Agreement
 ) -> None:
     """Write ``MODEL_CARD.md`` and ``model_card.json``."""
     card = card_of(folder, about, request, reference, found)

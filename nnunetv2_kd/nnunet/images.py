@@ -1,10 +1,6 @@
 """Find images in a folder, named as in nnU-Net, and check that their files exist, are complete, and can be read."""
 
-import gzip
-import math
 import re
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +12,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
 from nnunetv2_kd.errors import KDError, listing
+from nnunetv2_kd.runner.whole_files import why_not_whole
 
 SHOWN = 10
-NIFTI_HEADER = 348  # bytes, of NIfTI-1
 
 
 def cases_in(folder: Path, ending: str) -> list[str]:
@@ -152,45 +148,12 @@ def last_line(error: Exception) -> str:
 
 
 def check_whole(file: Path) -> None:
-    """Check that a NIfTI file (``.nii``, ``.nii.gz``) has all the voxels that its header announces. ITK silently reads
-    a truncated file, with 0 for the missing voxels. Other formats are left to their readers.
+    """Check that a NIfTI file (``.nii``, ``.nii.gz``) has all the voxels that its header announces. Other formats are
+    left to their readers.
 
     Raises:
         KDError: if voxels are missing.
     """
-    is_zipped = file.name.endswith(".nii.gz")
-    if not file.is_file() or not (is_zipped or file.suffix == ".nii"):
-        return
-    try:
-        with gzip.open(file) if is_zipped else file.open("rb") as stream:
-            header = stream.read(NIFTI_HEADER)
-            expected = _bytes_told_by(header)
-            if is_zipped and header and expected is not None and _bytes_zipped(file) == expected % 2**32:
-                return  # without having to unzip it
-            found = len(header) + sum(map(len, iter(lambda: stream.read(1 << 20), b"")))
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise KDError(f"{file.name} cannot be read: it is cut short or damaged ({error})") from error
-    if expected is not None and found < expected:
-        raise KDError(f"{file.name} cannot be read: it is cut short, {found} bytes of {expected}")
-
-
-def _bytes_told_by(header: bytes) -> int | None:
-    """The size of a NIfTI-1 file according to its header; None if the header does not say."""
-    if len(header) < NIFTI_HEADER:
-        return NIFTI_HEADER + 1  # every file is longer
-    order = next((order for order in "<>" if struct.unpack_from(f"{order}i", header)[0] == NIFTI_HEADER), None)
-    if order is None:
-        return None
-    count, *sizes = struct.unpack_from(f"{order}8h", header, 40)
-    (bits,) = struct.unpack_from(f"{order}h", header, 72)
-    (start,) = struct.unpack_from(f"{order}f", header, 108)
-    if not 1 <= count <= 7 or bits <= 0 or not start >= NIFTI_HEADER:
-        return None
-    return int(start) + math.prod(max(1, size) for size in sizes[:count]) * bits // 8
-
-
-def _bytes_zipped(file: Path) -> int:
-    """The uncompressed size modulo 2^32, which a gzip file with a single member states at its end."""
-    with file.open("rb") as stream:
-        stream.seek(-4, 2)
-        return int(struct.unpack("<I", stream.read(4))[0])
+    problem = why_not_whole(file)
+    if problem:
+        raise KDError(f"{file.name} cannot be read: {problem}")

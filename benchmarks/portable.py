@@ -1,0 +1,134 @@
+"""A CT of 512x512x400 voxels and a model of 105 classes, to see what a portable folder needs of a machine.
+
+    python benchmarks/portable.py FOLDER [--spacing 1.5] [--slices 400] [--mirroring]
+    /usr/bin/time -v python FOLDER/predict.py -i FOLDER/images -o FOLDER/found --profile
+
+The network has few channels and random weights, and the folder has not proved anything: what is measured is everything
+around the network. Patch and classes are TotalSegmentator's, whose models see 1.5 or 3 mm and are not mirrored.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_kd.inference.convert import ONNX_FILE, write_onnx
+from nnunetv2_kd.nnunet.files import sha256
+from nnunetv2_kd.portable.describe import described
+from nnunetv2_kd.portable.write import FILES, RUNNER
+from nnunetv2_kd.runner.model import MODEL_FILE, SUMS_FILE
+
+CLASSES, PATCH = 105, 128
+VOXELS = (1.25, 0.8, 0.8)  # mm
+CHANNELS = [2, 4, 4]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--spacing", type=float, default=1.5)
+    parser.add_argument("--slices", type=int, default=400)
+    parser.add_argument("--mirroring", action="store_true")
+    args = parser.parse_args()
+    write_folder(args.folder, args.spacing, args.mirroring)
+    write_image(args.folder / "images" / "ct_0000.nii.gz", args.slices)
+
+
+def write_image(file: Path, slices: int) -> None:
+    """Ellipsoids of several intensities in a body, with some noise, int16."""
+    rng = np.random.default_rng(0)
+    image = np.full((slices, 512, 512), -1000, dtype=np.int16)
+    z, y, x = np.ogrid[-1 : 1 : slices * 1j, -1:1:512j, -1:1:512j]
+    image[np.broadcast_to((y / 0.7) ** 2 + (x / 0.9) ** 2 < 1, image.shape)] = 0
+    for _ in range(60):
+        middle, size = rng.uniform(-0.6, 0.6, 3), rng.uniform(0.05, 0.3, 3)
+        inside = sum(((axis - m) / s) ** 2 for axis, m, s in zip((z, y, x), middle, size, strict=True)) < 1
+        image[inside] = rng.integers(-200, 600)
+    for slice_ in image:
+        slice_ += rng.normal(0, 10, slice_.shape).astype(np.int16)
+    written = sitk.GetImageFromArray(image)
+    written.SetSpacing(VOXELS[::-1])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(written, str(file), True)
+
+
+def write_folder(folder: Path, spacing: float, mirroring: bool) -> None:
+    """As an export, without test image and proof."""
+    stages = len(CHANNELS)
+    kwargs: dict[str, Any] = {
+        "n_stages": stages,
+        "features_per_stage": CHANNELS,
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * stages,
+        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+        "n_conv_per_stage": [1] * stages,
+        "n_conv_per_stage_decoder": [1] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    imported = ["conv_op", "norm_op", "dropout_op", "nonlin"]
+    name = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    torch.manual_seed(0)
+    network = get_network_from_plans(name, kwargs, imported, 1, CLASSES, deep_supervision=False)
+    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    configuration: dict[str, Any] = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [PATCH] * 3,
+        "spacing": [spacing] * 3,
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "batch_dice": False,
+        "architecture": {"network_class_name": name, "arch_kwargs": kwargs, "_kw_requires_import": imported},
+    }
+    for of, order in (("data", 3), ("seg", 1), ("probabilities", 1)):
+        configuration[f"resampling_fn_{of}"] = "resample_data_or_seg_to_shape"
+        configuration[f"resampling_fn_{of}_kwargs"] = resampling | {"is_seg": of == "seg", "order": order}
+    statistics = {"mean": 50.0, "std": 150.0, "percentile_00_5": -900.0, "percentile_99_5": 900.0}
+    plans = {
+        "dataset_name": "Dataset105_Ct",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "label_manager": "LabelManager",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "original_median_spacing_after_transp": [spacing] * 3,
+        "original_median_shape_after_transp": [300, 300, 300],
+        "foreground_intensity_properties_per_channel": {"0": statistics | {"min": -1000.0, "max": 1500.0}},
+        "configurations": {"3d_fullres": configuration},
+    }
+    labels = {"background": 0} | {f"structure {i}": i for i in range(1, CLASSES)}
+    dataset_json = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz", "numTraining": 1}
+    manager = PlansManager(plans)
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    axes = (0, 1, 2) if mirroring else None
+    configuration_manager = manager.get_configuration("3d_fullres")
+    predictor.manual_initialization(
+        network, manager, configuration_manager, [network.state_dict()], dataset_json, "nnUNetTrainer", axes
+    )
+    shutil.copytree(RUNNER, folder / "runner", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(FILES / "predict.py.txt", folder / "predict.py")
+    (folder / "networks").mkdir()
+    write_onnx(network.eval(), (1, 1, *[PATCH] * 3), folder / "networks")
+    told = described([predictor], [[f"networks/{ONNX_FILE}"]])
+    (folder / MODEL_FILE).write_text(json.dumps(told))
+    names = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()]
+    (folder / SUMS_FILE).write_text("".join(f"{sha256(folder / name)}  {name.as_posix()}\n" for name in names))
+
+
+if __name__ == "__main__":
+    main()

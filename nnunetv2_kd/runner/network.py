@@ -1,0 +1,102 @@
+"""A network in ONNX Runtime or OpenVINO."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import RunnerError, first_line
+
+Array = NDArray[Any]
+Network = Callable[[Array], Array]  # (1, C, *patch) to (1, K, *patch), float32; its next call overwrites what it gave
+RUNTIMES = ("onnxruntime", "openvino")
+
+
+def allowed_threads() -> int:
+    """As many as this process has processors, and no more than OMP_NUM_THREADS."""
+    try:
+        count = len(os.sched_getaffinity(0))  # type: ignore[attr-defined, unused-ignore]
+    except AttributeError:  # not on Windows and macOS
+        count = os.cpu_count() or 1
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return min(count, int(told)) if told.isdigit() and int(told) > 0 else count
+
+
+def open_network(file: Path, runtime: str, threads: int, shape: tuple[int, ...]) -> Network:
+    """A network, ready to run.
+
+    Args:
+        file: ``.onnx``; OpenVINO takes the ``.xml`` beside it where there is one.
+        runtime: one of `RUNTIMES`.
+        threads: at most so many.
+        shape: of its output, ``(1, K, *patch)``.
+
+    Raises:
+        RunnerError: where the runtime is not installed, or cannot open the file.
+    """
+    try:
+        if runtime == "openvino":
+            import openvino
+
+            version = openvino.__version__
+            return _openvino(openvino, file, threads)
+        import onnxruntime
+
+        version = onnxruntime.__version__
+        return _onnx(onnxruntime, file, threads, shape)
+    except ImportError as error:
+        raise RunnerError(f"{runtime} is not installed. Type: {install_line(file.parents[1], runtime)}") from error
+    except Exception as error:  # the runtime's, of any kind
+        raise RunnerError(
+            f"{runtime} {version} cannot open {file.name}: {first_line(error)}\nIt is older than the one this folder "
+            f"was made with, or another one. Type: {install_line(file.parents[1], runtime)}"
+        ) from error
+
+
+def install_line(folder: Path, runtime: str) -> str:
+    """The line that installs what a runtime needs."""
+    name = "requirements-openvino.txt" if runtime == "openvino" else "requirements.txt"
+    wheels = f"--no-index --find-links {folder / 'wheels'} " if (folder / "wheels").is_dir() else ""
+    return f"python -m pip install {wheels}-r {folder / name}"
+
+
+def _onnx(onnxruntime: Any, file: Path, threads: int, shape: tuple[int, ...]) -> Network:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    (given,), (made,) = session.get_inputs(), session.get_outputs()
+    out = np.empty(shape, dtype=np.float32)
+
+    def run(patch: Array) -> Array:
+        binding = session.io_binding()  # the output is written where it is wanted, and not copied there
+        binding.bind_input(given.name, "cpu", 0, np.float32, patch.shape, patch.ctypes.data)
+        binding.bind_output(made.name, "cpu", 0, np.float32, out.shape, out.ctypes.data)
+        session.run_with_iobinding(binding)
+        return out
+
+    return run
+
+
+def _openvino(openvino: Any, file: Path, threads: int) -> Network:
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",  # it would take bfloat16 by itself where the processor can
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+    }
+    converted = file.with_suffix(".xml")
+    core = openvino.Core()
+    network = core.read_model(converted if converted.is_file() else file)
+    request = core.compile_model(network, "CPU", options).create_infer_request()
+
+    def run(patch: Array) -> Array:
+        found: Array = request.infer({0: patch}, share_inputs=True, share_outputs=True)[0]
+        return found
+
+    return run

@@ -1,0 +1,51 @@
+"""Whether a NIfTI file is whole. ITK reads one that was cut short without a word and takes what is missing for 0."""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+NIFTI_HEADER = 348  # bytes, of NIfTI-1
+
+
+def why_not_whole(file: Path) -> str:
+    """What keeps a NIfTI file (``.nii``, ``.nii.gz``) from holding all the voxels that its header tells of; "" for
+    nothing, and for files of other kinds, which are their readers' matter."""
+    is_zipped = file.name.endswith(".nii.gz")
+    if not file.is_file() or not (is_zipped or file.suffix == ".nii"):
+        return ""
+    try:
+        with gzip.open(file) if is_zipped else file.open("rb") as stream:
+            header = stream.read(NIFTI_HEADER)
+            expected = _bytes_told_by(header)
+            if is_zipped and header and expected is not None and _bytes_zipped(file) == expected % 2**32:
+                return ""  # without unzipping it
+            found = len(header) + sum(map(len, iter(lambda: stream.read(1 << 20), b"")))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        return f"it is cut short or damaged ({error})"
+    if expected is not None and found < expected:
+        return f"it is cut short, {found} bytes of {expected}"
+    return ""
+
+
+def _bytes_told_by(header: bytes) -> int | None:
+    """The size of a NIfTI-1 file by its header; None where that is not told."""
+    if len(header) < NIFTI_HEADER:
+        return NIFTI_HEADER + 1  # every file is longer
+    order = next((order for order in "<>" if struct.unpack_from(f"{order}i", header)[0] == NIFTI_HEADER), None)
+    if order is None:
+        return None
+    count, *sizes = struct.unpack_from(f"{order}8h", header, 40)
+    (bits,) = struct.unpack_from(f"{order}h", header, 72)
+    (start,) = struct.unpack_from(f"{order}f", header, 108)
+    if not 1 <= count <= 7 or bits <= 0 or not start >= NIFTI_HEADER:
+        return None
+    return int(start) + math.prod(max(1, size) for size in sizes[:count]) * bits // 8
+
+
+def _bytes_zipped(file: Path) -> int:
+    """The size modulo 2^32 that a gzip file of one part says at its end to have unzipped."""
+    with file.open("rb") as stream:
+        stream.seek(-4, 2)
+        return int(struct.unpack("<I", stream.read(4))[0])
