@@ -76,7 +76,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,cpu]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,cpu,dicom]'
 	touch $(STAMP)
 
 clean:

@@ -303,8 +303,8 @@ def _export(subparsers: Any) -> None:
         help="write a model for ONNX, OpenVINO, stock nnU-Net or no nnU-Net at all, and check it",
         description="Export a trained model: its weights without the optimizer as a stock nnU-Net folder and zip; its "
         "network for ONNX Runtime or OpenVINO, with everything that nnUNetv2_kd predict -m FOLDER needs; or a folder "
-        "that predicts by itself, without torch and nnU-Net (portable: python FOLDER/predict.py). A model card is written "
-        "beside it. Names of cases and paths are not exported.",
+        "that predicts by itself, without torch and nnU-Net (portable: python FOLDER/predict.py). A model card is "
+        "written beside it. Names of cases and paths are not exported.",
         epilog="The exported model then predicts the fold's validation cases, or the images of -i, and is compared "
         "with PyTorch. If it differs by more than the tolerance, the export fails and nothing is written. "
         "docs/deploy.md shows all steps.",
