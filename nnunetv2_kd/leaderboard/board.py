@@ -131,7 +131,7 @@ def make_board(
 
     Args:
         evaluation: of one dataset.
-        reference: name of the model that the others are tested against; None: the best student alone, or the best
+        reference: name of the model that the others are tested against; None: the student alone that most are compared with, or the best
             model.
         teacher: name of the teacher of all distilled students; None: taken from the checkpoints.
         every_seed: whether every training gets a row of its own.
@@ -222,8 +222,9 @@ def _reference(
     if reference is not None:
         return pick(models, reference, "--reference").name
     alone = [name for name in ranked if origins[name].kind == ALONE]
-    compared = [name for name in alone if name in {origin.alone_name for origin in origins.values()}]
-    return next(iter([*compared, *alone, *ranked]), "")
+    students = Counter(origin.alone_name for origin in origins.values())
+    alone.sort(key=lambda name: -students[name])  # the one that most students are compared with; of equals the best
+    return next(iter([*alone, *ranked]), "")
 
 
 def _notes(
@@ -239,7 +240,11 @@ def _notes(
     if not shared.models:
         return notes
     base = next(entry for entry in entries if entry.name == reference)
-    why = "the best student alone" if base.kind == ALONE else "as there is no student alone, the best model"
+    why = (
+        "the student alone that most students are compared with"
+        if base.kind == ALONE
+        else "as there is no student alone, the best model"
+    )
     why = "chosen with --reference" if is_chosen else f"{why}; choose with --reference NAME"
     notes.append(f"Reference of the differences and tests: {base.short_name} ({why}).")
     notes.append(

@@ -50,7 +50,7 @@ def test_comparisons(family):
     assert any("8 cases are shared by all 4 models" in line for line in board.notes)
     told = " ".join(footnotes(board))
     assert "KD · Small: teacher saw validation cases (fold 0: 5)." in told
-    assert "the best student alone; choose with --reference NAME" in told
+    assert "the student alone that most students are compared with; choose with --reference NAME" in told
     assert "Highest mean Dice: nnUNetTrainer · nnUNetPlans, 1.000" in summary(board)[0]
 
 
