@@ -131,8 +131,8 @@ def make_board(
 
     Args:
         evaluation: of one dataset.
-        reference: name of the model that the others are tested against; None: the student alone that most are compared with, or the best
-            model.
+        reference: name of the model that the others are tested against; None: the student alone that most are compared
+            with, or the best model.
         teacher: name of the teacher of all distilled students; None: taken from the checkpoints.
         every_seed: whether every training gets a row of its own.
 
