@@ -253,7 +253,7 @@ def _notes(
     )
     if len(shared.cases) < 2:
         notes.append(
-            "Fewer than two shared cases: no interval, test or rank share can be given." + _on_one_fold(entries)
+            "Fewer than two shared cases: there are no intervals, tests or rank shares." + _on_one_fold(entries)
         )
     elif len(shared.cases) < 6:
         notes.append(f"With {len(shared.cases)} cases, no signed-rank test can reach p < 0.05.")

@@ -53,7 +53,7 @@ def test_narrow_terminals(boards, width):
     assert lines[2].split()[:2] == ["model", "Dice"]
     for entry in boards[0].entries:
         assert any(f"{entry.scores.mean_dice:.3f}" in line for line in lines)
-    assert "--wide shows" in text
+    assert "--wide also shows" in text
 
 
 def test_csv_has_every_case(boards):

@@ -157,7 +157,7 @@ def test_weights_are_loaded_strictly(tmp_path):
     message = str(caught.value)
     assert f"{first}: missing" in message
     assert "extra: in the checkpoint only" in message
-    assert f"{second}: (3,) in the checkpoint, (8,) in the network" in message
+    assert f"{second}: shape (3,) in the checkpoint, (8,) in the network" in message
 
 
 def test_weights_of_another_width(tmp_path):

@@ -111,7 +111,7 @@ def test_several_teachers_have_the_axes_of_all_of_them():
 
 
 def test_an_axis_that_the_trainer_does_not_mirror_is_refused():
-    with pytest.raises(KDError, match=r"'mirroring: \[0, 2\]' in the options: T mirrors along axes 0, 1"):
+    with pytest.raises(KDError, match=r"'mirroring: \[0, 2\]' in the options, but T mirrors along axes 0, 1"):
         student_axes((0, 1), (2, 0), None, "T")
 
 

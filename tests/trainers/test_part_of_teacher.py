@@ -76,7 +76,7 @@ def test_pretrained_weights_that_fit_are_let_through(tmp_path):
     network = torch.nn.Linear(2, 3)
     file = tmp_path / "fold_0" / "checkpoint_final.pth"
     file.parent.mkdir()
-    rest = {"init_args": {}, "trainer_name": "nnUNetTrainer", "current_epoch": 1}
+    rest = {"init_args": {"configuration": "3d_fullres"}, "trainer_name": "nnUNetTrainer", "current_epoch": 1}
     torch.save({"network_weights": network.state_dict(), **rest}, file)
     check_pretrained(file, network, StudentOptions())
     with pytest.raises(KDError, match="weight is 3x2 in the file and 3x1 in the student") as refusal:

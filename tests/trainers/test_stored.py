@@ -146,8 +146,11 @@ def other_teacher(world):
     ("break_it", "expected"),
     [
         (lambda world: shutil.rmtree(store_of(world)), "There is no stored teacher in .* Make one: nnUNetv2_kd store"),
-        (cut_short, r"(?s)training cases cannot be used.*found \d+ bytes, expected \d+ .*only that: nnUNetv2_kd store"),
-        (unfinished, "(?s)cannot be used from the store.*: not stored.*only that: nnUNetv2_kd store -d 4"),
+        (
+            cut_short,
+            r"(?s)training cases cannot be used.*found \d+ bytes, expected \d+ .*only these cases: nnUNetv2_kd store",
+        ),
+        (unfinished, "(?s)cannot be used from the store.*: not stored.*only these cases: nnUNetv2_kd store -d 4"),
         (edited(schema=0), "written by another version .*schema 0, expected 1"),
         (
             edited(data_identifier="nnUNetPlans_2d"),
