@@ -15,7 +15,7 @@ SCALE = 2.0**10  # keeps a small term's half-precision gradients from underflowi
 SEGMENTATION = "segmentation"
 
 
-def gradient_lengths(parts: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+def gradient_norms(parts: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
     """Length of each loss part's gradient with respect to the student's weights.
 
     Args:

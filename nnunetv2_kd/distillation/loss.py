@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_kd.distillation.gradients import SEGMENTATION, GradientBalance, gradient_lengths
+from nnunetv2_kd.distillation.gradients import SEGMENTATION, GradientBalance, gradient_norms
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.methods import Methods, Step, need_logits
+from nnunetv2_kd.methods import Methods, Step, any_needs_logits
 from nnunetv2_kd.networks.taps import Taps
 from nnunetv2_kd.regions import Labels, known_heads
 from nnunetv2_kd.teachers.teacher import TeacherOutput
@@ -109,7 +109,7 @@ class DistillationLoss(nn.Module):
         return weight if self.balance is None else weight * self.balance.factor(name)
 
     def _measure(self, total: Tensor, values: dict[str, Tensor]) -> None:
-        lengths = gradient_lengths({SEGMENTATION: total, **values}, self._student_parameters[0])
+        lengths = gradient_norms({SEGMENTATION: total, **values}, self._student_parameters[0])
         if self.balance is not None:
             self.balance.update(lengths)
         own = {name: (length * self._weight(name)).abs() for name, length in lengths.items() if name != SEGMENTATION}
@@ -127,7 +127,7 @@ class DistillationLoss(nn.Module):
             for w, z_s, y in zip(weights, outputs, targets, strict=True)
             if w != 0 and (not by_size or tuple(z_s.shape[2:]) in by_size)
         ]
-        if not heads or (not by_size and need_logits(self.terms)):
+        if not heads or (not by_size and any_needs_logits(self.terms)):
             raise KDError(
                 "No segmentation head of the teacher has the same size as one of the student's: "
                 f"teacher {sorted(by_size)}, student {[tuple(z.shape[2:]) for z in outputs]}."

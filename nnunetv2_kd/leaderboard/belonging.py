@@ -12,7 +12,7 @@ from nnunetv2_kd.record import Record
 from nnunetv2_kd.trainers.same_method import method_differences, method_of, network_differences
 
 
-def one_student_each(model: TrainedModel, splits: Sequence[Split] = ()) -> list[TrainedModel]:
+def split_students(model: TrainedModel, splits: Sequence[Split] = ()) -> list[TrainedModel]:
     """The model, or several if its folds do not belong together. The first keeps the name, and has the folds whose
     network is that of the folder's plans.json.
 

@@ -14,7 +14,7 @@ from nnunetv2_kd.benchmark.timing import TimedModel
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import device_name
 from nnunetv2_kd.interruption import without_interrupts
-from nnunetv2_kd.leaderboard.belonging import one_student_each
+from nnunetv2_kd.leaderboard.belonging import split_students
 from nnunetv2_kd.leaderboard.predict import ImageSet, check_images, image_jobs, predict
 from nnunetv2_kd.leaderboard.request import STOCK, LeaderboardRequest, RunsIn, Say
 from nnunetv2_kd.leaderboard.scores import (
@@ -93,8 +93,8 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
     """
     found, problems = find_models(dataset, request.configurations, request.folds)
     splits = _splits_of(dataset)
-    apart = [one for model in found for one in one_student_each(model, splits)]
-    alike, structures, unlike = of_one_task(apart, problems)
+    apart = [one for model in found for one in split_students(model, splits)]
+    alike, structures, unlike = select_same_task(apart, problems)
     models, runs_in = rows_of(alike, request.runs_in())
     for name, flag, among in ((request.reference, "--reference", models), (request.teacher, "--teacher", alike)):
         if name is not None:  # a name that fits no model is refused now, not after hours of scoring
@@ -140,7 +140,7 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
     )
 
 
-def of_one_task(
+def select_same_task(
     models: Sequence[TrainedModel], problems: Sequence[str] = ()
 ) -> tuple[list[TrainedModel], list[str], list[str]]:
     """The models that have the same structures as the first.

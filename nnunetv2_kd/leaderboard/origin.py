@@ -48,7 +48,7 @@ def origins_of(models: Sequence[TrainedModel], teacher: str | None = None) -> di
     Raises:
         KDError: if `teacher` names no model.
     """
-    owners = owners_of_teachers(models)
+    owners = find_teaching_models(models)
     teachers = teachers_of(models)
     if teacher is not None:
         chosen = pick([model for model in models if model.runs_in == models[0].runs_in], teacher, "--teacher")
@@ -60,7 +60,7 @@ def origins_of(models: Sequence[TrainedModel], teacher: str | None = None) -> di
         model.name: Origin(
             kind=kinds[model.name],
             teacher=teachers.get(model.name),
-            alone=alone_of(model, models) if kinds[model.name] == DISTILLED else None,
+            alone=find_student_alone(model, models) if kinds[model.name] == DISTILLED else None,
             unequal=tuple(_told_unequal(model, models)) if kinds[model.name] == DISTILLED else (),
             several_teachers=len(owners.get(model.name, ())) > 1,
         )
@@ -74,10 +74,10 @@ def teachers_of(models: Sequence[TrainedModel]) -> dict[str, str]:
     Returns:
         The teacher's name, by the student's.
     """
-    return {student: owners[0] for student, owners in owners_of_teachers(models).items() if len(owners) == 1}
+    return {student: owners[0] for student, owners in find_teaching_models(models).items() if len(owners) == 1}
 
 
-def owners_of_teachers(models: Sequence[TrainedModel]) -> dict[str, list[str]]:
+def find_teaching_models(models: Sequence[TrainedModel]) -> dict[str, list[str]]:
     """The models that taught each student, identified by their checkpoint's SHA-256, which stays the same if a folder
     is moved or renamed.
 
@@ -114,7 +114,7 @@ def kind(model: TrainedModel, teachers: Sequence[str]) -> str:
     return DISTILLED if model.teachers else ALONE
 
 
-def alone_of(model: TrainedModel, models: Sequence[TrainedModel]) -> TrainedModel | None:
+def find_student_alone(model: TrainedModel, models: Sequence[TrainedModel]) -> TrainedModel | None:
     """The same student without a teacher, trained under the same conditions: same configuration, network, plans and
     suffixes of the trainer's name. If there is none, one with plans of another name that was trained as long, with the
     same seed if possible. Otherwise None."""

@@ -15,8 +15,8 @@ from nnunetv2_kd.methods.method import (
     Methods,
     Needs,
     OnStages,
-    need_logits,
-    on_features,
+    any_needs_logits,
+    methods_needing_features,
     stages_of,
     tapped_stages,
 )
@@ -54,8 +54,8 @@ __all__ = [
     "Needs",
     "OnStages",
     "Step",
-    "need_logits",
-    "on_features",
+    "any_needs_logits",
+    "methods_needing_features",
     "stages_of",
     "tapped_stages",
 ]

@@ -130,11 +130,11 @@ def tapped_stages(methods: Methods) -> list[str]:
     return sorted({stage for method in methods.values() for stage in stages_of(method)})
 
 
-def need_logits(methods: Methods) -> bool:
+def any_needs_logits(methods: Methods) -> bool:
     """Whether any method needs the teacher's logits."""
     return any(method.needs.logits for method in methods.values())
 
 
-def on_features(methods: Methods) -> list[str]:
+def methods_needing_features(methods: Methods) -> list[str]:
     """Names of the methods that need the teacher's features themselves, not only cosines between regions."""
     return [name for name, method in methods.items() if method.needs.features]

@@ -40,7 +40,9 @@ def _read(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def moved_plans(student: StudentIdentity, plans: Plans, dataset_json: DatasetJson, teachers_plans: str) -> list[str]:
+def advise_moved_plans(
+    student: StudentIdentity, plans: Plans, dataset_json: DatasetJson, teachers_plans: str
+) -> list[str]:
     """What to type if the student's plans came from another dataset: a teacher trained on this dataset, with plans of
     the expected name, would not fit them.
 
@@ -123,7 +125,7 @@ def plans_of_teacher(path: CheckpointPath, plans: Plans, configuration: str, stu
     ]
 
 
-def through_a_store(
+def store_commands(
     path: CheckpointPath,
     teacher: DatasetJson,
     wanted: tuple[Plans, DatasetJson],

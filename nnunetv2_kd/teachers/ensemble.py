@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnunetv2_kd.config import CombineOptions
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.methods import Methods, on_features
+from nnunetv2_kd.methods import Methods, methods_needing_features
 from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.regions import Labels, Regions, known_heads, region_graph
 from nnunetv2_kd.teachers.combine import as_logits, mean_affinity, mix, mix_known, region_weights, voxel_weights
@@ -46,7 +46,7 @@ class EnsembleTeacher(Teacher):
         self.mean_weights = self.base
 
     def attach(self, student: nn.Module, methods: Methods) -> list[str]:
-        single = on_features(methods)
+        single = methods_needing_features(methods)
         if single:
             raise KDError(
                 f"{', '.join(single)} compares features, which cannot be mixed over several teachers. With several "

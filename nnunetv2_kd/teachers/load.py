@@ -15,7 +15,7 @@ from nnunetv2_kd.nnunet.files import sha256
 from nnunetv2_kd.nnunet.model_files import as_nnunet_writes, read_model_files
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath
 from nnunetv2_kd.record import TeacherRecord, is_coarser
-from nnunetv2_kd.teachers.advice import moved_plans, named_labels, plans_of_teacher, through_a_store
+from nnunetv2_kd.teachers.advice import advise_moved_plans, named_labels, plans_of_teacher, store_commands
 from nnunetv2_kd.teachers.check import (
     check_patch,
     check_same_task,
@@ -103,9 +103,9 @@ def _check_patches(
         if not is_coarser(wanted[0]) and same_labels_and_channels(teacher[1], wanted[1]):
             lines = plans_of_teacher(path, teacher[0], configuration, student)
             if options.folder is None and options.plans is None:
-                lines = moved_plans(student, *wanted, teacher[0]["plans_name"]) or lines
+                lines = advise_moved_plans(student, *wanted, teacher[0]["plans_name"]) or lines
         if voxel_problems(teacher, wanted, configuration, student.configuration):
-            lines += through_a_store(path, teacher[1], wanted, student, options.labels)
+            lines += store_commands(path, teacher[1], wanted, student, options.labels)
         elif options.labels is None:
             lines += named_labels(teacher[1], wanted[1])
         raise KDError("\n".join([str(error), *lines])) from error
@@ -124,7 +124,7 @@ def _find(
     except KDError as error:
         if options.model_fields_set & {"folder", "plans", "configuration"}:
             raise
-        lines = moved_plans(student, plans, dataset_json, student.plans_name)
+        lines = advise_moved_plans(student, plans, dataset_json, student.plans_name)
         if not lines:
             raise
         raise KDError("\n".join([str(error).split("\n")[0], *lines])) from error

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.methods import Methods, need_logits, tapped_stages
+from nnunetv2_kd.methods import Methods, any_needs_logits, tapped_stages
 from nnunetv2_kd.networks.stages import match_stages, stage_channels
 from nnunetv2_kd.networks.taps import Taps
 from nnunetv2_kd.record import TeacherRecord
@@ -67,7 +67,7 @@ class RunningTeacher(Teacher):
         return next(self.network.parameters()).device
 
     def attach(self, student: nn.Module, methods: Methods) -> list[str]:
-        self._needs_logits = need_logits(methods)
+        self._needs_logits = any_needs_logits(methods)
         stages = tapped_stages(methods)
         self.tap(match_stages(stages, student, self.network) if stages else {})
         return list(self._stages)

@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunetv2_kd.trainers.options import NAME, SEED, VARIABLE, options_file
 
 
-def this_line(*added: str, **environment: str | Path | None) -> str:
+def current_command(*added: str, **environment: str | Path | None) -> str:
     """The command of this process, with the environment variables that affect the student.
 
     Args:
@@ -21,14 +21,14 @@ def this_line(*added: str, **environment: str | Path | None) -> str:
 
 
 def this_line_anew(**environment: str | Path | None) -> str:
-    """As `this_line`, of a training that does not go on from another."""
+    """As `current_command`, of a training that does not go on from another."""
     program, *arguments = sys.argv
     kept = [argument for argument in arguments if argument != "--c"]
     return line([Path(program).name, *kept], (), **{**_own_environment(), **environment})
 
 
 def line(command: Sequence[str], added: Sequence[str] = (), **environment: str | Path | None) -> str:
-    """A command with a flag added, preceded by the variables that it needs; see `this_line`."""
+    """A command with a flag added, preceded by the variables that it needs; see `current_command`."""
     variables = [f"{name}={shlex.quote(str(value))}" for name, value in environment.items() if value is not None]
     arguments = list(command)
     if added and added[0] in arguments:

@@ -12,7 +12,7 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.networks.devices import is_there
 from nnunetv2_kd.nnunet.files import why_not_writable
 from nnunetv2_kd.nnunet.paths import problem_of
-from nnunetv2_kd.trainers.command_line import this_line
+from nnunetv2_kd.trainers.command_line import current_command
 
 
 def check_results_folder() -> None:
@@ -68,7 +68,7 @@ def check_device(device: torch.device) -> None:
     """
     if not is_there(device):
         name = {"cuda": "CUDA device", "mps": "Apple GPU"}[device.type]
-        raise KDError(f"This machine has no {name}. Train on the processor:\n  {this_line('-device', 'cpu')}")
+        raise KDError(f"This machine has no {name}. Train on the processor:\n  {current_command('-device', 'cpu')}")
 
 
 def seed_everything(seed: int) -> None:

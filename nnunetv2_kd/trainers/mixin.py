@@ -61,7 +61,7 @@ from nnunetv2_kd.trainers.checkpoint import (
     stock_name,
 )
 from nnunetv2_kd.trainers.closing_words import closing_words
-from nnunetv2_kd.trainers.command_line import this_line
+from nnunetv2_kd.trainers.command_line import current_command
 from nnunetv2_kd.trainers.conditions import initial_weights, pretrained_file
 from nnunetv2_kd.trainers.ema import WeightAverage
 from nnunetv2_kd.trainers.messages import about_labels, about_no_better, about_start, about_student, about_teachers
@@ -140,7 +140,7 @@ class DistillationMixin(Base):
         refuse_second(folder)
         self._start = Start(folder)
         atexit.register(self._start.take_back)  # nnU-Net may also fail where nothing is caught here
-        with self._start.taken_back_at_failure():
+        with self._start.undone_on_failure():
             environment.check_fold_folder(self._start.folder)
             super().__init__(plans, configuration, fold, dataset_json, device)
             self._set_up(made_here)
@@ -200,7 +200,7 @@ class DistillationMixin(Base):
             self._held,
             last_words.interruptible(self._about_interruption),
             told_where_nothing_can_be_written(folder, self.about_saved),
-            self._start.taken_back_at_failure(),
+            self._start.undone_on_failure(),
             self._unsaved.written_at_failure(),
             self._workers_ended(),
         ):
@@ -238,7 +238,7 @@ class DistillationMixin(Base):
 
     def _line_to_go_on(self, flag: str = "--c") -> str:
         own: dict[str, Any] = {VARIABLE: Path(self.output_folder).absolute() / OPTIONS_FILE, NAME: None, SEED: None}
-        return this_line(flag, **own)
+        return current_command(flag, **own)
 
     def initialize(self) -> None:
         limit_threads(self.device)

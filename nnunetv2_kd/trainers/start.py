@@ -16,7 +16,7 @@ from nnunetv2_kd.nnunet.model_folder import FINAL, OPTIONS_FILE, RECORD_FILE, fo
 from nnunetv2_kd.nnunet.plans import Plans, resolved_configuration
 from nnunetv2_kd.record import Record, read_record
 from nnunetv2_kd.students.shrink import RECORD
-from nnunetv2_kd.trainers.command_line import this_line
+from nnunetv2_kd.trainers.command_line import current_command
 from nnunetv2_kd.trainers.options import NAME, SEED, VARIABLE
 from nnunetv2_kd.trainers.same_method import method_differences, network_differences, teacher_differences
 
@@ -117,7 +117,7 @@ class Start:
             os.replace(entry, self.folder / REPLACED / entry.name)
 
     @contextmanager
-    def taken_back_at_failure(self) -> Iterator[None]:
+    def undone_on_failure(self) -> Iterator[None]:
         """If anything ends this context before the first iteration, undo the start."""
         try:
             yield
@@ -185,7 +185,7 @@ class Start:
                 listing(title, differences)
                 + "\nTo keep it, give this one a name, which becomes part of its folder's name:"
                 + f"\n  {_own_name(self.folder.parent)}"
-                + f"\nTo put this one in its place:\n  {this_line(**{OVERWRITE: '1'})}"
+                + f"\nTo put this one in its place:\n  {current_command(**{OVERWRITE: '1'})}"
                 + ("" if file.name == FINAL else f"\nTo go on with the unfinished one:\n  {_go_on(self.folder)}")
             )
 
@@ -226,7 +226,7 @@ def check_named_plans(folder: Path, plans: Plans, configuration: str, name: str 
         differences = network_differences(present, plans, configuration)
         if differences:
             title = f"The name {name} is taken: {file} describes another network."
-            raise KDError(listing(title, differences) + f"\nChoose another:\n  {this_line(**{NAME: f'{name}2'})}")
+            raise KDError(listing(title, differences) + f"\nChoose another:\n  {current_command(**{NAME: f'{name}2'})}")
 
 
 def write_named_plans(folder: Path, plans: Plans, configuration: str, name: str | None) -> None:
@@ -255,11 +255,11 @@ def _own_name(model: Path) -> str:
     number = 2
     while parts and any(model.parent.glob(f"{parts.trainer}__*_variant{number}__{parts.configuration}")):
         number += 1
-    return this_line(**{NAME: f"variant{number}"})
+    return current_command(**{NAME: f"variant{number}"})
 
 
 def _go_on(fold: Path) -> str:
-    return this_line("--c", **{VARIABLE: fold.absolute() / OPTIONS_FILE, NAME: None, SEED: None})
+    return current_command("--c", **{VARIABLE: fold.absolute() / OPTIONS_FILE, NAME: None, SEED: None})
 
 
 def _may_overwrite() -> bool:

@@ -83,11 +83,11 @@ def check_scans(
             problems.append(f"{scan.case}: {problem}")
         else:
             images[scan.case] = key
-    problems += _twins(images, reader, labelled)
+    problems += _find_duplicates(images, reader, labelled)
     return problems
 
 
-def _twins(images: Mapping[str, str], reader: Any, labelled: Mapping[str, Sequence[str]]) -> Iterable[str]:
+def _find_duplicates(images: Mapping[str, str], reader: Any, labelled: Mapping[str, Sequence[str]]) -> Iterable[str]:
     """Scans that are a labelled case's image under another name. They would be trained on, with a teacher's labels,
     even in the fold that validates on their case."""
     known = {}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunetv2_kd.distillation.gradients import SEGMENTATION, GradientBalance, gradient_lengths
+from nnunetv2_kd.distillation.gradients import SEGMENTATION, GradientBalance, gradient_norms
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.methods import Method, Needs
 from nnunetv2_kd.methods.region_affinity import RegionAffinity
@@ -85,7 +85,7 @@ def test_a_student_is_no_part_of_its_loss():
 def test_gradient_lengths_closed_form():
     """Of ``3 w_0 + 4 w_1`` the length is 5; a part without a graph has none."""
     w = nn.Parameter(torch.tensor([1.0, 2.0]))
-    lengths = gradient_lengths({"a": (torch.tensor([3.0, 4.0]) * w).sum(), "b": torch.tensor(7.0)}, [w])
+    lengths = gradient_norms({"a": (torch.tensor([3.0, 4.0]) * w).sum(), "b": torch.tensor(7.0)}, [w])
     assert float(lengths["a"]) == pytest.approx(5)
     assert float(lengths["b"]) == 0
     assert w.grad is None
@@ -99,7 +99,7 @@ def test_gradients_are_of_the_parts_as_they_count():
         total = world.loss(heads, world.targets)
     term = total - heads[0].square().mean()
     parameters = list(world.student.parameters())
-    expected = gradient_lengths({"term": term, SEGMENTATION: heads[0].square().mean()}, parameters)
+    expected = gradient_norms({"term": term, SEGMENTATION: heads[0].square().mean()}, parameters)
     assert float(world.loss.gradients["voxel_kl"]) == pytest.approx(float(expected["term"]), rel=1e-3)
     assert float(world.loss.gradients[SEGMENTATION]) == pytest.approx(float(expected[SEGMENTATION]), rel=1e-3)
 

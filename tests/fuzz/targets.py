@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.inference.exported import check_files, exported_folds, is_exported, read_export
-from nnunetv2_kd.leaderboard.evaluate import of_one_task
+from nnunetv2_kd.leaderboard.evaluate import select_same_task
 from nnunetv2_kd.leaderboard.scores import validation_jobs
 from nnunetv2_kd.networks.cost import network_cost
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
@@ -235,7 +235,7 @@ def results(value: tuple[Any, Any], folder: Path) -> None:
     (model / "fold_0" / "validation").mkdir()
     (model / "fold_0" / "validation" / "summary.json").write_text(json_text(summary))
     found = read_model(model)
-    of_one_task([found])
+    select_same_task([found])
     validation_jobs(found, folder, [], 1.0)
     data = folder / "data"
     data.mkdir()

@@ -2,7 +2,7 @@ import json
 
 from nnunetv2_kd.leaderboard.evaluate import rows_of
 from nnunetv2_kd.leaderboard.origin import (
-    alone_of,
+    find_student_alone,
     iterations,
     kind,
     origins_of,
@@ -31,7 +31,7 @@ def test_origins(family):
         "nnUNetTrainerRegionKD": "student distilled",
     }
     assert kind(models["nnUNetTrainer"], []) == "nnU-Net"
-    assert alone_of(models["nnUNetTrainerKD"], every) is models["nnUNetTrainerKDBaseline"]
+    assert find_student_alone(models["nnUNetTrainerKD"], every) is models["nnUNetTrainerKDBaseline"]
     assert seen_cases(models["nnUNetTrainerKD"]) == "fold 0: 5"
     assert seen_cases(models["nnUNetTrainerRegionKD"]) == ""
     assert iterations(models["nnUNetTrainerKD"]) == 100
@@ -118,4 +118,4 @@ def test_alone_has_the_same_plans_network_and_epochs(family):
     models = find_models(DATASET)[0]
     for model in models:
         if model.trainer.endswith("5epochs") or (model.plans_name, model.trainer[-2:]) == ("nnUNetPlansWide", "KD"):
-            assert alone_of(model, models) is None
+            assert find_student_alone(model, models) is None

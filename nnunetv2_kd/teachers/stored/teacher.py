@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.methods import Methods, on_features, tapped_stages
+from nnunetv2_kd.methods import Methods, methods_needing_features, tapped_stages
 from nnunetv2_kd.networks.stages import match_strides, nearest_strides, stage_modules
 from nnunetv2_kd.record import StoredTeacherRecord, TeacherRecord
 from nnunetv2_kd.regions import Labels, at_grid, unit_vectors
@@ -99,7 +99,7 @@ class StoredTeacher(Teacher):
         ]
 
     def attach(self, student: nn.Module, methods: Methods) -> list[str]:
-        raw = on_features(methods)
+        raw = methods_needing_features(methods)
         if raw:
             raise KDError(
                 f"{', '.join(raw)} compares features, which are not stored. A store supports all terms on logits, "
