@@ -38,11 +38,12 @@ from nnunetv2_kd.inference.choose import use_runtime
 from nnunetv2_kd.inference.device import device_name
 from nnunetv2_kd.inference.labels import largest
 from nnunetv2_kd.inference.latency import NoNetwork, put_into, untrained_predictor
-from nnunetv2_kd.inference.predictor import FastPredictor, reader_of
+from nnunetv2_kd.inference.predictor import FastPredictor
 from nnunetv2_kd.inference.preprocess import preprocess_array
 from nnunetv2_kd.inference.runtimes import PRECISIONS_OF, is_installed
 from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from nnunetv2_kd.nnunet.files import read_json
+from nnunetv2_kd.nnunet.images import reader_of
 
 CPU = torch.device("cpu")
 
@@ -76,9 +77,9 @@ def time_cases(args: argparse.Namespace) -> dict[str, Any]:
             predictor = predictor_for(model, args.fold, FastPredictor)
             use_runtime(predictor, [model / f"fold_{args.fold}" / "checkpoint_final.pth"], runtime, precision)
             runs[f"{model.name} | {runtime} {precision}"] = predictor
-    dataset_json = read_json(args.models[0] / "dataset.json")
+    plans, dataset_json = (read_json(args.models[0] / f"{name}.json") for name in ("plans", "dataset"))
     files = sorted(args.images.glob(f"*_0000{dataset_json['file_ending']}"))[: args.cases]
-    reader = reader_of(dataset_json)()
+    reader = reader_of(plans, dataset_json)()
     order = random.Random(0)
     took: dict[str, dict[bool, list[float]]] = {name: {True: [], False: []} for name in runs}
     for number, file in enumerate([files[0], *files]):  # the first warms up
@@ -95,11 +96,15 @@ def time_cases(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def plans_of(patch: list[int], stages: int, width: float, spacing: list[float]) -> dict[str, Any]:
-    """Plans like nnU-Net's for a network of this patch size and depth."""
-    dims = len(patch)
+def features_of(stages: int, width: float, dims: int) -> list[int]:
+    """Channels per stage as nnU-Net plans them, times a width."""
     most = 320 if dims == 3 else 512
-    features = [int(min(32 * 2**stage, most) * width) for stage in range(stages)]
+    return [int(min(32 * 2**stage, most) * width) for stage in range(stages)]
+
+
+def plans_of(patch: list[int], features: list[int], spacing: list[float], convs: int = 2) -> dict[str, Any]:
+    """Plans like nnU-Net's for a network of this patch size and these channels per stage."""
+    dims, stages = len(patch), len(features)
     resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
     configuration = {
         "data_identifier": "none",
@@ -125,8 +130,8 @@ def plans_of(patch: list[int], stages: int, width: float, spacing: list[float]) 
                 "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
                 "kernel_sizes": [[3] * dims] * stages,
                 "strides": [[1] * dims] + [[2] * dims] * (stages - 1),
-                "n_conv_per_stage": [2] * stages,
-                "n_conv_per_stage_decoder": [2] * (stages - 1),
+                "n_conv_per_stage": [convs] * stages,
+                "n_conv_per_stage_decoder": [convs] * (stages - 1),
                 "conv_bias": True,
                 "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
                 "norm_op_kwargs": {"eps": 1e-05, "affine": True},
@@ -162,7 +167,7 @@ def time_passes(args: argparse.Namespace) -> dict[str, Any]:
     dataset_json = dataset_json_of(args.classes)
     data = torch.zeros(1, 1, *args.patch)
     for name, width in (("1", 1.0), ("1/4", 0.5), ("1/16", 0.25)):
-        plans = plans_of(args.patch, args.stages, width, [1.5] * len(args.patch))
+        plans = plans_of(args.patch, features_of(args.stages, width, len(args.patch)), [1.5] * len(args.patch))
         for runtime, precision in rows_here(args.rows):
             if precision != "int8":  # which needs real cases for calibration
                 predictor = untrained_predictor(plans, "it", dataset_json, True)
@@ -193,12 +198,12 @@ def ct_image(shape: tuple[int, ...] = (200, 512, 512)) -> np.ndarray:
 def time_parts(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds for every part of one case except the network, stock and ours; and the number of voxels that differ."""
     if args.ct:
-        plans, dataset_json = plans_of([128] * 3, 6, 0.25, [1.5, 1.5, 1.5]), dataset_json_of(14)
+        plans, dataset_json = plans_of([128] * 3, features_of(6, 0.25, 3), [1.5, 1.5, 1.5]), dataset_json_of(14)
         image, properties = ct_image(), {"spacing": [1.5, 0.8, 0.8]}
         configuration = "it"
     else:
         plans, dataset_json = read_json(args.model / "plans.json"), read_json(args.model / "dataset.json")
-        image, properties = reader_of(dataset_json)().read_images([str(args.image)])
+        image, properties = reader_of(plans, dataset_json)().read_images([str(args.image)])
         configuration = args.model.name.split("__")[-1]
     manager = PlansManager(plans)
     config = manager.get_configuration(configuration)

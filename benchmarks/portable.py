@@ -11,16 +11,16 @@ import argparse
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
+from deploy import dataset_json_of, plans_of
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.inference.convert import ONNX_FILE, write_onnx
+from nnunetv2_kd.networks.build import build_network
 from nnunetv2_kd.nnunet.files import sha256
 from nnunetv2_kd.portable.describe import described
 from nnunetv2_kd.portable.write import FILES, RUNNER
@@ -62,61 +62,13 @@ def write_image(file: Path, slices: int) -> None:
 
 def write_folder(folder: Path, spacing: float, mirroring: bool) -> None:
     """As an export, without test image and proof."""
-    stages = len(CHANNELS)
-    kwargs: dict[str, Any] = {
-        "n_stages": stages,
-        "features_per_stage": CHANNELS,
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * stages,
-        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-        "n_conv_per_stage": [1] * stages,
-        "n_conv_per_stage_decoder": [1] * (stages - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    imported = ["conv_op", "norm_op", "dropout_op", "nonlin"]
-    name = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    plans, dataset_json = plans_of([PATCH] * 3, CHANNELS, [spacing] * 3, convs=1), dataset_json_of(CLASSES)
     torch.manual_seed(0)
-    network = get_network_from_plans(name, kwargs, imported, 1, CLASSES, deep_supervision=False)
-    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
-    configuration: dict[str, Any] = {
-        "data_identifier": "nnUNetPlans_3d_fullres",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": [PATCH] * 3,
-        "spacing": [spacing] * 3,
-        "normalization_schemes": ["CTNormalization"],
-        "use_mask_for_norm": [False],
-        "batch_dice": False,
-        "architecture": {"network_class_name": name, "arch_kwargs": kwargs, "_kw_requires_import": imported},
-    }
-    for of, order in (("data", 3), ("seg", 1), ("probabilities", 1)):
-        configuration[f"resampling_fn_{of}"] = "resample_data_or_seg_to_shape"
-        configuration[f"resampling_fn_{of}_kwargs"] = resampling | {"is_seg": of == "seg", "order": order}
-    statistics = {"mean": 50.0, "std": 150.0, "percentile_00_5": -900.0, "percentile_99_5": 900.0}
-    plans = {
-        "dataset_name": "Dataset105_Ct",
-        "plans_name": "nnUNetPlans",
-        "image_reader_writer": "SimpleITKIO",
-        "label_manager": "LabelManager",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "original_median_spacing_after_transp": [spacing] * 3,
-        "original_median_shape_after_transp": [300, 300, 300],
-        "foreground_intensity_properties_per_channel": {"0": statistics | {"min": -1000.0, "max": 1500.0}},
-        "configurations": {"3d_fullres": configuration},
-    }
-    labels = {"background": 0} | {f"structure {i}": i for i in range(1, CLASSES)}
-    dataset_json = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz", "numTraining": 1}
+    network = build_network(plans, "it", dataset_json, "nnUNetTrainer", deep_supervision=False)
     manager = PlansManager(plans)
     predictor = nnUNetPredictor(device=torch.device("cpu"))
     axes = (0, 1, 2) if mirroring else None
-    configuration_manager = manager.get_configuration("3d_fullres")
+    configuration_manager = manager.get_configuration("it")
     predictor.manual_initialization(
         network, manager, configuration_manager, [network.state_dict()], dataset_json, "nnUNetTrainer", axes
     )

@@ -3,10 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/shares.py -d 4 -c 3d_fullres -p PLANS -tr TRAINER -f 0 -i IMAGES
 
 takes the arguments of nnUNetv2_predict except -o and -device, and ``--runtime`` for the second command. Each command is
-run
-twice: in one process (-npp 0 -nps 0), where every part is timed without the parts that it calls; and as users run it,
-    with
-the processes that it starts. The second command has already converted its network.
+run twice: in one process (-npp 0 -nps 0), where every part is timed without the parts that it calls; and as users run
+it, with the processes that it starts. The second command has already converted its network.
 """
 
 import importlib
