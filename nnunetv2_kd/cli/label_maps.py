@@ -1,7 +1,6 @@
 """The flag ``--labels`` of the commands that run teachers."""
 
 import re
-from collections.abc import Mapping, Sequence
 
 from nnunetv2_kd.errors import KDError, listing
 
@@ -31,13 +30,3 @@ def label_maps(entries: list[str] | None, count: int) -> list[dict[str, tuple[st
     if problems:
         raise KDError(listing("--labels cannot be used:", problems))
     return maps
-
-
-def label_words(maps: Sequence[Mapping[str, Sequence[str]]]) -> list[str]:
-    """The flag and its values for these maps; empty if there are none."""
-    words = [
-        f"{f'{number}:' if len(maps) > 1 else ''}{name}={','.join(labels)}"
-        for number, named in enumerate(maps, 1)
-        for name, labels in named.items()
-    ]
-    return ["--labels", *words] if words else []

@@ -14,7 +14,7 @@ import yaml
 from nnunetv2.paths import nnUNet_results
 from rich.table import Table
 
-from nnunetv2_kd.cli.label_maps import label_maps, label_words
+from nnunetv2_kd.cli.label_maps import label_maps
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.device import check_device
@@ -23,6 +23,7 @@ from nnunetv2_kd.nnunet.datasets import dataset_id, raw_folder
 from nnunetv2_kd.nnunet.files import write_text
 from nnunetv2_kd.nnunet.model_folder import FINAL
 from nnunetv2_kd.teachers.find import StudentIdentity, teacher_folder
+from nnunetv2_kd.teachers.label_map import label_words
 from nnunetv2_kd.terminal import plain_console
 from nnunetv2_kd.trainers.options import VARIABLE, options_file, read_options_file
 from nnunetv2_kd.unlabelled.labellers import Models

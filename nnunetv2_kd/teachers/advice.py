@@ -14,9 +14,9 @@ from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.model_folder import FINAL, CheckpointPath, checkpoints_in, parse_model_name
 from nnunetv2_kd.nnunet.plans import Plans
 from nnunetv2_kd.record import is_coarser
-from nnunetv2_kd.teachers.check import channel_meanings, channels, check_same_task, label_meaning
+from nnunetv2_kd.teachers.check import channel_meanings, channels, check_same_task, same_labels
 from nnunetv2_kd.teachers.find import StudentIdentity
-from nnunetv2_kd.teachers.label_map import Named, structures_of
+from nnunetv2_kd.teachers.label_map import Named, label_words, structures_of
 from nnunetv2_kd.teachers.stored.own_space import match_channels
 
 DatasetJson = dict[str, Any]
@@ -159,7 +159,7 @@ def store_commands(
     words += ["-p", plans["plans_name"], "--teacher_folder", path.where, "-f", str(path.fold), "-o", name]
     words += [] if path.checkpoint_name == FINAL else ["-chk", path.checkpoint_name]
     said = {label: own for label, own in named.items() if list(own) != [label]}
-    words += ["--labels", *(f"{label}={','.join(own)}" for label, own in said.items())] if said else []
+    words += label_words([said])
     return [
         "A teacher that sees other voxels can teach through a store, which runs it on the raw images:",
         f"  {shlex.join(words)}{device_flag()}",
@@ -170,9 +170,7 @@ def store_commands(
 
 def named_labels(teacher: DatasetJson, student: DatasetJson) -> list[str]:
     """The line of the options file that matches labels by name; none if they are already matched."""
-    if label_meaning(teacher) == label_meaning(student) and teacher.get("regions_class_order") == student.get(
-        "regions_class_order"
-    ):
+    if same_labels(teacher, student):
         return []
     named = _equal_names(teacher, student)
     if not any(named.values()):

@@ -104,6 +104,11 @@ def _compared_datasets(teacher: dict[str, Any], student: dict[str, Any]) -> list
     ]
 
 
+def same_labels(teacher: dict[str, Any], student: dict[str, Any]) -> bool:
+    """Whether the heads of two dataset.json mean the same, in the same order."""
+    return all(_equal(t, s) for _, t, s in _compared_datasets(teacher, student)[1:])
+
+
 def same_labels_and_channels(teacher: dict[str, Any], student: dict[str, Any]) -> bool:
     """Whether two dataset.json have the same channels and labels."""
     return all(_equal(t, s) for _, t, s in _compared_datasets(teacher, student))

@@ -195,3 +195,13 @@ def own_problems(student: Structures, title: str, teacher: Structures, named: Na
     if not map_labels(student, teacher, named).known:
         problems.append(f"{title}: it knows none of the student's labels ({', '.join(student.names)})")
     return problems
+
+
+def label_words(maps: Sequence[Named]) -> list[str]:
+    """The flag and its values for these maps; empty if there are none."""
+    words = [
+        f"{f'{number}:' if len(maps) > 1 else ''}{name}={','.join(labels)}"
+        for number, named in enumerate(maps, 1)
+        for name, labels in named.items()
+    ]
+    return ["--labels", *words] if words else []

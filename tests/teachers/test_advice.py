@@ -11,6 +11,7 @@ from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datas
 from nnunetv2_kd.config import TeacherOptions
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.students.shrink import shrink_plans
+from nnunetv2_kd.teachers.advice import named_labels
 from nnunetv2_kd.teachers.find import StudentIdentity
 from nnunetv2_kd.teachers.load import load_teacher
 from tests.small_networks import DATASET_JSON, plans
@@ -142,3 +143,15 @@ def test_no_line_trains_with_a_trainer_that_is_not_there(folders):
     with pytest.raises(KDError, match="There is no trainer nnUNetTrainerTinny either: is its name spelt right") as told:
         load(plans_of(folders, MINE), trainer="nnUNetTrainerTinny")
     assert "Train it with" not in str(told.value)
+
+
+def test_regions_in_another_order_are_matched_by_name(folders):
+    """Heads of regions go by their order, so an equal set of names is not enough."""
+    regions = {"background": 0, "whole": [1, 2], "core": [2]}
+    turned = {"background": 0, "core": [2], "whole": [1, 2]}
+    student, teacher = (
+        DATASET_JSON | {"labels": labels, "regions_class_order": [1, 2]} for labels in (regions, turned)
+    )
+    assert named_labels(student, student) == []
+    [line] = named_labels(teacher, student)
+    assert line.endswith("labels: {whole: [whole], core: [core]}")
