@@ -50,7 +50,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
         if one is None:  # a folder, as two models have one name
             shortened[name] = name
             continue
-        words = (one.trainer.removeprefix("nnUNetTrainer") or one.trainer, one.plans, one.configuration)
+        words = one.shortened()
         shortened[name] = " · ".join(words[number] for number in differing)
     return shortened
 

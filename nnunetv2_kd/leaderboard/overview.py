@@ -12,7 +12,7 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.leaderboard.belonging import share_of
 from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, STOCK, TEACHER
 from nnunetv2_kd.nnunet.files import UNFINISHED, read_json
-from nnunetv2_kd.nnunet.model_folder import FINAL, RECORD_FILE, ModelName, fold_name, parse_model_name, trained_with
+from nnunetv2_kd.nnunet.model_folder import FINAL, RECORD_FILE, fold_name, parse_model_name, trained_with
 from nnunetv2_kd.nnunet.splits import Split, read_splits
 from nnunetv2_kd.record import Record, read_record
 from nnunetv2_kd.students.shrink import RECORD
@@ -111,7 +111,7 @@ def _fold_state(folder: Path, record: Record | None, teaching: set[str], splits:
         kind = DISTILLED if record.teachers or record.stored else ALONE
     parts = parse_model_name(folder.parent.name)
     return FoldState(
-        model=folder.parent.name if parts is None else _short(parts),
+        model=folder.parent.name if parts is None else " · ".join(parts.shortened()),
         fold=fold_name(folder),
         kind=kind,
         method=_method(record, share_of(fold_name(folder), splits)),
@@ -120,10 +120,6 @@ def _fold_state(folder: Path, record: Record | None, teaching: set[str], splits:
         dice=validation_dice(folder),
         size=_size(folder),
     )
-
-
-def _short(parts: ModelName) -> str:
-    return " · ".join(parts._replace(trainer=parts.trainer.removeprefix("nnUNetTrainer") or parts.trainer))
 
 
 def _method(record: Record | None, share: str) -> str:

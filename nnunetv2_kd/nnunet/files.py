@@ -1,20 +1,15 @@
 """Read files with clear errors, write them atomically, recognise them by fingerprints; and lock a folder."""
 
-import errno
 import hashlib
 import json
 import os
-import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nnunetv2_kd.errors import KDError
 
 Fingerprint = dict[str, Any]
-LOCK = "lock"
 UNFINISHED = ".unfinished"
 
 
@@ -101,66 +96,6 @@ def set_aside(file: Path) -> str:
     except OSError as error:
         return f"{file} cannot be read, nor be set aside: {error.strerror or error}"
     return f"{file} cannot be read and was set aside as {place.name}"
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[str]:
-    """Within this context, no other process works in the folder.
-
-    The lock is the operating system's, on the file ``lock``, so it ends with its process. If the file system does not
-    support locks, the folder counts as locked while the process named in the file lives.
-
-    Yields:
-        A message about a process that left the folder unfinished, or "".
-
-    Raises:
-        KDError: if another process is at work; names it.
-    """
-    file = folder / LOCK
-    with file.open("a+") as stream:
-        stream.seek(0)
-        before = stream.read().split()
-        if not _lock(stream, before):
-            raise KDError(
-                f"Another process works in {folder}: {' on '.join(before[:2]) or 'unknown'} (process id on host). "
-                f"Wait until it has ended, or end it. What it has finished is kept. If it has ended: rm {file}"
-            )
-        stream.truncate(0)
-        stream.write(f"{os.getpid()} {socket.gethostname()}\n")
-        stream.flush()
-        try:
-            yield f"Process {' on '.join(before)} left {folder} unfinished: going on from there." if before else ""
-        except KDError:  # the user's problem, and nothing is unfinished
-            stream.truncate(0)
-            raise
-        stream.truncate(0)
-
-
-def _lock(stream: Any, before: list[str]) -> bool:
-    try:
-        import fcntl
-
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        return not before or (before[1:] == [socket.gethostname()] and not lives(int(before[0])))
-    return True
-
-
-def lives(process: int) -> bool:
-    """Whether a process of this machine is there that is not this one."""
-    if process == os.getpid():
-        return False
-    if os.name == "nt":  # there, signal 0 does not only test for the process
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def sha256(file: Path) -> str:

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_kd.nnunet.files import LOCK, lives
+from nnunetv2_kd.errors import KDError
 
+LOCK = "lock"
 ALONE, SHARED = "alone", "shared"
 _open: set[Any] = set()
 
@@ -50,6 +51,38 @@ def holding(file: Path, shared: bool = False) -> Iterator[str]:
             _open.discard(stream)
     finally:
         stream.close()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[str]:
+    """Within this context, no other process works in the folder.
+
+    The lock is the operating system's, on the file ``lock``, so it ends with its process. If the file system does not
+    support locks, the folder counts as locked while the process named in the file lives.
+
+    Yields:
+        A message about a process that left the folder unfinished, or "".
+
+    Raises:
+        KDError: if another process is at work; names it.
+    """
+    file = folder / LOCK
+    with file.open("a+") as stream:
+        before = "".join(_lines(stream)).split()
+        if not _locks(stream, shared=False):
+            raise KDError(
+                f"Another process works in {folder}: {' on '.join(before[:2]) or 'unknown'} (process id on host). "
+                f"Wait until it has ended, or end it. What it has finished is kept. If it has ended: rm {file}"
+            )
+        stream.truncate(0)
+        stream.write(f"{os.getpid()} {socket.gethostname()}\n")
+        stream.flush()
+        try:
+            yield f"Process {' on '.join(before)} left {folder} unfinished: going on from there." if before else ""
+        except KDError:  # the user's problem, and nothing is unfinished
+            stream.truncate(0)
+            raise
+        stream.truncate(0)
 
 
 def holders(file: Path) -> str:
@@ -100,6 +133,21 @@ def _lines(stream: Any) -> list[str]:
     """By the stream and not by the file's name: a start that is taken back removes the file."""
     stream.seek(0)
     return [line for line in stream.read().splitlines(keepends=True) if line.strip()]
+
+
+def lives(process: int) -> bool:
+    """Whether a process of this machine is there that is not this one."""
+    if process == os.getpid():
+        return False
+    if os.name == "nt":  # there, signal 0 does not only test for the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _lives(line: str) -> bool:

@@ -24,6 +24,10 @@ class ModelName(NamedTuple):
     def __str__(self) -> str:
         return "__".join(self)
 
+    def shortened(self) -> "ModelName":
+        """For tables: the trainer without nnU-Net's prefix, ``RegionKD``."""
+        return self._replace(trainer=self.trainer.removeprefix("nnUNetTrainer") or self.trainer)
+
 
 def parse_model_name(name: str) -> ModelName | None:
     """Split a model folder's name; None if it does not have the form of nnU-Net's names."""

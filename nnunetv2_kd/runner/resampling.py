@@ -5,7 +5,7 @@ single precision to single precision with doubles between, as nnU-Net's result i
 Where slices are thick, nnU-Net resamples each slice, and then along the axis of slices, by default to the nearest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,13 +61,9 @@ def resample(
     axis = slice_axis(rule, current, new)
     if axis is None:
         return resize(image, shape, rule.order)
-    inside = [size for i, size in enumerate(shape) if i != axis]
     nearest = rule.order_z == 0
-    along = [*shape[:axis], image.shape[axis], *shape[axis + 1 :]]
-    slices = np.empty(along, dtype=np.float32 if nearest else np.float64)
-    for number in range(image.shape[axis]):
-        place = (slice(None),) * axis + (number,)
-        slices[place] = resize(image[place], inside, rule.order, slices.dtype)
+    dtype = np.dtype(np.float32 if nearest else np.float64)
+    slices = _slice_by_slice(image, shape, axis, dtype, lambda one, inside: resize(one, inside, rule.order, dtype))
     if slices.shape[axis] == shape[axis]:
         return slices.astype(np.float32, copy=False)
     if nearest:
@@ -84,11 +80,8 @@ def resample_labels(
     axis = slice_axis(rule, current, new)
     if axis is None:
         return _resize_labels(labels, shape, rule.order)
-    inside = [size for i, size in enumerate(shape) if i != axis]
-    slices = np.empty([*shape[:axis], labels.shape[axis], *shape[axis + 1 :]], dtype=np.float64)
-    for number in range(labels.shape[axis]):
-        place = (slice(None),) * axis + (number,)
-        slices[place] = _resize_labels(labels[place], inside, rule.order)
+    dtype = np.dtype(np.float64)
+    slices = _slice_by_slice(labels, shape, axis, dtype, lambda one, inside: _resize_labels(one, inside, rule.order))
     if slices.shape[axis] == shape[axis]:
         return slices
     if rule.order_z == 0:
@@ -97,6 +90,18 @@ def resample_labels(
     for label in np.unique(slices):
         out[np.round(_between_slices((slices == label).astype(float), shape, rule.order_z)) > 0.5] = label
     return out
+
+
+def _slice_by_slice(
+    image: Array, shape: Sequence[int], axis: int, dtype: np.dtype, resize_one: Callable[[Array, Sequence[int]], Array]
+) -> Array:
+    """Every slice along ``axis`` resized to the other sides of ``shape``; their number stays."""
+    inside = [size for i, size in enumerate(shape) if i != axis]
+    slices = np.empty([*shape[:axis], image.shape[axis], *shape[axis + 1 :]], dtype=dtype)
+    for number in range(image.shape[axis]):
+        place = (slice(None),) * axis + (number,)
+        slices[place] = resize_one(image[place], inside)
+    return slices
 
 
 def _changes(image: Array, shape: Sequence[int], rule: Resampling) -> bool:

@@ -323,14 +323,7 @@ class DistillationMixin(Base):
         if self.options.stored_teacher is not None:
             data = Path(self.preprocessed_dataset_folder)
             options = first_stored(Store(store_folder(data.parent, data.name, self.options.stored_teacher)))
-        teacher = load_teacher(
-            options,
-            self._identity(),
-            self.plans_manager.plans,
-            self.dataset_json,
-            self.do_split()[1],
-            self.enable_deep_supervision,
-        )
+        teacher = self._find_teacher(options)
         begin_as_part(plain_network(self.network), teacher.network)
         self.began_as_part_of = teacher.records()[0]
         self._say(*about_start(self.began_as_part_of, self.fold))
@@ -403,17 +396,21 @@ class DistillationMixin(Base):
         weights = [options.weight if isinstance(options, WeightedTeacherOptions) else 1.0 for options in named]
         return EnsembleTeacher(teachers, weights, self.options.combine, labels)
 
+    def _find_teacher(self, options: TeacherOptions, device: torch.device | None = None) -> RunningTeacher:
+        """A model, compared with the student; on the CPU without a device."""
+        return load_teacher(
+            options,
+            self._identity(),
+            self.plans_manager.plans,
+            self.dataset_json,
+            self.do_split()[1],
+            self.enable_deep_supervision,
+            device,
+        )
+
     def _load_teacher(self, options: TeacherOptions, labels: Labels, prefix: str) -> RunningTeacher:
         try:
-            teacher = load_teacher(
-                options,
-                self._identity(),
-                self.plans_manager.plans,
-                self.dataset_json,
-                self.do_split()[1],
-                self.enable_deep_supervision,
-                self.device,
-            )
+            teacher = self._find_teacher(options, self.device)
         except KDError as error:
             raise KDError(f"{prefix}{error}") from error.__cause__
         teacher.labels = labels

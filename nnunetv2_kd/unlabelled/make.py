@@ -19,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.nnunet.files import locked
+from nnunetv2_kd.nnunet.locks import locked
 from nnunetv2_kd.nnunet.model_files import read_dataset_json
 from nnunetv2_kd.nnunet.plans import Plans
 from nnunetv2_kd.nnunet.splits import SPLITS

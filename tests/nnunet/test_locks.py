@@ -3,10 +3,14 @@
 import errno
 import os
 import socket
+import subprocess
+import sys
+from unittest import mock
 
 import pytest
 
-from nnunetv2_kd.nnunet.locks import holders, holding
+from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.nnunet.locks import holders, holding, locked
 
 ME = f"{os.getpid()} on {socket.gethostname()}"
 
@@ -77,3 +81,42 @@ def test_a_forked_worker_that_lives_on_does_not_hold_it(tmp_path):
     finally:
         os.write(go, b"x")
         os.waitpid(child, 0)
+
+
+def test_two_at_once_are_refused(tmp_path):
+    with locked(tmp_path) as news:
+        assert news == ""
+        with pytest.raises(KDError, match=r"Another process works in .* on .*process id on host"), locked(tmp_path):
+            pass
+    with locked(tmp_path) as news:
+        assert news == ""
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from nnunetv2_kd.nnunet.locks import locked\n"
+        f"with locked(Path({str(tmp_path)!r})): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    with locked(tmp_path) as news:
+        assert "unfinished: going on from there" in news
+
+
+def test_where_the_file_system_has_no_locks_the_process_id_decides(tmp_path):
+    with mock.patch("fcntl.flock", side_effect=OSError(95, "Operation not supported")):
+        (tmp_path / "lock").write_text(f"1 {socket.gethostname()}\n")  # process 1 always lives
+        with pytest.raises(KDError, match=r"works in .*: 1 on "), locked(tmp_path):
+            pass
+        (tmp_path / "lock").write_text(f"{2**22 + 1} {socket.gethostname()}\n")  # above every process id
+        with locked(tmp_path) as news:
+            assert "going on" in news
+        (tmp_path / "lock").write_text("7 another_host\n")
+        with pytest.raises(KDError, match=r"7 on another_host .*If it has ended: rm .*lock"), locked(tmp_path):
+            pass
+
+
+def test_what_was_refused_is_not_unfinished(tmp_path):
+    with pytest.raises(KDError, match="no"), locked(tmp_path):
+        raise KDError("no")
+    with locked(tmp_path) as news:
+        assert news == ""

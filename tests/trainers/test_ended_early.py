@@ -41,6 +41,15 @@ def ends_in(monkeypatch, epoch, error, iteration=1):
     monkeypatch.setattr(DistillationMixin, "plain_train_step", step)
 
 
+def interrupted_in(epoch, monkeypatch, trainer_class, world, **options):
+    """A trainer whose training was ended by Ctrl-C in the middle of an epoch."""
+    trainer = make_trainer(trainer_class, world, **options)
+    ends_in(monkeypatch, epoch, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        trainer.run_training()
+    return trainer
+
+
 def resumed_from(trainer, world, **options):
     again = make_trainer(type(trainer), world, **options)
     again.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
@@ -80,20 +89,14 @@ def test_an_early_end_keeps_the_epochs_since_the_last_checkpoint(here, monkeypat
 
 def test_nothing_older_replaces_what_nnunet_has_saved(here, monkeypatch):
     options = {"epochs": 4, "save_every": 2}
-    trainer = make_trainer(nnUNetTrainerKDBaseline, here, **options)
-    ends_in(monkeypatch, 2, KeyboardInterrupt())
-    with pytest.raises(Interrupted):
-        trainer.run_training()
+    trainer = interrupted_in(2, monkeypatch, nnUNetTrainerKDBaseline, here, **options)
     assert trainer._unsaved._content is None
     assert torch.load(f"{trainer.output_folder}/checkpoint_latest.pth", weights_only=False)["current_epoch"] == 2
 
 
 def test_a_teacher_replaced_in_place_is_refused(here, monkeypatch):
     options = {"epochs": 3, "save_every": 1}
-    trainer = make_trainer(nnUNetTrainerKD, here, **options)
-    ends_in(monkeypatch, 1, KeyboardInterrupt())
-    with pytest.raises(Interrupted):
-        trainer.run_training()
+    trainer = interrupted_in(1, monkeypatch, nnUNetTrainerKD, here, **options)
     before = json.loads((Path(trainer.output_folder) / "kd_record.json").read_text())["teachers"][0]["sha256"]
     replace_teacher(here)
     monkeypatch.setattr("sys.argv", ["nnUNetv2_train", "4", "3d_fullres", "0", "-tr", "nnUNetTrainerKD", "--c"])

@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.nnunet.files import LOCK, UNFINISHED, Fingerprint, fingerprint, locked, write_whole
+from nnunetv2_kd.nnunet.files import UNFINISHED, Fingerprint, fingerprint, write_whole
 from nnunetv2_kd.nnunet.fold_data import preprocess_line
-from nnunetv2_kd.nnunet.locks import holding, of_readers
+from nnunetv2_kd.nnunet.locks import LOCK, holding, locked, of_readers
 from nnunetv2_kd.regions import Labels, known_heads
 from nnunetv2_kd.teachers.combine import as_logits
 from nnunetv2_kd.teachers.label_map import LabelMap

@@ -11,7 +11,7 @@ import torch
 
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.files import locked
+from nnunetv2_kd.nnunet.locks import locked
 from nnunetv2_kd.regions import region_vectors
 from nnunetv2_kd.regions.membership import label_regions
 from nnunetv2_kd.teachers.find import StudentIdentity
