@@ -195,6 +195,7 @@ class Schedule(CheckedOptions):
     warmup: float = Field(0.0, ge=0, le=1, description="share of the training over which the factor rises from 0")
     decay_from: float = Field(1.0, ge=0, le=1, description="share of the training after which it falls")
     final: float = Field(1.0, ge=0, description="the value to which it falls at the end")
+    every: int = Field(1, ge=1, le=50, description="in one of so many steps the teacher runs, in the others it rests")
 
     @model_validator(mode="after")
     def _in_order(self) -> "Schedule":

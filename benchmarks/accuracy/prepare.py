@@ -1,4 +1,4 @@
-"""Preprocess the two datasets of the studies, and write the plans of their teachers and students.
+"""Preprocess the datasets of the studies, and write the plans of their teachers and students.
 
 Hippocampus (MSD Task04) slice by slice, and ultrasound (USGRA) at half its resolution: small enough for hundreds of
 trainings on one core. nnU-Net's plans are kept, except for the sizes below. Set nnU-Net's three paths first.
@@ -33,6 +33,7 @@ DATASETS = {
     },
 }
 TEACHER = "nnUNetPlansTeacher"
+IN_3D = {"features": [16, 32, 64, 128], "batch_size": 2}  # of three_dimensions.yaml, hippocampus; nnU-Net's patch
 SHAPES = {  # of shapes.yaml, hippocampus: channels, convolutions a stage
     "nnUNetPlansShapeA": ("8,16,16,24", 1),
     "nnUNetPlansShapeB": ("8,16,32,64", 1),
@@ -84,6 +85,20 @@ def splits_of(cases: list[str]) -> list[dict[str, list[str]]]:
     ]
 
 
+def prepare_3d() -> None:
+    """Preprocess hippocampus in three dimensions, and write the plans of its student."""
+    folder = Path(str(nnUNet_preprocessed)) / DATASETS["4"]["name"]
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["architecture"]["arch_kwargs"]["features_per_stage"] = IN_3D["features"]
+    configuration |= {"batch_size": IN_3D["batch_size"], "data_identifier": f"{TEACHER}3d_3d_fullres"}
+    plans |= {"plans_name": f"{TEACHER}3d", "configurations": {"3d_fullres": configuration}}
+    (folder / f"{TEACHER}3d.json").write_text(json.dumps(plans, indent=2))
+    run("nnUNetv2_preprocess", "-d", "4", "-plans_name", f"{TEACHER}3d", "-c", "3d_fullres", "-np", "1")
+    student = ("--width", "0.25", "-o", "nnUNetPlans3dS16")
+    run("nnUNetv2_kd", "plan", "-d", "4", "-c", "3d_fullres", "-p", f"{TEACHER}3d", *student)
+
+
 def main() -> None:
     for number, wanted in DATASETS.items():
         folder = Path(str(nnUNet_preprocessed)) / wanted["name"]
@@ -97,6 +112,7 @@ def main() -> None:
         (folder / "splits_final.json").write_text(json.dumps(splits_of(cases), indent=2))
         for name, width in wanted["students"].items():
             run("nnUNetv2_kd", "plan", "-d", number, "-c", "2d", "-p", TEACHER, "--width", str(width), "-o", name)
+    prepare_3d()
     for name, (features, convs) in SHAPES.items():
         shape = ("--features", features, "--convs-per-stage", str(convs))
         run("nnUNetv2_kd", "plan", "-d", "4", "-c", "2d", "-p", TEACHER, *shape, "-o", name)

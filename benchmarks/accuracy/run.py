@@ -1,8 +1,7 @@
 """Run the trainings of a study that have no result yet, one after the other, through nnU-Net's own training function.
 
-A study is a YAML file: datasets, budgets, arms and seeds. Each combination is a training; each finished training
-    becomes one
-JSON file in results/STUDY/. A killed training goes on from its checkpoint. Run prepare.py first.
+A study is a YAML file: datasets, budgets, arms and seeds. Each combination is a training; each finished
+training becomes one JSON file in results/STUDY/. A killed training goes on from its checkpoint. Run prepare.py first.
 
     python benchmarks/accuracy/run.py benchmarks/accuracy/studies/optimizer.yaml --work FOLDER
 """
@@ -75,7 +74,7 @@ def train(study: dict[str, Any], cell: dict[str, Any], work: Path, results: Path
     folder.mkdir(parents=True, exist_ok=True)
     options = options_of(study, cell)
     given = dict(options)
-    if "teacher" in data and arm["trainer"] != "nnUNetTrainerKDBaseline":
+    if "teacher" in data and arm["trainer"] != "nnUNetTrainerKDBaseline" and "stored_teacher" not in given:
         given["teacher"] = {"folder": str(teacher_folder(work, data["teacher"])), "fold": data["teacher_fold"]}
     file = folder / "options.yaml"
     file.write_text(yaml.safe_dump(given, sort_keys=False))

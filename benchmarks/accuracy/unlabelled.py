@@ -25,13 +25,14 @@ class Labelling:
 
     Attributes:
         name, labelled: the dataset, and the dataset of its labelled cases alone.
-        few, both: folds from prepare.py that train on the labelled cases, and on these and the scans.
+        few, both: folds from prepare.py that train on the labelled cases (None: there are none but for validation), and
+            on these and the scans.
         teacher, fold: from studies/teachers.yaml.
     """
 
     name: str
     labelled: str
-    few: int
+    few: int | None
     both: int
     teacher: str
     fold: int
@@ -42,6 +43,7 @@ LABELLINGS = (
     Labelling("Dataset904_Hippo8Of120", "Dataset903_Hippo8", 5, 7, f"hippocampus-2d-120-others{TRAINED}", 6),
     Labelling("Dataset907_Hippo12Of12", "Dataset906_Hippo12", 8, 0, f"hippocampus-2d-12-labelled{TRAINED}", 8),
     Labelling("Dataset908_Hippo12Of160", "Dataset906_Hippo12", 8, 0, f"hippocampus-2d{TRAINED}", 0),
+    Labelling("Dataset914_Hippo0Of120", "Dataset913_Hippo0", None, 7, f"hippocampus-2d-120-others{TRAINED}", 6),
 )
 
 
@@ -71,19 +73,20 @@ def label(wanted: Labelling, work: Path, preprocessed: Path) -> None:
     run("nnUNetv2_preprocess", "-d", wanted.name[7:10], "-plans_name", TEACHER, "-c", "2d", "-np", "1")
 
 
-def write_labelled(source: Path, labelled: Path, before: Path, after: Path, folds: tuple[int, int]) -> Path:
+def write_labelled(source: Path, labelled: Path, before: Path, after: Path, folds: tuple[int | None, int]) -> Path:
     """Write the cases that keep their labels as a dataset with one fold, and the images of the others as scans.
 
     Args:
         source, labelled: raw data of all cases, and of those with labels.
         before, after: the same, preprocessed.
-        folds: the folds that train on the labelled cases, and on all.
+        folds: see `Labelling.few` and `Labelling.both`.
 
     Returns:
         The folder of the scans.
     """
     splits = json.loads((before / "splits_final.json").read_text())
-    few, both, validation = splits[folds[0]]["train"], splits[folds[1]]["train"], splits[0]["val"]
+    few = [] if folds[0] is None else splits[folds[0]]["train"]
+    both, validation = splits[folds[1]]["train"], splits[0]["val"]
     scans = labelled / "scans"
     for folder in (labelled / "imagesTr", labelled / "labelsTr", scans, after):
         folder.mkdir(parents=True, exist_ok=True)

@@ -546,7 +546,7 @@ class DistillationMixin(Base):
 
     def _distillation_step(self, batch: Batch, output: TeacherOutput, factor: float) -> dict:
         self._output = output
-        measure = self._iteration % EVERY == 0
+        measure = self._iteration % EVERY < self.options.schedule.every  # the first taught step of each EVERY
         with self.loss.distilling(output, factor, measure):
             result = self.plain_train_step(batch)
         shares = self.teacher.shares() if self.teacher is not None else {}
@@ -632,6 +632,9 @@ class DistillationMixin(Base):
                     logger.log(f"kd/{name}", value, self.current_epoch)
 
     def _factor(self) -> float:
+        """Factor on all terms in this step; 0 in the steps in which the teacher rests."""
+        if self._iteration % self.options.schedule.every:
+            return 0.0
         progress = (self.current_epoch + self._iteration / self.num_iterations_per_epoch) / self.num_epochs
         return factor_at(min(progress, 1.0), self.options.schedule)
 

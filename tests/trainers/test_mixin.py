@@ -195,3 +195,17 @@ def test_the_teacher_does_not_run_where_the_factor_is_0(here):
         with mock.patch.object(trainer, "_factor", return_value=factor):
             trainer.train_step(next(trainer.dataloader_train))
     assert ran == [0, 2]
+
+
+def test_the_teacher_runs_in_every_second_step(here):
+    """Two epochs of three iterations: counted within the epoch, so that a resumed training has the same steps."""
+    trainer = make_trainer(nnUNetTrainerKD, here, terms={"voxel_kl": {}}, schedule={"every": 2})
+    taught, step = [], trainer._distillation_step
+
+    def counted(*args):
+        taught.append((trainer.current_epoch, trainer._iteration))
+        return step(*args)
+
+    with mock.patch.object(trainer, "_distillation_step", counted):
+        train(trainer)
+    assert taught == [(0, 0), (0, 2), (1, 0), (1, 2)]
