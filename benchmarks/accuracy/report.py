@@ -29,7 +29,7 @@ ROOT = HERE.parents[1]
 PAGES = [ROOT / "docs" / "results.md", ROOT / "README.md"]
 FIGURE = ROOT / "docs" / "dice.png"
 SGD, ALONE = "SGD 0.01 (nnU-Net's)", "AdamW 0.01"
-OWN_TABLE = ("longer", "sizes", "shapes")  # studies of the student alone whose structures are not listed
+OWN_TABLE = ("longer", "sizes", "shapes", "three_dimensions")  # studies of the student alone whose structures are not listed
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Runs = list[dict[str, Any]]
@@ -295,6 +295,39 @@ def unlabelled_table(runs: Runs) -> str:
     return by_budget(study, ("12 labelled, alone",), rows)
 
 
+def no_labels_table(runs: Runs) -> str:
+    """Study 12."""
+    study, first = chosen(runs, study="no_labels"), "40 labelled, alone"
+    if not study:
+        return "Not run."
+    teacher = chosen(runs, study="teachers", dataset="hippocampus 2d, 120 others")
+    alone = chosen(runs, study="few_labels", budget="3000 iterations", arm=first)
+    rows = [["2500 iterations", "teacher of 120 others", seeds_cell(teacher), "", *costs(teacher)]]
+    return by_budget([*study, *alone], (first,), rows)
+
+
+def noisy_labels_table(runs: Runs) -> str:
+    """Study 13."""
+    study = chosen(runs, study="noisy_labels")
+    return by_budget(study, (ALONE,), []) if study else "Not run."
+
+
+def teacher_use_table(runs: Runs) -> str:
+    """Study 14."""
+    study, first = chosen(runs, study="teacher_use"), "channel-wise KL, temperature 4, to the end"
+    if not study:
+        return "Not run."
+    reference = chosen(runs, study="same_cases_longer", dataset="hippocampus 2d", arm=first)
+    return by_budget([*study, *reference], (first,), [])
+
+
+def three_dimensions_table(runs: Runs) -> str:
+    """Study 15."""
+    study = chosen(runs, study="three_dimensions")
+    header = ["hippocampus 3d, student alone, 500 iterations", "Dice", "against SGD", "NSD", "minutes"]
+    return markdown(header, arm_rows(study, (SGD, "AdamW 0.003", ALONE))) if study else "Not run."
+
+
 def by_budget(study: Runs, first: Sequence[str], rows: list[list[str]]) -> str:
     """A table of these rows, followed by every budget's arms, each compared with its first arm."""
     for budget in sorted(in_order(study, "budget"), key=budget_of):
@@ -361,6 +394,10 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "other_fold": other_fold_table,
     "shapes": shapes_table,
     "few_labels": few_labels_table,
+    "no_labels": no_labels_table,
+    "noisy_labels": noisy_labels_table,
+    "teacher_use": teacher_use_table,
+    "three_dimensions": three_dimensions_table,
     "structures": structures_table,
 }
 
