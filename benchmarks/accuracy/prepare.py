@@ -34,12 +34,14 @@ DATASETS = {
 }
 TEACHER = "nnUNetPlansTeacher"
 IN_3D = {"features": [16, 32, 64, 128], "batch_size": 2}  # of three_dimensions.yaml, hippocampus; nnU-Net's patch
-SHAPES = {  # of shapes.yaml, hippocampus: channels, convolutions a stage
-    "nnUNetPlansShapeA": ("8,16,16,24", 1),
-    "nnUNetPlansShapeB": ("8,16,32,64", 1),
-    "nnUNetPlansShapeC": ("8,16,16,24", 2),
-    "nnUNetPlansShapeD": ("16,24,32,56", 1),
-}
+SHAPES = (  # of shapes.yaml: data set, plans, channels, convolutions a stage
+    ("4", "nnUNetPlansShapeA", "8,16,16,24", 1),
+    ("4", "nnUNetPlansShapeB", "8,16,32,64", 1),
+    ("4", "nnUNetPlansShapeC", "8,16,16,24", 2),
+    ("4", "nnUNetPlansShapeD", "16,24,32,56", 1),
+    ("61", "nnUNetPlansShapeE", "4,8,16,32,64,64", 1),
+    ("61", "nnUNetPlansShapeF", "4,6,8,16,24,32", 2),
+)
 FEW, UNLABELLED = 8, 32  # labelled cases, and scans that join them, of fold 0's training cases
 DOZEN = 12  # labelled cases that all other training cases of fold 0 join as scans
 
@@ -113,9 +115,9 @@ def main() -> None:
         for name, width in wanted["students"].items():
             run("nnUNetv2_kd", "plan", "-d", number, "-c", "2d", "-p", TEACHER, "--width", str(width), "-o", name)
     prepare_3d()
-    for name, (features, convs) in SHAPES.items():
+    for number, name, features, convs in SHAPES:
         shape = ("--features", features, "--convs-per-stage", str(convs))
-        run("nnUNetv2_kd", "plan", "-d", "4", "-c", "2d", "-p", TEACHER, *shape, "-o", name)
+        run("nnUNetv2_kd", "plan", "-d", number, "-c", "2d", "-p", TEACHER, *shape, "-o", name)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,13 @@ ROOT = HERE.parents[1]
 PAGES = [ROOT / "docs" / "results.md", ROOT / "README.md"]
 FIGURE = ROOT / "docs" / "dice.png"
 SGD, ALONE = "SGD 0.01 (nnU-Net's)", "AdamW 0.01"
-OWN_TABLE = ("longer", "sizes", "shapes", "three_dimensions")  # studies of the student alone whose structures are not listed
+OWN_TABLE = (
+    "longer",
+    "sizes",
+    "shapes",
+    "shapes_ultrasound",
+    "three_dimensions",
+)  # studies of the student alone whose structures are not listed
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Runs = list[dict[str, Any]]
@@ -244,10 +250,14 @@ def other_fold_table(runs: Runs) -> str:
 
 def shapes_table(runs: Runs) -> str:
     """Study 9."""
-    study = chosen(runs, study="shapes")
-    first = "4-8-16-32, two convolutions"
-    header = ["student alone, 1000 iterations", "Dice", f"against {first}", "NSD", "minutes"]
-    return markdown(header, arm_rows(study, (first,))) if study else "Not run."
+    plain = [r | {"arm": "2-4-8-16-32-32, two convolutions"} for r in chosen(runs, study="optimizer", arm=ALONE)]
+    tables = []
+    for name, dataset, before in (("shapes", "hippocampus 2d", []), ("shapes_ultrasound", "ultrasound 2d", plain)):
+        study = [*chosen(before, dataset=dataset), *chosen(runs, study=name)]
+        first = "4-8-16-32, two convolutions" if name == "shapes" else before[0]["arm"]
+        header = [f"{dataset}, student alone, 1000 iterations", "Dice", f"against {first}", "NSD", "minutes"]
+        tables.append(markdown(header, arm_rows(study, (first,))))
+    return "\n\n".join(tables)
 
 
 def equality(runs: Runs, reference: Runs) -> str:
