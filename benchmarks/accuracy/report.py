@@ -331,6 +331,20 @@ def teacher_use_table(runs: Runs) -> str:
     return by_budget([*study, *reference], (first,), [])
 
 
+def region_default_table(runs: Runs) -> str:
+    """Study 16: everything that was taught by the same teacher, against RegionKD as it is."""
+    studies = ("optimizer", "longer", "same_cases", "same_cases_longer", "region_default")
+    new = {(run["dataset"], run["budget"]) for run in chosen(runs, study="region_default")}
+    if not new:
+        return "Not run."
+    rows = []
+    for dataset, budget in sorted(new, key=lambda both: (both[0], budget_of(both[1]))):
+        here = [r for r in runs if r["study"] in studies and (r["dataset"], r["budget"]) == (dataset, budget)]
+        here = [run for run in here if run["teacher"] or run["arm"] == ALONE]
+        rows += [[f"{dataset}, {budget}", *row] for row in arm_rows(here, ("RegionKD as it is", ALONE))]
+    return markdown(["", "AdamW 0.01", "Dice", "against RegionKD as it is", "NSD", "minutes"], rows)
+
+
 def three_dimensions_table(runs: Runs) -> str:
     """Study 15."""
     study = chosen(runs, study="three_dimensions")
@@ -408,6 +422,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "noisy_labels": noisy_labels_table,
     "teacher_use": teacher_use_table,
     "three_dimensions": three_dimensions_table,
+    "region_default": region_default_table,
     "structures": structures_table,
 }
 
