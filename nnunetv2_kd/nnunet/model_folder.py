@@ -67,6 +67,12 @@ class CheckpointPath:
     def checkpoint(self) -> Path:
         return self.folder / f"fold_{self.fold}" / self.checkpoint_name
 
+    @property
+    def missing_files(self) -> list[Path]:
+        """Those of the three files a model needs that do not exist."""
+        needed = (self.folder / "plans.json", self.folder / "dataset.json", self.checkpoint)
+        return [file for file in needed if not file.is_file()]
+
 
 def checkpoints_in(folder: Path) -> list[CheckpointPath]:
     """Every checkpoint of one model, sorted."""

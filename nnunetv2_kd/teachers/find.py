@@ -51,16 +51,13 @@ def find_teacher(options: TeacherOptions, student: StudentIdentity) -> Checkpoin
     if folder.is_file():
         return unpack(folder, student.configuration, fold, options.checkpoint)
     path = CheckpointPath(folder, fold, options.checkpoint)
-    missing = [
-        f for f in (path.folder / "plans.json", path.folder / "dataset.json", path.checkpoint) if not f.is_file()
-    ]
-    if missing:
-        raise KDError(_no_teacher(path, missing, options, student))
+    if path.missing_files:
+        raise KDError(_no_teacher(path, options, student))
     return path
 
 
-def _no_teacher(path: CheckpointPath, missing: list[Path], options: TeacherOptions, student: StudentIdentity) -> str:
-    lines = [f"No teacher: {missing[0]} does not exist."]
+def _no_teacher(path: CheckpointPath, options: TeacherOptions, student: StudentIdentity) -> str:
+    lines = [f"No teacher: {path.missing_files[0]} does not exist."]
     if options.folder is not None:
         return "\n".join([*lines, *_in_folder(path.folder)])
     found = [f"{m.folder.name}, fold {m.fold}, {m.checkpoint_name}" for m in checkpoints_of(student.dataset_name)]

@@ -215,8 +215,7 @@ def _find(folder: Path, fold: str, checkpoint: str) -> CheckpointPath:
     if not (fold == "all" or fold.isdigit()):
         raise KDError(f"-f must be folds, such as 0 1 2 or all, found {fold}")
     path = CheckpointPath(folder, fold, checkpoint)
-    files = (folder / "plans.json", folder / "dataset.json", path.checkpoint)
-    missing = [file for file in files if not file.is_file()]
+    missing = path.missing_files
     if missing:
         there = sorted(f"-f {fold_name(file.parent)} -chk {file.name}" for file in folder.glob("fold_*/*.pth"))
         found = f"; found {', '.join(there)}" if there else ""
