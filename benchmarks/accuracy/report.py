@@ -345,6 +345,21 @@ def region_default_table(runs: Runs) -> str:
     return markdown(["", "AdamW 0.01", "Dice", "against RegionKD as it is", "NSD", "minutes"], rows)
 
 
+def teacher_optimizer_table(runs: Runs) -> str:
+    """Study 17."""
+    study = chosen(runs, study="teacher_optimizer")
+    if not study:
+        return "Not run."
+    used = [*study, *chosen(runs, study="teachers", dataset="hippocampus 2d")]
+    rows = [
+        [arm, budget, seeds_cell(mine), *costs(mine)]
+        for arm in arms_of(used, (SGD, "AdamW 0.003", ALONE))
+        for budget in sorted(in_order(used, "budget"), key=budget_of)
+        if (mine := chosen(used, arm=arm, budget=budget))
+    ]
+    return markdown(["teacher, hippocampus 2d", "", "Dice", "NSD", "minutes"], rows)
+
+
 def three_dimensions_table(runs: Runs) -> str:
     """Study 15."""
     study = chosen(runs, study="three_dimensions")
@@ -423,6 +438,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "teacher_use": teacher_use_table,
     "three_dimensions": three_dimensions_table,
     "region_default": region_default_table,
+    "teacher_optimizer": teacher_optimizer_table,
     "structures": structures_table,
 }
 
