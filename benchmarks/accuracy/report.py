@@ -35,6 +35,7 @@ OWN_TABLE = (
     "shapes",
     "shapes_ultrasound",
     "three_dimensions",
+    "teacher_optimizer",
 )  # studies of the student alone whose structures are not listed
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
