@@ -361,6 +361,23 @@ def teacher_optimizer_table(runs: Runs) -> str:
     return markdown(["teacher, hippocampus 2d", "", "Dice", "NSD", "minutes"], rows)
 
 
+def shape_taught_table(runs: Runs) -> str:
+    """Study 18, with the plain sixteenth."""
+    study = chosen(runs, study="shape_taught")
+    if not study:
+        return "Not run."
+    teacher = chosen(runs, study="teachers", dataset="hippocampus 2d")
+    plain = [
+        *chosen(runs, study="longer", dataset="hippocampus 2d", budget="3000 iterations", arm=ALONE),
+        *chosen(runs, study="same_cases_longer", dataset="hippocampus 2d", arm=study[-1]["arm"]),
+    ]
+    rows = []
+    for name, mine in (("4-8-16-32, two convolutions", plain), ("8-16-32-64, one convolution", study)):
+        rows += [[name, *row] for row in arm_rows(mine, (ALONE,), teacher)]
+    header = ["hippocampus 2d, 3000 iterations", "", "Dice", f"against {ALONE}", "share of the gap", "NSD", "minutes"]
+    return markdown(header, rows)
+
+
 def three_dimensions_table(runs: Runs) -> str:
     """Study 15."""
     study = chosen(runs, study="three_dimensions")
@@ -439,6 +456,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "teacher_use": teacher_use_table,
     "three_dimensions": three_dimensions_table,
     "region_default": region_default_table,
+    "shape_taught": shape_taught_table,
     "teacher_optimizer": teacher_optimizer_table,
     "structures": structures_table,
 }
