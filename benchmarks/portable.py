@@ -22,7 +22,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_kd.inference.convert import ONNX_FILE, write_onnx
 from nnunetv2_kd.networks.build import build_network
 from nnunetv2_kd.nnunet.files import sha256
-from nnunetv2_kd.portable.describe import described
+from nnunetv2_kd.portable.describe import describe_model
 from nnunetv2_kd.portable.write import FILES, RUNNER
 from nnunetv2_kd.runner.model import MODEL_FILE, SUMS_FILE
 
@@ -76,8 +76,8 @@ def write_folder(folder: Path, spacing: float, mirroring: bool) -> None:
     shutil.copyfile(FILES / "predict.py.txt", folder / "predict.py")
     (folder / "networks").mkdir()
     write_onnx(network.eval(), (1, 1, *[PATCH] * 3), folder / "networks")
-    told = described([predictor], [[f"networks/{ONNX_FILE}"]])
-    (folder / MODEL_FILE).write_text(json.dumps(told))
+    content = describe_model([predictor], [[f"networks/{ONNX_FILE}"]])
+    (folder / MODEL_FILE).write_text(json.dumps(content))
     names = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()]
     (folder / SUMS_FILE).write_text("".join(f"{sha256(folder / name)}  {name.as_posix()}\n" for name in names))
 

@@ -52,7 +52,7 @@ class CheckedOptions(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _reject_bool(cls, value: Any, info: ValidationInfo) -> Any:
         """What YAML reads as true or false (also ``yes``, ``on``) is none: epochs: yes is no epoch."""
         found = any(isinstance(entry, bool) for entry in (value if isinstance(value, list) else [value]))
         if found and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
@@ -64,7 +64,7 @@ def _takes_bool(annotation: Any) -> bool:
     return annotation in (bool, Any) or any(_takes_bool(part) for part in get_args(annotation))
 
 
-def expanded(path: Path) -> Path:
+def expand_path(path: Path) -> Path:
     """The whole path, ``~`` replaced.
 
     Raises:
@@ -116,7 +116,7 @@ class TeacherOptions(CheckedOptions):
     @field_validator("folder")
     @classmethod
     def _absolute(cls, folder: Path | None) -> Path | None:
-        return folder and expanded(folder)
+        return folder and expand_path(folder)
 
     @model_validator(mode="after")
     def _folder_or_names(self) -> "TeacherOptions":
@@ -296,14 +296,14 @@ def problems_of(
     for line, problem in sorted(found_at, key=lambda pair: pair[0] or 0):
         path = problem["loc"]
         where = ("" if line is None else f"line {line}, ") + (".".join(map(str, path)) or "options")
-        meant = _meant(str(path[0]), keys) if problem["type"] == "extra_forbidden" and len(path) == 1 else ""
-        found = "" if isinstance(problem["input"], dict) else f" (found {short(problem['input'])})"
-        lines.append(f"{where[:SHOWN]}: {in_words(problem)[:LONGEST]}{meant}{found}")
+        meant = _suggest_key(str(path[0]), keys) if problem["type"] == "extra_forbidden" and len(path) == 1 else ""
+        found = "" if isinstance(problem["input"], dict) else f" (found {shorten(problem['input'])})"
+        lines.append(f"{where[:SHOWN]}: {describe_problem(problem)[:LONGEST]}{meant}{found}")
     more = len(lines) - MOST_PROBLEMS
     return lines if more <= 0 else [*lines[:MOST_PROBLEMS], f"and {more} more"]
 
 
-def short(value: Any) -> str:
+def shorten(value: Any) -> str:
     """A value for a message, shortened if it is long."""
     try:
         text = repr(value)
@@ -312,12 +312,12 @@ def short(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _meant(key: str, keys: Sequence[str]) -> str:
+def _suggest_key(key: str, keys: Sequence[str]) -> str:
     close = difflib.get_close_matches(key, keys, n=1)
     return f"; did you mean {close[0]}?" if close else f"; keys are {', '.join(keys)}" if keys else ""
 
 
-def in_words(problem: Any) -> str:
+def describe_problem(problem: Any) -> str:
     """What was expected, in the words of an options file's user.
 
     Args:

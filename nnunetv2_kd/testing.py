@@ -104,7 +104,7 @@ class World:
         situation: the setting to check it in.
         identical: whether both networks are the same.
         batch_size: samples.
-        balance: see `Distillation`.
+        balance_gradients: see `Distillation`.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class World:
         situation: Situation,
         identical: bool = False,
         batch_size: int = 3,
-        balance: bool = False,
+        balance_gradients: bool = False,
     ) -> None:
         self.method, self.situation = method, situation
         network_t = small_unet(situation.dims, 4 if identical else 6, seed=1)
@@ -122,7 +122,12 @@ class World:
         weights = (2 / 3, 1 / 3) if situation.heads == 2 else (1.0, 0.0)
         torch.manual_seed(2)
         self.distillation = Distillation(
-            self.student, self.teacher, {method.name: method}, situation.labels, NoSegmentation(weights), balance
+            self.student,
+            self.teacher,
+            {method.name: method},
+            situation.labels,
+            NoSegmentation(weights),
+            balance_gradients,
         )
         generator = torch.Generator().manual_seed(3)
         size = (SIDE,) * situation.dims

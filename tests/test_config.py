@@ -54,7 +54,7 @@ def test_a_term_without_weight_is_not_computed():
     assert Options.model_validate({"terms": {"voxel_kl": {"weight": 0}}}).active_terms() == {}
 
 
-def test_every_problem_is_told_at_once(write):
+def test_every_problem_is_reported_at_once(write):
     file = write(
         {
             "terms": {
@@ -162,7 +162,7 @@ def test_problems_of_an_options_file_name_its_lines_in_plain_words(tmp_path):
     )
     with pytest.raises(KDError) as error:
         resolve_options({}, {}, file)
-    told = str(error.value)
+    reported = str(error.value)
     for line in (
         f"The distillation options in {file} cannot be used:",
         "line 2, epoch: unknown key; did you mean epochs? (found 5)",
@@ -173,8 +173,8 @@ def test_problems_of_an_options_file_name_its_lines_in_plain_words(tmp_path):
         "line 11, save_every: must be at least 1 (found 0)",
         "line 12, teachers: must be a list (found 3)",
     ):
-        assert line in told
-    assert "Input should" not in told
+        assert line in reported
+    assert "Input should" not in reported
 
 
 def test_name_and_seed_of_the_environment_win(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import matplotlib as mpl
 import numpy as np
 from scipy.stats import wilcoxon
 
-from nnunetv2_kd.leaderboard.equal_arms import unequal
+from nnunetv2_kd.leaderboard.equal_arms import describe_inequalities
 from nnunetv2_kd.leaderboard.statistics import gap_closed, intervals
 from nnunetv2_kd.record import TrainingRecord
 
@@ -268,7 +268,7 @@ def equality(runs: Runs, reference: Runs) -> str:
         for run in runs
         for other in reference
         if other["dataset"] == run["dataset"]
-        for difference in unequal(TrainingRecord(**run["training"]), TrainingRecord(**other["training"]))
+        for difference in describe_inequalities(TrainingRecord(**run["training"]), TrainingRecord(**other["training"]))
     }
     if found:
         return "Not equal to the student alone: " + "; ".join(sorted(found)) + "."

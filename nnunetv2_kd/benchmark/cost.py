@@ -31,7 +31,7 @@ class ModelCost:
     problem: str = ""
 
 
-def size_of(model: TrainedModel) -> ModelCost:
+def model_size(model: TrainedModel) -> ModelCost:
     """What is known without running anything."""
     sizes = [fold.checkpoint.stat().st_size for fold in model.trained_folds]
     file_mib = max(sizes) / 2**20 if sizes else None
@@ -43,7 +43,7 @@ def size_of(model: TrainedModel) -> ModelCost:
     return ModelCost(params=cost.params, gflops=cost.flops / 1e9, file_mib=file_mib)
 
 
-def measured(
+def measure_costs(
     timed: Sequence[TimedModel], costs: Mapping[str, ModelCost], cases: list[list[str]], device: torch.device
 ) -> dict[str, ModelCost]:
     """The costs, with `ModelCost.ms` and `ModelCost.peak_mib` of the timed models added; see `timing.time_in_turns`.

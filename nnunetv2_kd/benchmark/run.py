@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
-from nnunetv2_kd.benchmark.cost import ModelCost, size_of
+from nnunetv2_kd.benchmark.cost import ModelCost, model_size
 from nnunetv2_kd.benchmark.timing import TimedModel, peak_in_own_process, time_in_turns
 from nnunetv2_kd.choices import Precision, RuntimeChoice
 from nnunetv2_kd.errors import KDError, listing
@@ -119,7 +119,7 @@ def benchmark(request: BenchmarkRequest, say: Say) -> Benchmark:
         BenchmarkRow(
             model.name if names.count(model.name) == 1 else str(model.folder),
             TimedModel(model, **kind, mirroring=(True, False)),
-            size_of(model),
+            model_size(model),
         )
         for model in models
         for kind in request.kinds()
@@ -169,7 +169,7 @@ def _models(request: BenchmarkRequest) -> list[TrainedModel]:
     """The named models, or those of a dataset, largest first."""
     folds = [request.fold] if request.fold is not None else None
     if request.folders:
-        models = [_of_folder(folder, folds) for folder in request.folders]
+        models = [_model_of_folder(folder, folds) for folder in request.folders]
     else:
         dataset = trained_dataset(str(request.dataset))
         found, _ = find_models(dataset, request.configurations, folds)
@@ -183,7 +183,7 @@ def _models(request: BenchmarkRequest) -> list[TrainedModel]:
         if not models:
             title = f"No trained model of {dataset} has the -p and -tr asked for. Trained:"
             raise KDError(listing(title, [model.name for model in found if model.predicting_folds]))
-        models.sort(key=lambda model: -(size_of(model).params or 0))
+        models.sort(key=lambda model: -(model_size(model).params or 0))
     for model in models:
         for key, of in SAME_IMAGES.items():
             ours, first = of(model.dataset_json), of(models[0].dataset_json)
@@ -195,7 +195,7 @@ def _models(request: BenchmarkRequest) -> list[TrainedModel]:
     return models
 
 
-def _of_folder(folder: Path, folds: list[str] | None) -> TrainedModel:
+def _model_of_folder(folder: Path, folds: list[str] | None) -> TrainedModel:
     folder = folder.expanduser().absolute()
     if parse_model_name(folder.name) is None:
         raise KDError(f"-m {folder} is not a model folder. Expected: {EXPECTED}.")

@@ -17,7 +17,7 @@ from nnunetv2_kd.choices import Precision, RuntimeChoice
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.inference.choose import ChosenRuntime, use_runtime
 from nnunetv2_kd.inference.device import process_memory
-from nnunetv2_kd.inference.predict import speed_up
+from nnunetv2_kd.inference.predict import set_cpu_speed
 from nnunetv2_kd.inference.predictor import fast_predictor_of, predictor_of
 from nnunetv2_kd.inference.runtimes import NAMES
 from nnunetv2_kd.networks import cpu_mode
@@ -77,17 +77,17 @@ def time_in_turns(models: Sequence[TimedModel], cases: list[list[str]], device: 
     predictors: dict[int, Any] = {}
 
     def failed(number: int, error: Exception) -> None:  # nnU-Net may raise anything; go on with the other models
-        told = str(error) if isinstance(error, KDError) else f"{type(error).__name__}: {error}"
-        models[number].problem = f"not timed: {told}"
+        reason = str(error) if isinstance(error, KDError) else f"{type(error).__name__}: {error}"
+        models[number].problem = f"not timed: {reason}"
         models[number].peak_mib = None
         predictors.pop(number, None)
 
     for number, timed in enumerate(models):
         timed.milliseconds = {mirroring: [[] for _ in cases] for mirroring in timed.mirroring}
         try:
-            predictors[number], ran_in = one_fold(timed.model, device, timed.runtime, timed.precision)
+            predictors[number], ran_in = load_first_fold(timed.model, device, timed.runtime, timed.precision)
             if timed.runtime is None:
-                chosen = speed_up(predictors[number], timed.cpu_speed)
+                chosen = set_cpu_speed(predictors[number], timed.cpu_speed)
                 timed.mode = cpu_mode.STOCK if chosen is None else chosen.mode
             if timed.runtime == "measure" and ran_in is not None:
                 timed.chosen = NAMES[ran_in.runtime]
@@ -99,13 +99,15 @@ def time_in_turns(models: Sequence[TimedModel], cases: list[list[str]], device: 
         for index, files in turns:
             for number, predictor in list(predictors.items()):
                 try:
-                    _one_turn(models[number], predictor, files, index, device)
+                    _time_one_turn(models[number], predictor, files, index, device)
                 except Exception as error:
                     failed(number, error)
                 bar.update()
 
 
-def _one_turn(timed: TimedModel, predictor: Any, files: list[str], index: int | None, device: torch.device) -> None:
+def _time_one_turn(
+    timed: TimedModel, predictor: Any, files: list[str], index: int | None, device: torch.device
+) -> None:
     image, properties = _image(predictor, files)
     predictor.network.to(device)
     for mirroring in timed.mirroring:
@@ -118,7 +120,7 @@ def _one_turn(timed: TimedModel, predictor: Any, files: list[str], index: int | 
     predictor.network.to("cpu")  # so that its memory does not count for the next model
 
 
-def one_fold(
+def load_first_fold(
     model: TrainedModel, device: torch.device, runtime: RuntimeChoice | None = None, precision: Precision = "f32"
 ) -> tuple[Any, ChosenRuntime | None]:
     """nnU-Net's predictor with the first fold of a model; or, with a runtime, the predictor of ``nnUNetv2_kd predict``
@@ -167,7 +169,7 @@ def peak_in_own_process(timed: TimedModel, files: list[str]) -> tuple[float, flo
 def _peak_of_one_case(timed: TimedModel, files: list[str], threads: int) -> tuple[float, float] | None:
     torch.set_num_threads(threads)
     before = process_memory("VmRSS")
-    predictor, _ = one_fold(timed.model, torch.device("cpu"), timed.runtime, timed.precision)
+    predictor, _ = load_first_fold(timed.model, torch.device("cpu"), timed.runtime, timed.precision)
     if timed.runtime is None:
         cpu_mode.set_mode(predictor.network, timed.mode)
     _predict(predictor, *_image(predictor, files))

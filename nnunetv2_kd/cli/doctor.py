@@ -118,8 +118,8 @@ def data_workers() -> list[Finding]:
     set_to = os.environ.get(WORKERS, "")
     if set_to.strip() != "0":
         return []
-    told = f"for trainings only: nnUNetv2_plan_experiment fails with it. Set it for each training, and: unset {WORKERS}"
-    return [Finding(WORKERS, told)]
+    note = f"for trainings only: nnUNetv2_plan_experiment fails with it. Set it for each training, and: unset {WORKERS}"
+    return [Finding(WORKERS, note)]
 
 
 def device() -> list[Finding]:

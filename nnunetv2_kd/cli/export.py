@@ -80,7 +80,7 @@ def _portable(
     found = export_portable(request, partial(_say, console), _progress)
     if found.agreement is not None:
         _show(console, found.agreement)
-    console.print(found.self_test.told(), soft_wrap=True, highlight=False, markup=False)
+    console.print(found.self_test.summary(), soft_wrap=True, highlight=False, markup=False)
     console.print(f"Written: {base.output}", soft_wrap=True, highlight=False)
     home = shlex.quote(str(base.output))
     wheels = f"--no-index --find-links {home}/wheels " if request.wheels else ""

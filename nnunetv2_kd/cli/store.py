@@ -126,8 +126,8 @@ def load_models(
                 problems.append(str(error))
     if problems:
         flags = "-tr, -p, -f, -chk, --teacher_folder and --trust"
-        told = dict.fromkeys(problems)  # each fold repeats what is wrong with its folder
-        raise KDError("\n".join([*told, f"(Where this speaks of the options file: here it is {flags}.)"]))
+        reasons = dict.fromkeys(problems)  # each fold repeats what is wrong with its folder
+        raise KDError("\n".join([*reasons, f"(Where this speaks of the options file: here it is {flags}.)"]))
     check_different([model.teacher for model in models])
     check_labels(models, dataset_json)
     for note in sorted({note for model in models for note in model.teacher.notes}):
@@ -176,7 +176,7 @@ def seen_by(models: list[CasePredictor]) -> list[str]:
         if model.space is not None:
             lines.append(f"{name} sees the raw images with its own plans ({'; '.join(model.differs)})")
             lines += [f"WARNING: {problem}. The other cases are stored." for problem in model.space.problems]
-        if not model.map.plain:
+        if not model.map.is_one_to_one:
             lines.append(f"{name} teaches {model.map.described}")
     return lines
 

@@ -27,7 +27,7 @@ from nnunetv2_kd.teachers.label_map import label_words
 from nnunetv2_kd.terminal import plain_console
 from nnunetv2_kd.trainers.options import VARIABLE, options_file, read_options_file
 from nnunetv2_kd.unlabelled.labellers import Models
-from nnunetv2_kd.unlabelled.make import Made, Request, make
+from nnunetv2_kd.unlabelled.make import MadeDataset, Request, make
 from nnunetv2_kd.unlabelled.output import OPTIONS, PROGRESS
 from nnunetv2_kd.unlabelled.pseudo_labels import Rules
 
@@ -111,7 +111,7 @@ def named_labels(entries: list[str] | None, teachers: int) -> list[dict[str, tup
     return maps
 
 
-def write_options(made: Made, checkpoint: str) -> dict[str, Any]:
+def write_options(made: MadeDataset, checkpoint: str) -> dict[str, Any]:
     """Write the options file for the student's training: the user's own options, and the teacher. A single teacher runs
     during training; several are stored first, because running them all at every step would be slow.
 
@@ -133,7 +133,7 @@ def write_options(made: Made, checkpoint: str) -> dict[str, Any]:
     return teacher
 
 
-def next_commands(made: Made, args: argparse.Namespace, stored: bool) -> list[tuple[dict[str, str], list[str]]]:
+def next_commands(made: MadeDataset, args: argparse.Namespace, stored: bool) -> list[tuple[dict[str, str], list[str]]]:
     """The commands, with environment variables, from the dataset to a trained student."""
     number, device = dataset_id(made.folder.name), [] if args.device == "cuda" else ["-device", args.device]
     plans = [] if made.plans == "nnUNetPlans" else ["-p", made.plans]
@@ -167,7 +167,7 @@ def train(env: dict[str, str], command: list[str]) -> None:
         raise KDError(f"{command[0]} failed; see its output. The dataset is complete: go on with the commands above.")
 
 
-def summary(made: Made) -> list[str]:
+def summary(made: MadeDataset) -> list[str]:
     """What was made, and what the user must know about it."""
     kept = [facts for facts in made.scans.values() if not facts["left_out"]]
     left_out = {case: facts["left_out"] for case, facts in made.scans.items() if facts["left_out"]}
@@ -197,7 +197,7 @@ def _folds(labeller: Any) -> str:
     return ", ".join(record.fold for record in labeller.records)
 
 
-def scan_table(made: Made) -> Table:
+def scan_table(made: MadeDataset) -> Table:
     """For the scans that were kept: the size of each structure, how much is ignored, and how well the teachers
     agree."""
     import numpy as np

@@ -22,7 +22,7 @@ class Distillation:
         terms: the methods by name; those of weight 0 are left out.
         labels: how to read the targets.
         segmentation: the loss on the labels alone, called with the student's output and the target.
-        balance: see `DistillationLoss`.
+        balance_gradients: see `DistillationLoss`.
 
     Attributes:
         loss: takes the place of ``segmentation``.
@@ -40,7 +40,7 @@ class Distillation:
         terms: Methods,
         labels: Labels,
         segmentation: nn.Module,
-        balance: bool = False,
+        balance_gradients: bool = False,
     ) -> None:
         plain = plain_network(student)
         self.teacher = teacher
@@ -54,7 +54,7 @@ class Distillation:
             Taps(plain, {stage: stage for stage in stages}),
             self.trained_parts,
             [parameter for parameter in plain.parameters() if parameter.requires_grad],
-            balance,
+            balance_gradients,
         )
 
     def check_batch(self, batch_size: int) -> list[str]:

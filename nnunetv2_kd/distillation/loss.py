@@ -14,7 +14,7 @@ from nnunetv2_kd.regions import Labels, known_heads
 from nnunetv2_kd.teachers.teacher import TeacherOutput
 
 
-def compute(terms: Methods, step: Step) -> dict[str, Tensor]:
+def compute_terms(terms: Methods, step: Step) -> dict[str, Tensor]:
     """Every term of a training step, unweighted."""
     return {name: method(step) for name, method in terms.items()}
 
@@ -29,7 +29,8 @@ class DistillationLoss(nn.Module):
         taps: on the student's stages.
         trained_parts: see `build_trained_parts`.
         parameters: the student's, for measuring gradients.
-        balance: whether weights are ratios of gradient lengths, see `GradientBalance`, instead of plain factors.
+        balance_gradients: whether weights are ratios of gradient lengths instead of plain factors, see
+            `GradientBalance`.
 
     Attributes:
         values: from the last call inside `distilling`, ``segmentation`` and every term, unweighted, detached.
@@ -46,7 +47,7 @@ class DistillationLoss(nn.Module):
         taps: Taps,
         trained_parts: nn.ModuleDict,
         parameters: Sequence[nn.Parameter] = (),
-        balance: bool = False,
+        balance_gradients: bool = False,
     ) -> None:
         super().__init__()
         self.segmentation = segmentation
@@ -54,7 +55,7 @@ class DistillationLoss(nn.Module):
         self.labels = labels
         self.taps = taps
         self.trained_parts = trained_parts
-        self.balance = GradientBalance() if balance else None
+        self.gradient_balance = GradientBalance() if balance_gradients else None
         self.values: dict[str, Tensor] = {}
         self.weighted: dict[str, Tensor] = {}
         self.learnable: dict[str, bool] = {}
@@ -64,11 +65,11 @@ class DistillationLoss(nn.Module):
         self._output_t: TeacherOutput | None = None
         self._factor = 1.0
         self._measures = False
-        self._compute: Callable[[Methods, Step], dict[str, Tensor]] = compute
+        self._compute: Callable[[Methods, Step], dict[str, Tensor]] = compute_terms
 
     def compile_terms(self) -> None:
         """Compile the terms: hundreds of operations so small that a GPU finishes one before the next is launched."""
-        self._compute = torch.compile(compute)
+        self._compute = torch.compile(compute_terms)
 
     @contextmanager
     def distilling(self, output: TeacherOutput, factor: float = 1.0, measure: bool = False) -> Iterator[None]:
@@ -94,7 +95,7 @@ class DistillationLoss(nn.Module):
             return total
         step = self._step(output, target, self._output_t)
         with torch.autocast(step.logits_s[0].device.type, enabled=False):
-            values = checked(self._compute(self.terms, step))
+            values = require_scalars(self._compute(self.terms, step))
             if self._measures:
                 self._measure(total, values)
             weighted = {name: self._weight(name) * value for name, value in values.items()}
@@ -106,12 +107,12 @@ class DistillationLoss(nn.Module):
     def _weight(self, name: str) -> Tensor | float:
         # kept out of the compiled terms: the schedule changes it at every step, so they would be recompiled each time
         weight = self._factor * self.terms[name].weight
-        return weight if self.balance is None else weight * self.balance.factor(name)
+        return weight if self.gradient_balance is None else weight * self.gradient_balance.factor(name)
 
     def _measure(self, total: Tensor, values: dict[str, Tensor]) -> None:
         lengths = gradient_norms({SEGMENTATION: total, **values}, self._student_parameters[0])
-        if self.balance is not None:
-            self.balance.update(lengths)
+        if self.gradient_balance is not None:
+            self.gradient_balance.update(lengths)
         own = {name: (length * self._weight(name)).abs() for name, length in lengths.items() if name != SEGMENTATION}
         self.gradients = {SEGMENTATION: lengths[SEGMENTATION], **own}
 
@@ -134,7 +135,7 @@ class DistillationLoss(nn.Module):
             )
         known = known_heads(self.labels, output_t.known)
         return Step(
-            labels=self.labels if known is None else known.merged,
+            labels=self.labels if known is None else known.merged_labels,
             logits_s=[z_s if known is None else known.logits(z_s) for _, z_s, _ in heads],
             logits_t=[by_size[tuple(z_s.shape[2:])] for _, z_s, _ in heads] if by_size else [],
             targets=[y if known is None else known.target(y) for _, _, y in heads],
@@ -146,7 +147,7 @@ class DistillationLoss(nn.Module):
         )
 
 
-def checked(values: dict[str, Tensor]) -> dict[str, Tensor]:
+def require_scalars(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """The values, each checked to be a scalar tensor.
 
     Raises:

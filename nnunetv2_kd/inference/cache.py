@@ -38,7 +38,7 @@ def _temporary_folder() -> Path:
     return folder
 
 
-def cached(key: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:
+def get_or_make(key: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:
     """A folder of files that are made only once.
 
     It is made under a temporary name and then moved into place as a whole, so that a killed process leaves nothing that
@@ -52,7 +52,7 @@ def cached(key: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:
     root = cache_folder()
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     entry = root / name
-    if _is_whole(entry):
+    if _is_complete(entry):
         return entry
     _remove_unfinished(root)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=root))
@@ -81,7 +81,7 @@ def _move(made: Path, entry: Path) -> Path:
         try:
             os.rename(made, entry)
         except OSError:  # another process was first, or the existing folder is damaged
-            if _is_whole(entry):
+            if _is_complete(entry):
                 return entry
             shutil.rmtree(entry, ignore_errors=True)
         else:
@@ -89,7 +89,7 @@ def _move(made: Path, entry: Path) -> Path:
     raise OSError(f"{entry} can neither be read nor replaced")
 
 
-def _is_whole(entry: Path) -> bool:
+def _is_complete(entry: Path) -> bool:
     try:
         files: dict[str, str] = json.loads((entry / ABOUT).read_text())["files"]
         return all(sha256(entry / name) == digest for name, digest in files.items())

@@ -18,7 +18,7 @@ from torch import nn
 from nnunetv2_kd import __version__
 from nnunetv2_kd.choices import CpuMode, Precision, Runtime, RuntimeChoice
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.inference.cache import cached
+from nnunetv2_kd.inference.cache import get_or_make
 from nnunetv2_kd.inference.calibrate import calibration_patches
 from nnunetv2_kd.inference.convert import ONNX_FILE, OPENVINO_FILE, write_int8, write_onnx, write_openvino
 from nnunetv2_kd.inference.device import device_name, prediction_threads, stopwatch
@@ -101,7 +101,8 @@ def use_runtime(
             cpu_mode.set_mode(predictor.network, chosen.mode)
         else:
             files = [
-                converted(predictor, number, file, chosen.runtime, precision) for number, file in enumerate(checkpoints)
+                converted_network(predictor, number, file, chosen.runtime, precision)
+                for number, file in enumerate(checkpoints)
             ]
             use_sessions(predictor, [open_session(file, chosen.runtime, precision, threads) for file in files])
     return chosen
@@ -120,7 +121,7 @@ def input_shape(predictor: nnUNetPredictor) -> tuple[int, ...]:
     return (1, int(channels), *(int(size) for size in configuration.patch_size))
 
 
-def converted(
+def converted_network(
     predictor: nnUNetPredictor, number: int, checkpoint: Path, runtime: Runtime, precision: Precision
 ) -> Path:
     """The network with the weights of one fold as a runtime's file, from the cache if it was converted before.
@@ -139,7 +140,7 @@ def converted(
         "versions": _versions(runtime),
     }
     file = OPENVINO_FILE if runtime == "openvino" else ONNX_FILE
-    return cached(key, lambda folder: convert(predictor, number, fold, runtime, precision, folder)) / file
+    return get_or_make(key, lambda folder: convert(predictor, number, fold, runtime, precision, folder)) / file
 
 
 def convert(
@@ -212,7 +213,7 @@ def _fastest(
         (r, mode) for r in runtimes for mode in (TORCH_MODES[precision] if r == "torch" else (cpu_mode.STOCK,))
     ]
     if len(candidates) == 1:
-        return ChosenRuntime(*_named(candidates[0], precision))
+        return ChosenRuntime(*_runtime_of(candidates[0], precision))
     key = {
         "what": "measured",
         "checkpoint": sha256(checkpoints[0]),
@@ -224,24 +225,24 @@ def _fastest(
         "versions": {r: _versions(r) for r in runtimes},
     }
 
-    def measured(folder: Path) -> None:
+    def measure(folder: Path) -> None:
         ms, problems = _measure(predictor, checkpoints, candidates, precision, threads)
         found = {"ms": [[*candidate, milliseconds] for candidate, milliseconds in ms.items()], "problems": problems}
         (folder / "measured.json").write_text(json.dumps(found))
 
-    known = json.loads((cached(key, measured) / "measured.json").read_text())
+    known = json.loads((get_or_make(key, measure) / "measured.json").read_text())
     ms = {(runtime, mode): milliseconds for runtime, mode, milliseconds in known["ms"]}
     if not ms:
         raise KDError(listing("The network runs in none of the runtimes that are installed:", known["problems"]))
     best = min(ms, key=lambda candidate: ms[candidate])
     shown = {_label(candidate): milliseconds for candidate, milliseconds in ms.items()}
-    return ChosenRuntime(*_named(best, precision), shown, tuple(known["problems"]))
+    return ChosenRuntime(*_runtime_of(best, precision), shown, tuple(known["problems"]))
 
 
 Candidate = tuple[Runtime, CpuMode]
 
 
-def _named(candidate: Candidate, precision: Precision) -> tuple[Runtime, Precision, CpuMode]:
+def _runtime_of(candidate: Candidate, precision: Precision) -> tuple[Runtime, Precision, CpuMode]:
     return candidate[0], precision, candidate[1]
 
 
@@ -269,7 +270,7 @@ def _measure(
             runs[candidate] = partial(network, data)
             continue
         try:
-            file = converted(predictor, 0, checkpoints[0], runtime, precision)
+            file = converted_network(predictor, 0, checkpoints[0], runtime, precision)
             session = open_session(file, runtime, precision, threads)
         except KDError as error:
             problems.append(f"{NAMES[runtime]} is left out: {error}")

@@ -9,7 +9,7 @@ from nnunetv2.configuration import default_num_processes
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.networks.cpu_mode import processor_name
-from nnunetv2_kd.networks.devices import is_there
+from nnunetv2_kd.networks.devices import is_available
 from nnunetv2_kd.networks.threads import allowed_threads
 
 
@@ -19,7 +19,7 @@ def check_device(device: torch.device) -> None:
     Raises:
         KDError: if it does not; says what to type.
     """
-    if not is_there(device):
+    if not is_available(device):
         raise KDError(f"This machine has no device {device.type}. Add: -device cpu")
 
 

@@ -20,7 +20,7 @@ from nnunetv2_kd.inference.sessions import open_session
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.networks.build import configuration_of
 from nnunetv2_kd.nnunet.files import is_inside, read_json, sha256
-from nnunetv2_kd.nnunet.model_files import as_nnunet_writes, read_model_files, shown
+from nnunetv2_kd.nnunet.model_files import as_nnunet_writes, printable, read_model_files
 
 EXPORT_FILE = "export.json"
 AGAIN = "Copy the exported model again, or export it again."
@@ -63,19 +63,19 @@ def _export_problems(folder: Path, about: Any) -> Iterator[str]:
         return
     for key, known in (("format", RUNTIMES), ("precision", COMPUTES_IN)):
         if not isinstance(about.get(key), str) or about[key] not in known:
-            yield f"{key}: expected one of {', '.join(known)}, found {shown(about.get(key))}"
+            yield f"{key}: expected one of {', '.join(known)}, found {printable(about.get(key))}"
     for key in ("configuration", "trainer"):
         if not isinstance(about.get(key), str):
-            yield f"{key}: expected a name, found {shown(about.get(key))}"
+            yield f"{key}: expected a name, found {printable(about.get(key))}"
     axes = about.get("mirroring_axes")
     if axes is not None and not (isinstance(axes, list) and all(type(axis) is int and 0 <= axis <= 2 for axis in axes)):
-        yield f"mirroring_axes: expected axes, found {shown(axes)}"
+        yield f"mirroring_axes: expected axes, found {printable(axes)}"
     folds, files = about.get("folds"), about.get("files")
     if not isinstance(folds, dict) or not folds or not isinstance(files, dict):
         yield "folds, files: expected names with files"
         return
-    yield from (f"files: {shown(name)} is no file of this folder" for name in files if not is_inside(folder, name))
-    yield from (f"folds: {shown(name)} is none of files" for name in folds.values() if not _is_named(name, files))
+    yield from (f"files: {printable(name)} is no file of this folder" for name in files if not is_inside(folder, name))
+    yield from (f"folds: {printable(name)} is none of files" for name in folds.values() if not _is_named(name, files))
     for name in ("plans.json", "dataset.json"):
         if name not in files:
             yield f"files: {name} is missing"

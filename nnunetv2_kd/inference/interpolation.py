@@ -17,7 +17,7 @@ UNDECIDED = 255  # no label
 ROUNDING = 2.0**-9  # relative; twice the spacing of half-precision numbers, which have 11 binary digits
 
 
-def compiled(function: Callable) -> Callable:
+def compile_kernel(function: Callable) -> Callable:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # no fastmath, because the order of sums matters
     try:
         return njit(cache=True, **options)(function)
@@ -50,7 +50,7 @@ def linear_weights(have: int, want: int) -> tuple[Array, Array, Array]:
     )
 
 
-@compiled
+@compile_kernel
 def largest_two(values: Array) -> tuple[Array, Array, Array]:
     """At every voxel of ``(K, D, H, W)`` float32: the index of the largest value (uint8; the first, if equal), its lead
     over the second largest, and the largest absolute value."""
@@ -81,7 +81,7 @@ def largest_two(values: Array) -> tuple[Array, Array, Array]:
     return best, margin, size
 
 
-@compiled
+@compile_kernel
 def decide(
     best: Array,
     margin: Array,
@@ -122,7 +122,7 @@ def decide(
     return undecided
 
 
-@compiled
+@compile_kernel
 def interpolate_undecided(
     values: Array,
     places: Array,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunetv2_kd.inference.interpolation import Array, compiled, in_threads
+from nnunetv2_kd.inference.interpolation import Array, compile_kernel, in_threads
 
 WORTH_THREADS = 1 << 20  # values; starting threads takes a fraction of a millisecond
 
@@ -57,7 +57,7 @@ def _in_three_dimensions(values: Tensor) -> np.ndarray:
     return array.reshape(array.shape[0], *(1,) * (4 - array.ndim), *array.shape[1:])
 
 
-@compiled
+@compile_kernel
 def add_flipped(total: Array, values: Array, flip_z: bool, flip_y: bool, flip_x: bool) -> None:
     """Add ``(D, H, W)`` to another, mirrored along some axes."""
     depth, height, width = total.shape

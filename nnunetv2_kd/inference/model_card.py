@@ -141,7 +141,9 @@ def as_markdown(card: dict[str, Any]) -> str:
         "",
     ]
     if quality["dice"]:
-        rows = [(name, _shown(value), _shown(quality[nsd][name])) for name, value in quality["dice"].items()]
+        rows = [
+            (name, _format_value(value), _format_value(quality[nsd][name])) for name, value in quality["dice"].items()
+        ]
         lines += _table(("structure", "Dice", f"surface Dice at {NSD_TOLERANCE:g} mm"), rows)
     else:
         lines += ["No ground truth was given, so the accuracy is not known."]
@@ -174,5 +176,5 @@ def _number(values: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
-def _shown(value: float | None) -> str:
+def _format_value(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"

@@ -80,7 +80,7 @@ def predict(arguments: Sequence[str], how: HowToCompute) -> None:
         KDError: if the runtime, the device, the model or the images are missing, or the output folder cannot be
             written to; or, after the prediction, if some cases failed.
     """
-    known = _known(arguments)
+    known = _parse_known(arguments)
     arguments = list(arguments)
     if known.output is not None:
         check_writable(known.output)
@@ -130,7 +130,7 @@ class CommandPredictor(FastPredictor):
         if self.device.type != "cpu":
             return
         if self.how.cpu_speed is not None:
-            print(f"nnunetv2_kd: the network computes in {speed_up(self, self.how.cpu_speed)}")
+            print(f"nnunetv2_kd: the network computes in {set_cpu_speed(self, self.how.cpu_speed)}")
             return
         found = sorted(fold_name(file.parent) for file in folder.glob(f"fold_*/{checkpoint_name}"))
         folds = use_folds or [fold for fold in found if fold != "all"]
@@ -160,7 +160,7 @@ def image_problems(images: Path, model: Path) -> list[str]:
     return problems
 
 
-def speed_up(predictor: nnUNetPredictor, wanted: cpu_mode.CpuSpeed) -> cpu_mode.ChosenMode | None:
+def set_cpu_speed(predictor: nnUNetPredictor, wanted: cpu_mode.CpuSpeed) -> cpu_mode.ChosenMode | None:
     """Let a predictor's network compute in torch in the given mode. Not on a CPU: leave it as nnU-Net does, and return
     None."""
     if predictor.device.type != "cpu":
@@ -179,7 +179,9 @@ def check_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str) 
     """
     files = [folder / "plans.json", folder / "dataset.json"]
     checkpoints = [folder / f"fold_{fold}" / checkpoint_name for fold in folds]
-    missing = [f"{file} does not exist{_begun(file)}" for file in [*files, *checkpoints] if not file.is_file()]
+    missing = [
+        f"{file} does not exist{_unfinished_note(file)}" for file in [*files, *checkpoints] if not file.is_file()
+    ]
     if missing:
         trained = sorted(fold_name(file.parent) for file in folder.glob(f"fold_*/{checkpoint_name}"))
         together = [fold for fold in trained if fold != ALL] or trained  # `all` is no part of a cross-validation
@@ -196,14 +198,14 @@ def _models_beside(folder: Path) -> str:
     return "\n" + listing(f"Models of {folder.parent.name}:", lines) if lines else ""
 
 
-def _begun(file: Path) -> str:
+def _unfinished_note(file: Path) -> str:
     begun = sorted(other.name for other in file.parent.glob("checkpoint_*.pth"))
     if file.suffix != ".pth" or not begun:
         return ""
     return f": its training is not finished (to go on, add --c; or predict with -chk {begun[-1]})"
 
 
-def _known(arguments: Sequence[str]) -> argparse.Namespace:
+def _parse_known(arguments: Sequence[str]) -> argparse.Namespace:
     """The subset of nnU-Net's arguments that is checked early."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-m", dest="model", type=Path)

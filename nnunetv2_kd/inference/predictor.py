@@ -193,7 +193,7 @@ class FastPredictor(nnUNetPredictor):
         if background.failed:
             done = len(data_iterator) - len(background.failed)
             title = f"{len(background.failed)} of {len(data_iterator)} cases were not predicted; {done} were:"
-            raise KDError(listing(title, [f"{name}: {_told(error)}" for name, error in background.failed.items()]))
+            raise KDError(listing(title, [f"{name}: {_one_line(error)}" for name, error in background.failed.items()]))
         return list(found.values())
 
     def _finish(
@@ -293,7 +293,7 @@ def finite(logits: Tensor) -> Tensor:
     return logits
 
 
-def _told(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """An error in one line, taken from a library's message of several lines."""
     if isinstance(error, KDError):
         return str(error)

@@ -17,7 +17,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.images import check_whole
+from nnunetv2_kd.nnunet.images import check_complete
 
 # nnU-Net's normalisations, which use the mask only if `use_mask_for_norm` says so
 KNOWN_NORMALIZATIONS = {
@@ -50,7 +50,7 @@ def preprocess(
         KDError: if a file is truncated, or the case has another number of channels than the model.
     """
     for file in [*files, previous] if previous is not None else files:
-        check_whole(Path(file))
+        check_complete(Path(file))
     reader = plans.image_reader_writer_class()
     image, properties = reader.read_images(files)
     check_channels(image, dataset_json)

@@ -29,7 +29,7 @@ from nnunetv2_kd.leaderboard.statistics import pareto
 from nnunetv2_kd.nnunet.datasets import trained_dataset
 from nnunetv2_kd.nnunet.model_folder import ALL
 from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel, pick
-from nnunetv2_kd.trainers.baseline import line_of_baseline
+from nnunetv2_kd.trainers.baseline import baseline_command
 
 SAW_VALIDATION_CASES = "teacher saw validation cases"
 
@@ -199,7 +199,7 @@ def make_board(
 def _sides(model: TrainedModel, origin: Origin) -> Distilled:
     """What a distilled student is compared with, and how to get what is missing."""
     fold = next(fold for fold in model.folds if fold.record is not None)
-    line = line_of_baseline(fold.record, fold.folder) if fold.record is not None else ""
+    line = baseline_command(fold.record, fold.folder) if fold.record is not None else ""
     several = "it has several teachers: choose one with --teacher NAME"
     return Distilled(
         teacher=origin.teacher,

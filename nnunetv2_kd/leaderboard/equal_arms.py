@@ -23,11 +23,11 @@ IN_WORDS = {
 SINCE_THE_FIRST = ("epochs", "iterations_per_epoch", "batch_size", "cases")  # all that older records hold
 
 
-def unequal(mine: TrainingRecord, others: TrainingRecord) -> list[str]:
+def describe_inequalities(mine: TrainingRecord, others: TrainingRecord) -> list[str]:
     """How two trainings differ, in words, mine first; empty if they are equal."""
     found = []
     for key, words in IN_WORDS.items():
-        one, other = _in_words(mine, key), _in_words(others, key)
+        one, other = _describe_value(mine, key), _describe_value(others, key)
         if one != other:
             found.append(f"{words} {one} against {other}")
     return found
@@ -40,7 +40,7 @@ def _mirroring(training: TrainingRecord) -> str:
     return f"axes {', '.join(map(str, training.mirroring))}" if training.mirroring else "none"
 
 
-def _in_words(training: TrainingRecord, key: str) -> str:
+def _describe_value(training: TrainingRecord, key: str) -> str:
     if training.optimizer is None and key not in SINCE_THE_FIRST:
         return "not recorded"
     value: Any = asdict(training)[key]

@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 from nnunetv2.paths import nnUNet_preprocessed
 
-from nnunetv2_kd.benchmark.cost import ModelCost, measured, size_of
+from nnunetv2_kd.benchmark.cost import ModelCost, measure_costs, model_size
 from nnunetv2_kd.benchmark.timing import TimedModel
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import device_name
 from nnunetv2_kd.interruption import without_interrupts
-from nnunetv2_kd.leaderboard.belonging import split_students
+from nnunetv2_kd.leaderboard.fold_groups import split_students
 from nnunetv2_kd.leaderboard.predict import ImageSet, check_images, image_jobs, predict
 from nnunetv2_kd.leaderboard.request import STOCK, LeaderboardRequest, RunsIn, Say
 from nnunetv2_kd.leaderboard.scores import (
@@ -117,7 +117,7 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
         source = "nnU-Net's own validation of each fold (summary.json)"
         agreement = agreement_note(models[0].dataset_json, sorted({job.case for job in to_score.jobs}))
     rows = to_score.failed + _score(to_score.jobs, request.processes, say)
-    costs = {model.name: size_of(model) for model in models}
+    costs = {model.name: model_size(model) for model in models}
     scored = [_image_files(models[0], case, image_set) for case in sorted({row["case"] for row in rows})]
     costs, timing, not_timed = (
         _timed(models, runs_in, costs, scored, request, say) if request.timed else (costs, "", [])
@@ -270,7 +270,7 @@ def _timed(
         for model in models
         if model.predicting_folds
     ]
-    timed = measured(rows, costs, cases, request.device)
+    timed = measure_costs(rows, costs, cases, request.device)
     timing = (
         f"ms: median of {len(cases)} cases on {device_name(request.device)}, from image to segmentation, one fold, "
         f"nnU-Net's mirroring and sliding window, {_computed_in(runs_in)}models taking turns. Peak memory: "

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnunetv2_kd.leaderboard.equal_arms import unequal
+from nnunetv2_kd.leaderboard.equal_arms import describe_inequalities
 from nnunetv2_kd.nnunet.files import sha256
 from nnunetv2_kd.nnunet.trained_models import TrainedFold, TrainedModel, pick
 from nnunetv2_kd.trainers.baseline import ALONE_TRAINER
@@ -61,7 +61,7 @@ def origins_of(models: Sequence[TrainedModel], teacher: str | None = None) -> di
             kind=kinds[model.name],
             teacher=teachers.get(model.name),
             alone=find_student_alone(model, models) if kinds[model.name] == DISTILLED else None,
-            unequal=tuple(_told_unequal(model, models)) if kinds[model.name] == DISTILLED else (),
+            unequal=tuple(_unequal_notes(model, models)) if kinds[model.name] == DISTILLED else (),
             several_teachers=len(owners.get(model.name, ())) > 1,
         )
         for model in models
@@ -137,7 +137,7 @@ def _same_network_alone(model: TrainedModel, models: Sequence[TrainedModel]) -> 
     ]
 
 
-def _told_unequal(model: TrainedModel, models: Sequence[TrainedModel]) -> Iterator[str]:
+def _unequal_notes(model: TrainedModel, models: Sequence[TrainedModel]) -> Iterator[str]:
     for other in _same_network_alone(model, models):
         if differences := _differences(model, other):
             yield f"not compared with {other.name}, which was trained differently: {'; '.join(differences)}"
@@ -146,7 +146,7 @@ def _told_unequal(model: TrainedModel, models: Sequence[TrainedModel]) -> Iterat
 def _differences(model: TrainedModel, other: TrainedModel) -> list[str]:
     """What may have made one of the two stronger, as far as both records tell."""
     mine, others = (m.record.training if m.record is not None else None for m in (model, other))
-    return unequal(mine, others) if mine is not None and others is not None else []
+    return describe_inequalities(mine, others) if mine is not None and others is not None else []
 
 
 def iterations(model: TrainedModel) -> int | None:
@@ -199,8 +199,10 @@ def provenance(model: TrainedModel) -> list[tuple[str, str]]:
         if fold.record.teacher_labels is not None:
             labels = fold.record.teacher_labels
             who = ", ".join(str(teacher) for teacher in labels.teachers)
-            told = f"{len(labels.cases)} training and {labels.validation_cases} validation cases labelled by {who}"
-            facts.append((f"labels of fold {fold.name}", told))
+            labelled_by = (
+                f"{len(labels.cases)} training and {labels.validation_cases} validation cases labelled by {who}"
+            )
+            facts.append((f"labels of fold {fold.name}", labelled_by))
         if fold.record.stored is not None:
             stored = fold.record.stored
             facts.append((f"stored teacher of fold {fold.name}", f"{stored.folder}, by: {stored.command}"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.leaderboard.belonging import share_of
+from nnunetv2_kd.leaderboard.fold_groups import share_of
 from nnunetv2_kd.leaderboard.origin import ALONE, DISTILLED, STOCK, TEACHER
 from nnunetv2_kd.nnunet.files import UNFINISHED, read_json
 from nnunetv2_kd.nnunet.model_folder import FINAL, RECORD_FILE, fold_name, parse_model_name, trained_with
@@ -17,7 +17,7 @@ from nnunetv2_kd.nnunet.splits import Split, read_splits
 from nnunetv2_kd.record import Record, read_record
 from nnunetv2_kd.students.shrink import RECORD
 from nnunetv2_kd.teachers.stored.store import HEADER, Store
-from nnunetv2_kd.trainers.closing_words import validation_dice
+from nnunetv2_kd.trainers.result_message import validation_dice
 from nnunetv2_kd.trainers.start import CHECKPOINTS, REPLACED
 
 JUST_NOW = 60  # seconds within which a validation leaves a file behind
@@ -128,8 +128,8 @@ def _method(record: Record | None, share: str) -> str:
         return of_share
     terms = [name for name, term in (record.options.get("terms") or {}).items() if term]
     width = ", ".join(f"width {width:g}" for width in record.student.width.values())
-    told = [" + ".join(terms), width, of_share]
-    return "; ".join(part for part in told if part)
+    parts = [" + ".join(terms), width, of_share]
+    return "; ".join(part for part in parts if part)
 
 
 def _state(folder: Path) -> str:

@@ -35,7 +35,7 @@ def to_page(boards: Sequence[Board]) -> str:
 
 def _section(number: int, board: Board) -> dict[str, Any]:
     shown = [c for c in columns(board) if c.heading == "#" or any(c.text(e) != NOTHING for e in board.entries)]
-    featured = worst_cases.featured(board)
+    featured = worst_cases.featured_model(board)
     pictures, why_none = (
         worst_cases.worst_cases(board, featured) if featured is not None else ([], "No case was scored.")
     )

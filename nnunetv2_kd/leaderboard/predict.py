@@ -20,7 +20,7 @@ from nnunetv2_kd.inference.predictor import fast_predictor_of, predictor_of
 from nnunetv2_kd.leaderboard.request import STOCK, RunsIn
 from nnunetv2_kd.leaderboard.scores import ScoringJob, geometry_difference, structures_of
 from nnunetv2_kd.nnunet.files import sha256, write_text
-from nnunetv2_kd.nnunet.images import cases_in, channel_problems, check_whole, file_per_channel, reader_of
+from nnunetv2_kd.nnunet.images import cases_in, channel_problems, check_complete, file_per_channel, reader_of
 from nnunetv2_kd.nnunet.trained_models import TrainedModel
 
 STAMP = "made_with.json"
@@ -135,8 +135,8 @@ def predict(
                 [str(output / case) for case in image_set.cases],
             )
     except Exception as error:  # nnU-Net may raise anything; go on with the other models
-        told = str(error) if isinstance(error, KDError) else f"{type(error).__name__}: {error}"
-        raise KDError(f"nnU-Net cannot predict with it: {told}") from error
+        reason = str(error) if isinstance(error, KDError) else f"{type(error).__name__}: {error}"
+        raise KDError(f"nnU-Net cannot predict with it: {reason}") from error
     write_text(output / STAMP, json.dumps(stamp, indent=2) + "\n")
     return chosen
 
@@ -169,7 +169,7 @@ def _problem(case: str, image_set: ImageSet, dataset_json: dict[str, Any]) -> st
     reader = image_set.reader()
     try:
         for file in (*image_set.image_files(case), str(image_set.truths / f"{case}{image_set.ending}")):
-            check_whole(Path(file))
+            check_complete(Path(file))
         image, image_properties = reader.read_images(image_set.image_files(case))
         truth, truth_properties = reader.read_seg(str(image_set.truths / f"{case}{image_set.ending}"))
     except Exception as error:  # a reader may raise anything

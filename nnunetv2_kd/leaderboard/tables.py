@@ -51,7 +51,7 @@ def print_board(board: Board, console: Console, wide: bool = False) -> None:
     """
     filled = [c for c in columns(board) if any(c.text(entry) != NOTHING for entry in board.entries)]
     in_order = sorted(filled, key=lambda column: not _comes_first(column))
-    kept = in_order if wide else _fitting(in_order, board, console.width)
+    kept = in_order if wide else _fitting_columns(in_order, board, console.width)
     table = Table(title=Text(board.dataset), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for column in kept:
         justify: Any = "right" if column.is_number else "left"
@@ -81,7 +81,7 @@ def _comes_first(column: Column) -> bool:
     return column.heading in ("model", "Dice")
 
 
-def _fitting(kept: list[Column], board: Board, width: int) -> list[Column]:
+def _fitting_columns(kept: list[Column], board: Board, width: int) -> list[Column]:
     """Drop the least important columns until the rest fits on a line; if that is not enough, names are broken."""
     for heading in (*(f"Dice {name}" for name in board.evaluation.structures), *DROPPED_FIRST):
         if _width(kept, board, NAME_WIDTH) <= width:

@@ -29,7 +29,7 @@ class Picture:
     description: str
 
 
-def featured(board: Board) -> Entry | None:
+def featured_model(board: Board) -> Entry | None:
     """The model whose worst cases are shown: the best distilled student, or else the best model that is not a
     teacher."""
     ranked = [entry for entry in board.ranked if entry.kind == DISTILLED]

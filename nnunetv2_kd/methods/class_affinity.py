@@ -49,4 +49,4 @@ class ClassAffinity(Method):
     needs = Needs(logits=True)
 
     def __call__(self, step: Step) -> Tensor:
-        return step.over_heads(lambda z_s, z_t, y: class_affinity(z_s, z_t, step.valid(y), step.sigmoid))
+        return step.over_heads(lambda z_s, z_t, y: class_affinity(z_s, z_t, step.valid(y), step.uses_sigmoid))

@@ -26,12 +26,12 @@ def _looks_at(method: type[Method]) -> str:
 
 
 def _options(method: type[Method]) -> str:
-    told = [
+    shown = [
         f"`{name}` {_value(field.default)}{_range(field.metadata)}"
         for name, field in method.model_fields.items()
         if name != "weight"
     ]
-    return ", ".join(told) or "none"
+    return ", ".join(shown) or "none"
 
 
 def _value(default: Any) -> str:

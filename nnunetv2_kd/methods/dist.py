@@ -79,5 +79,5 @@ class DIST(Method):
 
     def __call__(self, step: Step) -> Tensor:
         return step.over_heads(
-            lambda z_s, z_t, y: dist(z_s, z_t, step.valid(y), self.temperature, self.intra, step.sigmoid)
+            lambda z_s, z_t, y: dist(z_s, z_t, step.valid(y), self.temperature, self.intra, step.uses_sigmoid)
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 from nnunetv2_kd.methods.method import Needs, OnStages
 from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.regions import Regions, map_at_grid
-from nnunetv2_kd.tensors.blockwise import few_channels, in_float32, over_voxels
+from nnunetv2_kd.tensors.blockwise import channel_blocks, in_float32, over_voxels
 from nnunetv2_kd.tensors.shapes import require_same_batch
 
 
@@ -87,7 +87,7 @@ class _ActiveChannels(torch.autograd.Function):
         pooled = _dots(features, shares)
         weights = pooled.softmax(dim=1)
         maps = torch.zeros_like(shares)
-        for samples, channels in few_channels(features):
+        for samples, channels in channel_blocks(features):
             maps[samples].unsqueeze(1).baddbmm_(
                 weights[samples, channels].unsqueeze(1), _active(features[samples, channels])
             )
@@ -102,7 +102,7 @@ class _ActiveChannels(torch.autograd.Function):
         of_weights = _dots(features, gradient)
         of_pooled = weights * (of_weights - (weights * of_weights).sum(dim=1, keepdim=True))
         of_features = torch.empty_like(features)
-        for samples, channels in few_channels(features):
+        for samples, channels in channel_blocks(features):
             part = features[samples, channels]
             of_active = weights[samples, channels].unsqueeze(2) * gradient[samples].unsqueeze(1)
             of_active.addcmul_(of_pooled[samples, channels].unsqueeze(2), shares[samples].unsqueeze(1))
@@ -121,7 +121,7 @@ def _active(features: Tensor) -> Tensor:
 def _dots(features: Tensor, maps: Tensor) -> Tensor:
     """``sum_v ReLU(F)_c maps`` of every channel, ``(B, C)``, for maps ``(B, V)``."""
     dots = maps.new_empty(features.shape[:2])
-    for samples, channels in few_channels(features):
+    for samples, channels in channel_blocks(features):
         dots[samples, channels] = over_voxels(_active(features[samples, channels]), maps[samples].unsqueeze(1))[..., 0]
     return dots
 

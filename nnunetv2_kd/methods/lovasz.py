@@ -86,4 +86,4 @@ class Lovasz(Method):
     value_when_identical = None  # 0 only where both are certain
 
     def __call__(self, step: Step) -> Tensor:
-        return step.over_heads(lambda z_s, z_t, y: lovasz(z_s, z_t, step.valid(y), step.sigmoid))
+        return step.over_heads(lambda z_s, z_t, y: lovasz(z_s, z_t, step.valid(y), step.uses_sigmoid))

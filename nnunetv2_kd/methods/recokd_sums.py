@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nnunetv2_kd.tensors.blockwise import a_few, in_float32, over_voxels, values_at_once
+from nnunetv2_kd.tensors.blockwise import in_float32, over_voxels, sample_part_blocks, values_at_once
 
 
 class Sums(NamedTuple):
@@ -78,7 +78,7 @@ def sizes(features: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
 def _blocks(features: Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of samples and voxels, a block at a time: some voxels of one sample, or all voxels of several samples."""
     batch, channels, voxels = features.shape
-    return a_few(batch, voxels, values_at_once(features) // 2 // channels)
+    return sample_part_blocks(batch, voxels, values_at_once(features) // 2 // channels)
 
 
 def _add_dots(total: Tensor, features: Tensor, voxels: Tensor) -> None:

@@ -68,6 +68,6 @@ class RegionKL(Method):
     def __call__(self, step: Step) -> Tensor:
         def of_head(z_s: Tensor, z_t: Tensor, y: Tensor) -> Tensor:
             regions = step.regions(y) if self.membership == "labels" else None
-            return region_kl(z_s, z_t, regions, self.temperature, step.sigmoid)
+            return region_kl(z_s, z_t, regions, self.temperature, step.uses_sigmoid)
 
         return step.over_heads(of_head)

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from nnunetv2_kd.config import in_words
+from nnunetv2_kd.config import describe_problem
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.methods import OWN_METHODS
 from nnunetv2_kd.methods.method import Method
@@ -41,14 +41,14 @@ def own_methods() -> dict[str, type[Method]]:
     return {method.name: method for method in OWN_METHODS}
 
 
-def registered() -> dict[str, EntryPoint]:
+def registered_methods() -> dict[str, EntryPoint]:
     """What installed packages register, by name; nothing is loaded."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
 def method_names() -> list[str]:
     """Every name that can stand under ``terms:``, ours first."""
-    return [*own_methods(), *sorted(set(registered()) - set(own_methods()))]
+    return [*own_methods(), *sorted(set(registered_methods()) - set(own_methods()))]
 
 
 def find_method(name: str) -> type[Method]:
@@ -59,7 +59,7 @@ def find_method(name: str) -> type[Method]:
             what is wrong.
     """
     if name in own_methods():
-        taken = registered().get(name)
+        taken = registered_methods().get(name)
         if taken is not None:
             raise KDError(
                 f"{_distribution(taken)} registers a method named {name!r}, which is the name of one of nnunetv2_kd's "
@@ -68,14 +68,14 @@ def find_method(name: str) -> type[Method]:
             )
         return own_methods()[name]
     if ":" in name:
-        return _of_file(name)
+        return _load_file(name)
     entries = [entry for entry in entry_points(group=GROUP) if entry.name == name]
     if len(entries) > 1:
         who = " and ".join(_distribution(entry) for entry in entries)
         raise KDError(f"{who} both register a method named {name!r}. Uninstall one of them.")
     if not entries:
         raise KDError(f"There is no method {name!r}. Methods: {', '.join(method_names())}.")
-    return _loaded(entries[0])
+    return _load(entries[0])
 
 
 def source_of(name: str) -> Source | None:
@@ -83,7 +83,7 @@ def source_of(name: str) -> Source | None:
     if ":" in name:
         file = _file_of(name)
         return Source(f"{file}, SHA-256 {sha256(file)}")
-    entry = registered().get(name)
+    entry = registered_methods().get(name)
     return Source(f"{_distribution(entry)}, {entry.value}") if entry is not None and name not in own_methods() else None
 
 
@@ -106,7 +106,9 @@ def read_methods(terms: Any) -> dict[str, Method]:
         try:
             methods[name] = options if isinstance(options, Method) else find_method(str(name)).model_validate(options)
         except ValidationError as error:
-            problems += [_problem(_told(p, str(name)), (str(name), *p["loc"]), p["input"]) for p in error.errors()]
+            problems += [
+                _problem(_describe_problem(p, str(name)), (str(name), *p["loc"]), p["input"]) for p in error.errors()
+            ]
         except KDError as error:
             problems.append(_problem(str(error), (str(name),), options))
     names: dict[str, str] = {}
@@ -120,10 +122,10 @@ def read_methods(terms: Any) -> dict[str, Method]:
     return methods
 
 
-def _told(problem: Any, name: str) -> str:
+def _describe_problem(problem: Any, name: str) -> str:
     """A problem in words; for an unknown option, with the options that there are."""
     if problem["type"] != "extra_forbidden":
-        return in_words(problem)
+        return describe_problem(problem)
     return f"unknown option; {name} has {', '.join(find_method(name).model_fields)}"
 
 
@@ -137,17 +139,17 @@ def _distribution(entry: EntryPoint) -> str:
     return f"The package {entry.dist.name} {entry.dist.version}" if entry.dist is not None else "A package"
 
 
-def _loaded(entry: EntryPoint) -> type[Method]:
+def _load(entry: EntryPoint) -> type[Method]:
     where = f"{_distribution(entry)}, entry point {entry.name} = {entry.value}"
     try:
         found = entry.load()
     except Exception as error:  # third-party code may raise anything
         raise KDError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
-    return _checked(found, where)
+    return _require_method(found, where)
 
 
 @cache
-def _of_file(name: str) -> type[Method]:
+def _load_file(name: str) -> type[Method]:
     file, class_name = _file_of(name), name.rpartition(":")[2]
     module_name = f"nnunetv2_kd_method_{sha256(file)[:16]}"
     spec = importlib.util.spec_from_file_location(module_name, file)
@@ -163,7 +165,7 @@ def _of_file(name: str) -> type[Method]:
     if not hasattr(module, class_name):
         classes = [n for n, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module_name]
         raise KDError(f"{file} has no class {class_name!r}. Its classes: {', '.join(classes) or 'none'}.")
-    return _checked(getattr(module, class_name), f"{file}, class {class_name}")
+    return _require_method(getattr(module, class_name), f"{file}, class {class_name}")
 
 
 def _file_of(name: str) -> Path:
@@ -173,7 +175,7 @@ def _file_of(name: str) -> Path:
     return file
 
 
-def _checked(found: Any, where: str) -> type[Method]:
+def _require_method(found: Any, where: str) -> type[Method]:
     if not (inspect.isclass(found) and issubclass(found, Method) and hasattr(found, "needs")):
         raise KDError(f"{where} is not a method: expected a subclass of nnunetv2_kd.methods.Method with 'needs'.")
     if found.__call__ is Method.__call__:

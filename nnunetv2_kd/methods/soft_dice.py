@@ -46,4 +46,4 @@ class SoftDice(Method):
     needs = Needs(logits=True)
 
     def __call__(self, step: Step) -> Tensor:
-        return step.over_heads(lambda z_s, z_t, y: soft_dice(z_s, z_t, step.valid(y), step.sigmoid))
+        return step.over_heads(lambda z_s, z_t, y: soft_dice(z_s, z_t, step.valid(y), step.uses_sigmoid))

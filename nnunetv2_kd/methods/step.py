@@ -40,7 +40,7 @@ class Step:
     _regions: Regions | None = field(default=None, init=False)
 
     @property
-    def sigmoid(self) -> bool:
+    def uses_sigmoid(self) -> bool:
         """Whether the heads are overlapping regions (sigmoid) and not exclusive classes (softmax)."""
         return self.labels.has_regions
 

@@ -65,4 +65,6 @@ class VoxelKL(Method):
     temperature: Temperature = 1.0
 
     def __call__(self, step: Step) -> Tensor:
-        return step.over_heads(lambda z_s, z_t, y: voxel_kl(z_s, z_t, step.valid(y), self.temperature, step.sigmoid))
+        return step.over_heads(
+            lambda z_s, z_t, y: voxel_kl(z_s, z_t, step.valid(y), self.temperature, step.uses_sigmoid)
+        )

@@ -13,7 +13,7 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from torch import nn
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.nnunet.model_files import shown
+from nnunetv2_kd.nnunet.model_files import printable
 from nnunetv2_kd.nnunet.trust import HOW, is_trusted
 
 PACKAGES = ("torch.nn", "dynamic_network_architectures", "nnunetv2")
@@ -54,22 +54,22 @@ def _shape_problems(architecture: Any) -> Iterator[str]:
     kinds: dict[str, Any] = {"network_class_name": str, "arch_kwargs": dict, "_kw_requires_import": (list, tuple)}
     for key, kind in kinds.items():
         if not isinstance(architecture.get(key), kind):
-            yield f"{key}: {'found ' + shown(architecture[key]) if key in architecture else 'is missing'}"
+            yield f"{key}: {'found ' + printable(architecture[key]) if key in architecture else 'is missing'}"
             return
     kwargs = architecture["arch_kwargs"]
     for key in architecture["_kw_requires_import"]:
         if not isinstance(key, str) or key not in kwargs:
-            yield f"_kw_requires_import: {shown(key)} is none of arch_kwargs"
+            yield f"_kw_requires_import: {printable(key)} is none of arch_kwargs"
         elif not isinstance(kwargs[key], (str, type(None))):
-            yield f"{key}: expected the name of a class, found {shown(kwargs[key])}"
+            yield f"{key}: expected the name of a class, found {printable(kwargs[key])}"
     for key, value in kwargs.items():
         if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
-            yield f"arch_kwargs: {shown(key)} is no name of an argument"
+            yield f"arch_kwargs: {printable(key)} is no name of an argument"
         if _too_large(value, LARGEST):
-            yield f"{key}: {shown(value)} is too large"
+            yield f"{key}: {printable(value)} is too large"
     stages = kwargs.get("n_stages", 1)
     if isinstance(stages, bool) or not isinstance(stages, int) or not 1 <= stages <= MOST_STAGES:
-        yield f"n_stages: expected 1 to {MOST_STAGES}, found {shown(stages)}"
+        yield f"n_stages: expected 1 to {MOST_STAGES}, found {printable(stages)}"
 
 
 def _too_large(value: Any, limit: float) -> bool:
@@ -82,12 +82,12 @@ def _too_large(value: Any, limit: float) -> bool:
 
 def _name_problems(architecture: dict[str, Any]) -> Iterator[str]:
     name = architecture["network_class_name"]
-    if not is_allowed(name) and _moved(name) is None:
-        yield f"network_class_name: {_told(name)}"
+    if not is_allowed(name) and _find_moved(name) is None:
+        yield f"network_class_name: {_describe_class(name)}"
     for key in architecture["_kw_requires_import"]:
         value = architecture["arch_kwargs"][key]
         if value is not None and not is_allowed(value):
-            yield f"{key}: {_told(value)}"
+            yield f"{key}: {_describe_class(value)}"
 
 
 @lru_cache(maxsize=256)
@@ -108,7 +108,7 @@ def _is_inside(name: str) -> bool:
     return all(part.isidentifier() for part in parts) and name.startswith(tuple(f"{one}." for one in PACKAGES))
 
 
-def _moved(name: str) -> type | None:
+def _find_moved(name: str) -> type | None:
     """Find a class that has moved within its package, by the last part of its name, as nnU-Net does."""
     if not name.startswith("dynamic_network_architectures.") or not _is_inside(name):
         return None
@@ -118,7 +118,7 @@ def _moved(name: str) -> type | None:
     return found if isinstance(found, type) and issubclass(found, nn.Module) else None
 
 
-def _told(name: str) -> str:
+def _describe_class(name: str) -> str:
     if _is_inside(name):
-        return f"{shown(name)}: no such network or operator is installed"
-    return shown(name)
+        return f"{printable(name)}: no such network or operator is installed"
+    return printable(name)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.nnunet.model_files import shown
+from nnunetv2_kd.nnunet.model_files import printable
 from nnunetv2_kd.nnunet.trust import HOW, is_trusted
 
 COPY = "Copy it again, or train it again."
@@ -50,11 +50,11 @@ def read_checkpoint(file: Path, trust: bool = False, mend: str = COPY) -> dict[s
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise KDError(f"The checkpoint {file} cannot be read: {error.strerror or error}.") from None
     except pickle.UnpicklingError as error:
-        raise _refused(file, str(error), mend) from None
+        raise _refusal(file, str(error), mend) from None
     except KDError as error:
-        raise KDError(_broken(file, str(error), mend)) from None
+        raise KDError(_damaged_message(file, str(error), mend)) from None
     except Exception as error:  # of any kind: torch's reader meets whatever bytes there are
-        raise KDError(_broken(file, type(error).__name__, mend)) from None
+        raise KDError(_damaged_message(file, type(error).__name__, mend)) from None
     if not isinstance(checkpoint, dict):
         raise KDError(f"{file} is not an nnU-Net checkpoint: it holds a {type(checkpoint).__name__}.")
     missing = [key for key in KEYS if key not in checkpoint]
@@ -80,7 +80,7 @@ def _check_archive(file: Path) -> None:
             raise KDError("compressed, which torch's files are not")
         damaged = archive.testzip()
     if damaged is not None:
-        raise KDError(f"damaged: the checksum of {shown(damaged)} in it differs")
+        raise KDError(f"damaged: the checksum of {printable(damaged)} in it differs")
 
 
 def _content_problems(checkpoint: dict[str, Any]) -> Iterator[str]:
@@ -98,19 +98,19 @@ def _content_problems(checkpoint: dict[str, Any]) -> Iterator[str]:
         yield f"trainer_name: expected a name, found {type(checkpoint['trainer_name']).__name__}"
     epoch = checkpoint.get("current_epoch", 0)
     if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)):
-        yield f"current_epoch: expected a whole number, found {shown(epoch)}"
+        yield f"current_epoch: expected a whole number, found {printable(epoch)}"
     if not isinstance(checkpoint.get("optimizer_state", {}), (dict, type(None))):
         yield f"optimizer_state: expected keys with values, found {type(checkpoint['optimizer_state']).__name__}"
     if not isinstance(checkpoint.get("kd", {}), (dict, type(None))):
         yield f"kd: expected a record of the training, found {type(checkpoint['kd']).__name__}"
     axes = checkpoint.get("inference_allowed_mirroring_axes")
     if axes is not None and not (isinstance(axes, (list, tuple)) and all(axis in (0, 1, 2) for axis in axes)):
-        yield f"inference_allowed_mirroring_axes: expected axes, found {shown(axes)}"
+        yield f"inference_allowed_mirroring_axes: expected axes, found {printable(axes)}"
 
 
-def _refused(file: Path, reason: str, mend: str) -> KDError:
+def _refusal(file: Path, reason: str, mend: str) -> KDError:
     if "GLOBAL" not in reason and "Unsupported" not in reason:
-        return KDError(_broken(file, "not a pickle", mend))
+        return KDError(_damaged_message(file, "not a pickle", mend))
     named = re.search(r"GLOBAL ([\w.]+)", reason)
     return CarriesObjectsError(
         f"The checkpoint {file} carries more than plain data ({named[1] if named else 'an unknown object'}) and was "
@@ -118,7 +118,7 @@ def _refused(file: Path, reason: str, mend: str) -> KDError:
     )
 
 
-def _broken(file: Path, kind: str, mend: str) -> str:
+def _damaged_message(file: Path, kind: str, mend: str) -> str:
     size = file.stat().st_size if file.exists() else 0
     return (
         f"The checkpoint {file} ({size} bytes) cannot be read as a checkpoint ({kind}): it is cut short, empty, or "

@@ -50,7 +50,7 @@ def read_json(file: Path, name: str = "", mend: str = "") -> Any:
         raise KDError(f"{name} is not valid JSON ({error}).{mend and ' ' + mend}") from error
 
 
-def write_whole(file: Path, content: bytes) -> None:
+def write_atomically(file: Path, content: bytes) -> None:
     """Write a file under a temporary name, and rename it once it is on disk.
 
     Raises:
@@ -74,13 +74,13 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """As `write_whole`.
+    """As `write_atomically`.
 
     Raises:
         KDError: where the folder cannot be written to, or the disk is full; what was there before is whole.
     """
     try:
-        write_whole(file, content)
+        write_atomically(file, content)
     except OSError as error:
         kept = " What was there before is kept." if file.is_file() else ""
         raise KDError(f"{file} cannot be written: {error.strerror or error}.{kept}") from error

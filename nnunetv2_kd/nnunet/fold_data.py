@@ -5,7 +5,7 @@ from pathlib import Path
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.files import why_not_writable
-from nnunetv2_kd.nnunet.model_files import shown
+from nnunetv2_kd.nnunet.model_files import printable
 from nnunetv2_kd.nnunet.model_folder import ALL, Fold
 from nnunetv2_kd.nnunet.splits import MEND, SPLITS, read_splits, too_few_cases
 
@@ -65,9 +65,9 @@ def check_fold_data(data: Path, fold: Fold, ending: str, line: str) -> None:
 
 
 def _missing(file: Path, fold: Fold, data: Path, missing: list[str], ending: str, line: str) -> str:
-    lines = [shown(case) for case in missing[:SHOWN]]
+    lines = [printable(case) for case in missing[:SHOWN]]
     lines += [f"and {len(missing) - SHOWN} more"] if len(missing) > SHOWN else []
-    told = listing(f"Fold {fold} of {file} names {len(missing)} cases that are not in {data}:", lines)
+    title = listing(f"Fold {fold} of {file} names {len(missing)} cases that are not in {data}:", lines)
     if all(case.endswith(ending) for case in missing):
-        return f"{told}\nNames of cases are without {ending}: take it away there. {MEND}"
-    return f"{told}\nPreprocess them: {line}\nOr, where they are no cases any more, take them out of that file. {MEND}"
+        return f"{title}\nNames of cases are without {ending}: take it away there. {MEND}"
+    return f"{title}\nPreprocess them: {line}\nOr, where they are no cases any more, take them out of that file. {MEND}"

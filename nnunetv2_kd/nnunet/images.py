@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.runner.whole_files import why_not_whole
+from nnunetv2_kd.runner.complete_files import why_incomplete
 
 SHOWN = 10
 
@@ -112,7 +112,7 @@ def reading_problems(cases: Mapping[str, Sequence[str]], reader: type, channels:
 def _reading_problem(files: Sequence[str], reader: type, channels: int, whole: bool) -> str:
     try:
         for file in files:
-            check_whole(Path(file))
+            check_complete(Path(file))
         if not whole and issubclass(reader, SimpleITKIO):
             return _header_problem(files, channels)
         image, _ = reader().read_images(list(files))
@@ -147,13 +147,13 @@ def last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def check_whole(file: Path) -> None:
+def check_complete(file: Path) -> None:
     """Check that a NIfTI file (``.nii``, ``.nii.gz``) has all the voxels that its header announces. Other formats are
     left to their readers.
 
     Raises:
         KDError: if voxels are missing.
     """
-    problem = why_not_whole(file)
+    problem = why_incomplete(file)
     if problem:
         raise KDError(f"{file.name} cannot be read: {problem}")

@@ -20,7 +20,7 @@ _open: set[Any] = set()
 
 
 @contextmanager
-def holding(file: Path, shared: bool = False) -> Iterator[str]:
+def hold_lock(file: Path, shared: bool = False) -> Iterator[str]:
     """Hold the lock inside.
 
     Args:
@@ -30,20 +30,20 @@ def holding(file: Path, shared: bool = False) -> Iterator[str]:
     Yields:
         "" where it is held, else who holds it: ``123 on host``.
     """
-    stream = _opened(file)
+    stream = _open_lock(file)
     if stream is None:  # nobody can write here, so nobody does
         yield ""
         return
     try:
-        if not _locks(stream, shared):
+        if not _try_lock(stream, shared):
             yield _holders(stream)
             return
-        if not _is_there(stream, file):
+        if not _is_current(stream, file):
             yield "unknown"
             return
         _open.add(stream)
         me = f"{os.getpid()} {socket.gethostname()} {SHARED if shared else ALONE}\n"
-        _write(stream, [*(line for line in _lines(stream) if shared and _lives(line)), me])
+        _write(stream, [*(line for line in _lines(stream) if shared and _holder_is_alive(line)), me])
         try:
             yield ""
         finally:
@@ -54,7 +54,7 @@ def holding(file: Path, shared: bool = False) -> Iterator[str]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[str]:
+def lock_folder(folder: Path) -> Iterator[str]:
     """Within this context, no other process works in the folder.
 
     The lock is the operating system's, on the file ``lock``, so it ends with its process. If the file system does not
@@ -69,7 +69,7 @@ def locked(folder: Path) -> Iterator[str]:
     file = folder / LOCK
     with file.open("a+") as stream:
         before = "".join(_lines(stream)).split()
-        if not _locks(stream, shared=False):
+        if not _try_lock(stream, shared=False):
             raise KDError(
                 f"Another process works in {folder}: {' on '.join(before[:2]) or 'unknown'} (process id on host). "
                 f"Wait until it has ended, or end it. What it has finished is kept. If it has ended: rm {file}"
@@ -86,26 +86,26 @@ def locked(folder: Path) -> Iterator[str]:
 
 
 def holders(file: Path) -> str:
-    """Who holds a lock, as `holding` says it; "" for nobody."""
+    """Who holds a lock, as `hold_lock` says it; "" for nobody."""
     if not file.is_file():
         return ""
-    with holding(file) as others:
+    with hold_lock(file) as others:
         return others
 
 
-def of_readers(folder: Path) -> Path:
+def readers_lock(folder: Path) -> Path:
     """The lock of those who read what is in a folder."""
     return folder / f"{LOCK}_of_readers"
 
 
-def _opened(file: Path) -> Any:
+def _open_lock(file: Path) -> Any:
     try:
         return file.open("a+")
     except OSError:  # no right to write here
         return file.open() if file.is_file() else None
 
 
-def _is_there(stream: Any, file: Path) -> bool:
+def _is_current(stream: Any, file: Path) -> bool:
     """Whether it is still this file that has the name, and none that was made since."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), file.stat())
@@ -113,7 +113,7 @@ def _is_there(stream: Any, file: Path) -> bool:
         return False
 
 
-def _locks(stream: Any, shared: bool) -> bool:
+def _try_lock(stream: Any, shared: bool) -> bool:
     try:
         import fcntl
 
@@ -121,7 +121,7 @@ def _locks(stream: Any, shared: bool) -> bool:
     except (ImportError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        return not any(_lives(line) for line in _lines(stream) if not shared or ALONE in line.split())
+        return not any(_holder_is_alive(line) for line in _lines(stream) if not shared or ALONE in line.split())
     return True
 
 
@@ -135,7 +135,7 @@ def _lines(stream: Any) -> list[str]:
     return [line for line in stream.read().splitlines(keepends=True) if line.strip()]
 
 
-def lives(process: int) -> bool:
+def is_alive(process: int) -> bool:
     """Whether a process of this machine is there that is not this one."""
     if process == os.getpid():
         return False
@@ -150,10 +150,10 @@ def lives(process: int) -> bool:
     return True
 
 
-def _lives(line: str) -> bool:
+def _holder_is_alive(line: str) -> bool:
     """Of a process on another machine it is not known."""
     process, host = [*line.split(), "", ""][:2]
-    return host != socket.gethostname() or not process.isdigit() or lives(int(process))
+    return host != socket.gethostname() or not process.isdigit() or is_alive(int(process))
 
 
 def _write(stream: Any, lines: list[str]) -> None:

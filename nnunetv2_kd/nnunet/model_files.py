@@ -57,8 +57,8 @@ def read_model_files(folder: Path, whole_path: bool = True) -> tuple[dict[str, A
         KDError: if one cannot be read or is not in nnU-Net's form; lists what is wrong.
     """
     return (
-        _checked(folder / "plans.json", plans_problems, whole_path),
-        _checked(folder / "dataset.json", dataset_problems, whole_path),
+        _read_checked(folder / "plans.json", plans_problems, whole_path),
+        _read_checked(folder / "dataset.json", dataset_problems, whole_path),
     )
 
 
@@ -68,7 +68,7 @@ def read_plans_file(file: Path) -> dict[str, Any]:
     Raises:
         KDError: see `read_model_files`.
     """
-    plans: dict[str, Any] = _checked(file, plans_problems)
+    plans: dict[str, Any] = _read_checked(file, plans_problems)
     return plans
 
 
@@ -78,11 +78,11 @@ def read_dataset_json(file: Path) -> dict[str, Any]:
     Raises:
         KDError: see `read_model_files`.
     """
-    dataset_json: dict[str, Any] = _checked(file, dataset_problems)
+    dataset_json: dict[str, Any] = _read_checked(file, dataset_problems)
     return dataset_json
 
 
-def _checked(file: Path, problems_of: Callable[[Any], Iterator[str]], whole_path: bool = True) -> Any:
+def _read_checked(file: Path, problems_of: Callable[[Any], Iterator[str]], whole_path: bool = True) -> Any:
     name = str(file) if whole_path else file.name
     content = read_json(file, name, MEND)
     with as_nnunet_writes(name):
@@ -99,37 +99,39 @@ def plans_problems(plans: Any) -> Iterator[str]:
         return
     for key in ("plans_name", "dataset_name"):
         if not is_plain_name(plans.get(key)):
-            yield _wrong(plans, key, "a name without path")
+            yield _value_problem(plans, key, "a name without path")
     yield from _not_of_nnunet(plans, OF_PLANS)
     configurations = plans.get("configurations")
     if not isinstance(configurations, dict) or not configurations:
-        yield _wrong(plans, "configurations", "configurations by name")
+        yield _value_problem(plans, "configurations", "configurations by name")
         return
     for name, configuration in configurations.items():
         if not isinstance(configuration, dict):
-            yield f"configurations.{shown(name)}: expected keys with values, found {type(configuration).__name__}"
+            yield f"configurations.{printable(name)}: expected keys with values, found {type(configuration).__name__}"
             continue
-        yield from (f"configurations.{shown(name)}.{line}" for line in _configuration_problems(configuration, name))
+        yield from (f"configurations.{printable(name)}.{line}" for line in _configuration_problems(configuration, name))
 
 
 def _configuration_problems(configuration: dict[str, Any], name: str) -> Iterator[str]:
     for key in ("patch_size", "spacing"):
         value = configuration.get(key, [1])
         if not isinstance(value, list) or not value or not all(_is_number(side) and 0 < side < 1e5 for side in value):
-            yield _wrong(configuration, key, "numbers above 0")
+            yield _value_problem(configuration, key, "numbers above 0")
     batch_size = configuration.get("batch_size", 1)
     if not isinstance(batch_size, int) or not 0 < batch_size < 10_000:
-        yield _wrong(configuration, "batch_size", "a whole number above 0")
+        yield _value_problem(configuration, "batch_size", "a whole number above 0")
     identifier = configuration.get("data_identifier", "data")
     if not is_plain_name(identifier):
-        yield _wrong(configuration, "data_identifier", "a name without path")
+        yield _value_problem(configuration, "data_identifier", "a name without path")
     yield from _not_of_nnunet(configuration, OF_CONFIGURATIONS)
     schemes = configuration.get("normalization_schemes", [])
     if not isinstance(schemes, list):
-        yield _wrong(configuration, "normalization_schemes", "a list of names")
+        yield _value_problem(configuration, "normalization_schemes", "a list of names")
         return
     yield from (
-        f"normalization_schemes: {shown(s)} is none of nnU-Net's" for s in schemes if not _is_there(NORMALIZATION, s)
+        f"normalization_schemes: {printable(s)} is none of nnU-Net's"
+        for s in schemes
+        if not _is_there(NORMALIZATION, s)
     )
 
 
@@ -147,23 +149,23 @@ def dataset_problems(dataset_json: Any) -> Iterator[str]:
         return
     ending = dataset_json.get("file_ending")
     if not isinstance(ending, str) or not ending.startswith(".") or not is_plain_name(f"case{ending}"):
-        yield _wrong(dataset_json, "file_ending", 'the end of a file\'s name, such as ".nii.gz"')
+        yield _value_problem(dataset_json, "file_ending", 'the end of a file\'s name, such as ".nii.gz"')
     if not isinstance(labels, dict) or not labels:
-        yield _wrong(dataset_json, "labels", "names with values")
+        yield _value_problem(dataset_json, "labels", "names with values")
     else:
         for name, value in labels.items():
             values = value if isinstance(value, list) else [value]
             if not values or not all(_is_label(one) for one in values):
-                yield f"labels: {shown(name)}: expected whole numbers from 0 to 65535, found {shown(value)}"
+                yield f"labels: {printable(name)}: expected whole numbers from 0 to 65535, found {printable(value)}"
             if not name.isprintable():
-                yield f"labels: {shown(name)} is no name that can be printed"
+                yield f"labels: {printable(name)} is no name that can be printed"
     named = dataset_json.get("channel_names", dataset_json.get("modality"))
     by_number = isinstance(named, dict) and all(str(key).isdecimal() for key in named)
     if not named or not by_number or not all(str(name).isprintable() for name in named.values()):
-        yield _wrong(dataset_json, "channel_names", "names by number")
+        yield _value_problem(dataset_json, "channel_names", "names by number")
     order = dataset_json.get("regions_class_order")
     if order is not None and not (isinstance(order, list) and all(_is_label(one) for one in order)):
-        yield _wrong(dataset_json, "regions_class_order", "a list of labels")
+        yield _value_problem(dataset_json, "regions_class_order", "a list of labels")
 
 
 def is_plain_name(name: Any) -> bool:
@@ -183,7 +185,7 @@ def _not_of_nnunet(values: dict[str, Any], names: dict[str, str]) -> Iterator[st
     """Names that nnU-Net looks up among its own classes, but that do not exist there, or are only imported there."""
     for key, folder in names.items():
         if key in values and not _is_there(folder, values[key]):
-            yield f"{key}: {shown(values[key])} is none of nnU-Net's"
+            yield f"{key}: {printable(values[key])} is none of nnU-Net's"
 
 
 def _is_there(folder: str, name: Any) -> bool:
@@ -208,11 +210,11 @@ def _is_label(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**16
 
 
-def _wrong(values: dict[str, Any], key: str, expected: str) -> str:
-    return f"{key}: expected {expected}, {f'found {shown(values[key])}' if key in values else 'which is missing'}"
+def _value_problem(values: dict[str, Any], key: str, expected: str) -> str:
+    return f"{key}: expected {expected}, {f'found {printable(values[key])}' if key in values else 'which is missing'}"
 
 
-def shown(value: Any) -> str:
+def printable(value: Any) -> str:
     """A value from a stranger's file, made printable and short for a message."""
     try:
         text = value if isinstance(value, str) and value.isprintable() else ascii(value)

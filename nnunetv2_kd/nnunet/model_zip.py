@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.nnunet.model_files import shown
+from nnunetv2_kd.nnunet.model_files import printable
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath, Fold, fold_name, parse_model_name
 
 _unpacked: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
@@ -43,10 +43,10 @@ def _unpack(file: Path, _changed: int, configuration: str, fold: Fold, checkpoin
         model = _pick(file, files, configuration)
         wanted = model / f"fold_{fold}" / checkpoint_name
         if wanted not in files:
-            raise KDError(_lacks(file, model, files, fold, checkpoint_name))
+            raise KDError(_missing_message(file, model, files, fold, checkpoint_name))
         folder = tempfile.TemporaryDirectory(prefix="nnunetv2_kd_")
         _unpacked.append(folder)
-        archive.extractall(folder.name, [str(name) for name in files if _belongs(name, model, wanted)])
+        archive.extractall(folder.name, [str(name) for name in files if _belongs_to_model(name, model, wanted)])
     return CheckpointPath(Path(folder.name) / model, fold, checkpoint_name, file, str(model))
 
 
@@ -60,13 +60,15 @@ def _check_content(archive: zipfile.ZipFile) -> None:
         place = PurePosixPath(part.filename)
         is_link = stat.S_ISLNK(part.external_attr >> 16)
         if place.is_absolute() or ".." in place.parts or "\\" in part.filename or ":" in part.filename or is_link:
-            raise zipfile.BadZipFile(f"{shown(part.filename)} would lead out of the folder that it is unpacked into")
+            raise zipfile.BadZipFile(
+                f"{printable(part.filename)} would lead out of the folder that it is unpacked into"
+            )
     size, free = sum(part.file_size for part in archive.infolist()), shutil.disk_usage(tempfile.gettempdir()).free
     if size > free:
         raise zipfile.BadZipFile(f"it unpacks to {size} bytes, and {tempfile.gettempdir()} has {free} left")
 
 
-def _belongs(name: PurePosixPath, model: PurePosixPath, wanted: PurePosixPath) -> bool:
+def _belongs_to_model(name: PurePosixPath, model: PurePosixPath, wanted: PurePosixPath) -> bool:
     """Whether a file belongs to the model and not to another fold; of the checkpoints, only the wanted one does."""
     if model not in name.parents or (name.suffix == ".pth" and name != wanted):
         return False
@@ -87,7 +89,9 @@ def _pick(file: Path, files: list[PurePosixPath], configuration: str) -> PurePos
     raise KDError(f"{found}\nUnpack it, and name one model's folder: teacher: {{folder: ...}}")
 
 
-def _lacks(file: Path, model: PurePosixPath, files: list[PurePosixPath], fold: Fold, checkpoint_name: str) -> str:
+def _missing_message(
+    file: Path, model: PurePosixPath, files: list[PurePosixPath], fold: Fold, checkpoint_name: str
+) -> str:
     there = [name for name in files if name.suffix == ".pth" and name.parent.parent == model]
     found = [f"{{fold: {fold_name(Path(name.parent))}, checkpoint: {name.name}}}" for name in there]
     title = f"The zip {file} holds no {checkpoint_name} of fold {fold}. Name under 'teacher:' what it holds:"

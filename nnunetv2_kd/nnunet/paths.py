@@ -18,7 +18,7 @@ def mistake_in(value: str) -> str:
     return "" if os.path.isabs(value) else f"is relative, here to {Path.cwd()}, and is another folder elsewhere"
 
 
-def corrected(value: str) -> Path:
+def corrected_path(value: str) -> Path:
     """The full path that was probably meant."""
     bare = value.strip(QUOTES + " \t\r\n")
     return Path(os.path.abspath(os.path.expanduser(bare)))
@@ -28,7 +28,7 @@ def export_line(name: str, value: str) -> str:
     """The command that sets the variable to what was probably meant, and creates the folder if it is missing."""
     if not value.strip(QUOTES + " \t\r\n"):
         return f"export {name}=/path/to/{name}"
-    folder = corrected(value)
+    folder = corrected_path(value)
     made = "" if folder.is_dir() else f" && mkdir -p {shlex.quote(str(folder))}"
     return f"export {name}={shlex.quote(str(folder))}{made}"
 

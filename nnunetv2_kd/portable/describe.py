@@ -24,7 +24,7 @@ NORMALIZATIONS = (
 STATISTICS = ("mean", "std", "percentile_00_5", "percentile_99_5")
 
 
-def described(predictors: Sequence[nnUNetPredictor], networks: Sequence[Sequence[str]]) -> dict[str, Any]:
+def describe_model(predictors: Sequence[nnUNetPredictor], networks: Sequence[Sequence[str]]) -> dict[str, Any]:
     """The content of ``model.json``.
 
     Args:
@@ -99,7 +99,7 @@ def _configuration(predictor: nnUNetPredictor, networks: Sequence[str]) -> dict[
     statistics = plans.foreground_intensity_properties_per_channel
     axes = predictor.allowed_mirroring_axes
     return {
-        "name": next(name for name in plans.available_configurations if _is(plans, name, settings)),
+        "name": next(name for name in plans.available_configurations if _has_settings(plans, name, settings)),
         "transpose_forward": list(plans.transpose_forward),
         "transpose_backward": list(plans.transpose_backward),
         "spacing": [float(value) for value in configuration.spacing],
@@ -123,18 +123,18 @@ def _configuration(predictor: nnUNetPredictor, networks: Sequence[str]) -> dict[
     }
 
 
-def _is(plans: Any, name: str, settings: dict[str, Any]) -> bool:
+def _has_settings(plans: Any, name: str, settings: dict[str, Any]) -> bool:
     return bool(plans.get_configuration(name).configuration == settings)
 
 
 def _resampling(settings: dict[str, Any], of: str) -> dict[str, Any]:
-    told = settings.get(f"resampling_fn_{of}_kwargs", {})
+    kwargs = settings.get(f"resampling_fn_{of}_kwargs", {})
     return {
         "function": settings[f"resampling_fn_{of}"],
-        "order": int(told.get("order", 3)),
-        "order_z": int(told.get("order_z", 0)),
-        "force_separate_z": told.get("force_separate_z", False),
-        "threshold": float(told.get("separate_z_anisotropy_threshold", ANISO_THRESHOLD)),
+        "order": int(kwargs.get("order", 3)),
+        "order_z": int(kwargs.get("order_z", 0)),
+        "force_separate_z": kwargs.get("force_separate_z", False),
+        "threshold": float(kwargs.get("separate_z_anisotropy_threshold", ANISO_THRESHOLD)),
     }
 
 
@@ -150,8 +150,8 @@ def read_postprocessing(file: Path) -> list[Any]:
     Raises:
         KDError: where it holds another postprocessing.
     """
-    told = read_json(file)
-    functions, arguments = told.get("postprocessing_fns"), told.get("postprocessing_kwargs")
+    content = read_json(file)
+    functions, arguments = content.get("postprocessing_fns"), content.get("postprocessing_kwargs")
     if not isinstance(functions, list) or not isinstance(arguments, list):
         raise KDError(f"{file} is no postprocessing.json of nnU-Net.")
     known = "remove_all_but_largest_component_from_segmentation"

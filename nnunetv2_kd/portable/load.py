@@ -36,7 +36,7 @@ def checkpoints_of_model(
         try:
             return [unpack(model, configuration, fold, checkpoint_name) for fold in folds]
         except KDError as error:
-            raise KDError(_of_a_model(str(error))) from error
+            raise KDError(_as_model_message(str(error))) from error
     if not model.is_dir():
         raise KDError(f"-m {model} is neither a model's folder nor a zip.")
     check_model(model, folds, checkpoint_name)
@@ -84,12 +84,12 @@ def load_model(paths: Sequence[CheckpointPath]) -> tuple[nnUNetPredictor, list[s
     return predictor, notes
 
 
-def _of_a_model(told: str) -> str:
+def _as_model_message(message: str) -> str:
     """A refusal of a teacher as one of a model, with this command's flags."""
     for before, after in (
         ("The teacher ", ""),
         ("Name under 'teacher:' what it holds:", "Name what it holds, by -f FOLD and -chk CHECKPOINT:"),
         ("teacher: {folder: ...}", "-m FOLDER"),
     ):
-        told = told.replace(before, after)
-    return told
+        message = message.replace(before, after)
+    return message

@@ -38,7 +38,7 @@ def read_lock(file: Path = LOCK) -> list[Pinned]:
     return found
 
 
-def needed(packages: Iterable[str]) -> list[Pinned]:
+def needed_packages(packages: Iterable[str]) -> list[Pinned]:
     """Some packages and all that they need."""
     lock, names = read_lock(), {package.lower() for package in packages}
     while True:

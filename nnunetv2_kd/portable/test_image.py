@@ -43,7 +43,7 @@ def write_test_image(folder: Path, predictors: Sequence[nnUNetPredictor], postpr
     if any(predictor.configuration_manager.previous_stage_name is not None for predictor in predictors):
         previous = home / f"{PREVIOUS}{ending}"
         _write_previous(home, image, files, previous, first)
-    segmented, properties, logits = nnunet_predicts([str(file) for file in files], previous, predictors)
+    segmented, properties, logits = predict_with_nnunet([str(file) for file in files], previous, predictors)
     for rule in postprocessing:
         segmented = remove_all_but_largest_component_from_segmentation(segmented, _labels_of(rule))
     writer = first.plans_manager.image_reader_writer_class()
@@ -51,15 +51,15 @@ def write_test_image(folder: Path, predictors: Sequence[nnUNetPredictor], postpr
     rng = np.random.default_rng(0)
     places = np.stack([rng.integers(0, size, PLACES) for size in logits.shape[1:]], axis=1)
     of_all_classes = (slice(None), *places.T)
-    told = {
+    recorded = {
         "shape": list(logits.shape[1:]),
         "places": places.tolist(),
         "logits": logits[of_all_classes].astype(float).tolist(),
     }
-    (home / LOGITS).write_text(json.dumps(told) + "\n", encoding="utf-8")
+    (home / LOGITS).write_text(json.dumps(recorded) + "\n", encoding="utf-8")
 
 
-def nnunet_predicts(
+def predict_with_nnunet(
     files: list[str], previous: Path | None, predictors: Sequence[nnUNetPredictor]
 ) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
     """nnU-Net's own functions from files to a segmentation; of several models as ``nnUNetv2_ensemble`` joins them.
@@ -125,8 +125,8 @@ def shapes_and_noise(predictor: nnUNetPredictor) -> tuple[np.ndarray, list[float
     statistics = plans.foreground_intensity_properties_per_channel
     channels = []
     for number, scheme in enumerate(configuration.normalization_schemes):
-        told = statistics.get(str(number), {}) if isinstance(statistics, dict) else {}
-        mean, deviation = float(told.get("mean", 100.0)), max(float(told.get("std", 30.0)), 1e-3)
+        recorded = statistics.get(str(number), {}) if isinstance(statistics, dict) else {}
+        mean, deviation = float(recorded.get("mean", 100.0)), max(float(recorded.get("std", 30.0)), 1e-3)
         values = rng.standard_normal(shape) * 0.3
         for height in (-1.5, 1.0, 2.0):
             middle, size = rng.uniform(-0.4, 0.4, 3), rng.uniform(0.25, 0.6, 3)

@@ -52,8 +52,8 @@ def download_wheels(folder: Path, pinned: Sequence[Pinned], platform: str, pytho
     Raises:
         KDError: where it cannot; with what it says.
     """
-    tags, told = PLATFORMS[platform]
-    environment = told | {"python_version": python, "python_full_version": f"{python}.99", "extra": ""}
+    tags, fixed = PLATFORMS[platform]
+    environment = fixed | {"python_version": python, "python_full_version": f"{python}.99", "extra": ""}
     # pip would read the markers for the machine that it runs on
     wanted = [entry for entry in pinned if not entry.marker or Marker(entry.marker).evaluate(environment)]
     with tempfile.TemporaryDirectory() as scratch:

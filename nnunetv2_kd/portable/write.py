@@ -30,10 +30,10 @@ from nnunetv2_kd.inference.model_card import write_card
 from nnunetv2_kd.inference.runtimes import check_runtime
 from nnunetv2_kd.nnunet.files import read_json, sha256
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath
-from nnunetv2_kd.portable.describe import described, orientation_of, postprocessing_of, read_postprocessing
+from nnunetv2_kd.portable.describe import describe_model, orientation_of, postprocessing_of, read_postprocessing
 from nnunetv2_kd.portable.load import checkpoints_of_model, load_model
-from nnunetv2_kd.portable.requirements import BASE, Pinned, as_text, needed
-from nnunetv2_kd.portable.test_image import nnunet_predicts, write_test_image
+from nnunetv2_kd.portable.requirements import BASE, Pinned, as_text, needed_packages
+from nnunetv2_kd.portable.test_image import predict_with_nnunet, write_test_image
 from nnunetv2_kd.portable.wheels import download_wheels, target_of
 from nnunetv2_kd.runner import self_test as self_test_module
 from nnunetv2_kd.runner.errors import RunnerError
@@ -110,24 +110,24 @@ def export_portable(
     cases = _cases(base, predictors, say)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{base.output.name}.", dir=base.output.parent))
     try:
-        told = described(predictors, _network_names(predictors, base.folds))
-        told |= {"postprocessing": _postprocessing(request, models[0], say), "codes": _codes(request, told)}
-        told["orientation"] = orientation_of([file for case in cases for file in case.files])
+        content = describe_model(predictors, _network_names(predictors, base.folds))
+        content |= {"postprocessing": _postprocessing(request, models[0], say), "codes": _codes(request, content)}
+        content["orientation"] = orientation_of([file for case in cases for file in case.files])
         say(f"exporting {', '.join(_name(paths) for paths in models)}, fold {' '.join(base.folds)}")
-        _write_networks(unfinished, predictors, told, request)
-        pinned = _write_runner(unfinished, told, request)
+        _write_networks(unfinished, predictors, content, request)
+        pinned = _write_runner(unfinished, content, request)
         say("predicting the test image with nnU-Net in PyTorch")
         started = time.perf_counter()
-        write_test_image(unfinished, predictors, told["postprocessing"])
+        write_test_image(unfinished, predictors, content["postprocessing"])
         ms = 1000 * (time.perf_counter() - started)
         _write_sums(unfinished)
         runner = _runner(unfinished)
         tested = self_test_module.self_test(runner)
         if not tested.passed:
-            raise KDError(f"The folder does not predict what nnU-Net predicts, and was not written. {tested.told()}")
+            raise KDError(f"The folder does not predict what nnU-Net predicts, and was not written. {tested.summary()}")
         found = _compared(runner, predictors, cases, base, say, progress)
         agreement = found if found is not None else Agreement(ms=(ms, 1000 * tested.seconds))
-        about = _about(told, models, predictors[0], tested, agreement, base)
+        about = _about(content, models, predictors[0], tested, agreement, base)
         write_card(unfinished, about, base, predictors[0], agreement)
         (unfinished / "export.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         _write_sums(unfinished)
@@ -172,11 +172,11 @@ def _network_names(predictors: Sequence[nnUNetPredictor], folds: Sequence[str]) 
 
 
 def _write_networks(
-    folder: Path, predictors: Sequence[nnUNetPredictor], told: dict[str, Any], request: PortableRequest
+    folder: Path, predictors: Sequence[nnUNetPredictor], content: dict[str, Any], request: PortableRequest
 ) -> None:
     """Every fold's network, compared with PyTorch on a patch of noise."""
     (folder / "networks").mkdir()
-    for predictor, part in zip(predictors, told["configurations"], strict=True):
+    for predictor, part in zip(predictors, content["configurations"], strict=True):
         for number, (name, fold) in enumerate(zip(part["networks"], request.base.folds, strict=True)):
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 convert(predictor, number, fold, "onnx", "f32", Path(scratch))
@@ -188,21 +188,21 @@ def _write_networks(
                         os.replace(source, (folder / name).with_suffix(suffix))
 
 
-def _write_runner(folder: Path, told: dict[str, Any], request: PortableRequest) -> list[Pinned]:
+def _write_runner(folder: Path, content: dict[str, Any], request: PortableRequest) -> list[Pinned]:
     """Everything but networks and test image; what ``requirements.txt`` pins."""
-    (folder / MODEL_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    (folder / MODEL_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (folder / "runner").mkdir()
     for file in sorted(RUNNER.glob("*.py")):
         shutil.copyfile(file, folder / "runner" / file.name)
     shutil.copyfile(FILES / "predict.py.txt", folder / "predict.py")
     shutil.copyfile(FILES / "Dockerfile", folder / "Dockerfile")
     shutil.copyfile(FILES / "dockerignore", folder / ".dockerignore")
-    reader = READERS[told["reader"]].packages
-    pinned = needed([*BASE, "onnxruntime", *reader])
+    reader = READERS[content["reader"]].packages
+    pinned = needed_packages([*BASE, "onnxruntime", *reader])
     (folder / "requirements.txt").write_text(as_text(pinned), encoding="utf-8")
-    openvino = as_text(needed([*BASE, "openvino", *reader]))
+    openvino = as_text(needed_packages([*BASE, "openvino", *reader]))
     (folder / "requirements-openvino.txt").write_text(openvino, encoding="utf-8")
-    dicom = as_text(needed([*BASE, "onnxruntime", "SimpleITK", "pydicom", "highdicom", *reader]))
+    dicom = as_text(needed_packages([*BASE, "onnxruntime", "SimpleITK", "pydicom", "highdicom", *reader]))
     (folder / "requirements-dicom.txt").write_text(dicom, encoding="utf-8")
     licence = (FILES / "LICENSE").read_text(encoding="utf-8")
     of_model = request.base.licence or "not stated"
@@ -230,11 +230,11 @@ def _postprocessing(request: PortableRequest, paths: Sequence[CheckpointPath], s
     return read_postprocessing(file) if file is not None else []
 
 
-def _codes(request: PortableRequest, told: dict[str, Any]) -> dict[str, list[str]]:
+def _codes(request: PortableRequest, content: dict[str, Any]) -> dict[str, list[str]]:
     if request.codes is None:
         return {}
     codes = read_json(request.codes)
-    names = [name for name in told["labels"] if name not in ("background", "ignore")]
+    names = [name for name in content["labels"] if name not in ("background", "ignore")]
     if not isinstance(codes, dict):
         raise KDError(f'{request.codes} must hold an object, as {{"{names[0]}": ["10200004", "SCT", "Liver"]}}')
     problems = [f"{name} is no label; labels are {', '.join(names)}" for name in codes if name not in names]
@@ -279,7 +279,7 @@ def _compared(
 
 def _nnunet(predictors: Sequence[nnUNetPredictor], case: Case) -> np.ndarray:
     previous = Path(case.previous) if case.previous is not None else None
-    return nnunet_predicts(case.files, previous, predictors)[0]
+    return predict_with_nnunet(case.files, previous, predictors)[0]
 
 
 def _portable(runner: Predictor, case: Case) -> np.ndarray:
@@ -290,7 +290,7 @@ def _portable(runner: Predictor, case: Case) -> np.ndarray:
 
 
 def _about(
-    told: dict[str, Any],
+    content: dict[str, Any],
     models: Sequence[Sequence[CheckpointPath]],
     first: nnUNetPredictor,
     tested: SelfTest,
@@ -301,9 +301,9 @@ def _about(
     return {
         "format": "portable",
         "precision": "f32",
-        "configuration": told["configurations"][0]["name"],
+        "configuration": content["configurations"][0]["name"],
         "trainer": first.trainer_name,
-        "mirroring_axes": told["configurations"][0]["mirroring_axes"] or None,
+        "mirroring_axes": content["configurations"][0]["mirroring_axes"] or None,
         "folds": list(base.folds),
         "checkpoints": {
             f"{_name(paths)}, fold {path.fold}": sha256(path.checkpoint) for paths in models for path in paths

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from nnunetv2_kd.tensors.blockwise import few_channels, over_voxels
+from nnunetv2_kd.tensors.blockwise import channel_blocks, over_voxels
 
 MOST_SHARES = 2**24  # float32 values of a batch: 64 MiB
 
@@ -39,7 +39,7 @@ class DenseSums:
     def sums(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         shares = self._shares if weights is None else self._shares * weights.flatten(1).unsqueeze(1)
         sums = shares.new_empty((self.batch, self.count, features.shape[1]))
-        for samples, channels in few_channels(features):
+        for samples, channels in channel_blocks(features):
             sums[samples, :, channels] = over_voxels(shares[samples], features[samples, channels].flatten(2).float())
         return sums
 
@@ -48,7 +48,7 @@ class DenseSums:
 
     def project(self, values: Tensor, features: Tensor) -> Tensor:
         of_codes = torch.zeros_like(self._shares)
-        for samples, channels in few_channels(features):
+        for samples, channels in channel_blocks(features):
             of_codes[samples].baddbmm_(values[samples, :, channels], features[samples, channels].flatten(2).float())
         return of_codes.mul_(self._shares).sum(dim=1).unflatten(1, self.size)
 
@@ -77,7 +77,7 @@ class ScatteredSums:
 
     def sums(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         sums = features.new_zeros((*features.shape[:2], self.count << self._bits), dtype=torch.float32)
-        for samples, channels in few_channels(features):
+        for samples, channels in channel_blocks(features):
             values = features[samples, channels].flatten(2).float()
             if weights is not None:
                 values = values * weights[samples].flatten(1).unsqueeze(1)
@@ -94,7 +94,7 @@ class ScatteredSums:
 
     def project(self, values: Tensor, features: Tensor) -> Tensor:
         maps = values.new_zeros((self.batch, math.prod(self.size)))
-        for samples, channels in few_channels(features):
+        for samples, channels in channel_blocks(features):
             part, of_codes = features[samples, channels].flatten(2), values[samples, :, channels].mT
             for slots in self._slots[samples].unbind(dim=1):
                 maps[samples] += self._looked_up(of_codes, slots).mul_(part).sum(dim=1)

@@ -20,7 +20,7 @@ LONGEST = 4096  # cells of a run: a float32 sum over more would lose digits
 Array: TypeAlias = NDArray[Any]
 
 
-def compiled(function: Callable) -> Callable:
+def compile_kernel(function: Callable) -> Callable:
     # additions may be reordered, which allows vectorisation; NaN and infinity keep their meaning
     options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
     try:
@@ -51,7 +51,7 @@ class _CacheIfPossible:
             self._cache.save_overload(*compiled_code)
 
 
-@compiled
+@compile_kernel
 def find_runs(codes: Array, count: int, factors: tuple[int, int, int]) -> tuple[Array, Array, Array, Array]:
     """The runs of codes ``(D, H, W)`` in ``[0, count)``, given a cell's voxels along each axis: ``first``, ``last``,
     ``code`` uint32 and ``share`` float32, sorted by ``first``, a cell's index. ValueError for a code out of range."""
@@ -108,7 +108,7 @@ def find_runs(codes: Array, count: int, factors: tuple[int, int, int]) -> tuple[
     return first[:runs].copy(), last[:runs].copy(), code[:runs].copy(), share[:runs].copy()
 
 
-@compiled
+@compile_kernel
 def sums(features: Array, weights: Array, first: Array, last: Array, code: Array, share: Array, count: int) -> Array:
     """``sum_v w_u(v) weights(v) F(v)`` for features ``(8, V)`` and weights ``(V)``: ``(U, 8)`` float64."""
     total: Array = np.zeros((count, 8), np.float64)
@@ -137,7 +137,7 @@ def sums(features: Array, weights: Array, first: Array, last: Array, code: Array
     return total
 
 
-@compiled
+@compile_kernel
 def spread(values: Array, first: Array, last: Array, code: Array, share: Array, maps: Array) -> None:
     """``sum_u w_u(v) values_u`` for values ``(C, U)``, written to maps ``(C, V)``."""
     for channel in range(len(values)):
@@ -150,7 +150,7 @@ def spread(values: Array, first: Array, last: Array, code: Array, share: Array, 
                     maps[channel, v] = value
 
 
-@compiled
+@compile_kernel
 def add_projections(
     values: Array, features: Array, first: Array, last: Array, code: Array, share: Array, maps: Array
 ) -> None:

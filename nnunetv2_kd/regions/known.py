@@ -27,7 +27,7 @@ class Known:
     heads: tuple[int, ...]
 
     @property
-    def merged(self) -> Labels:
+    def merged_labels(self) -> Labels:
         """How to read the merged targets and logits."""
         return Labels(
             len(self.heads) + (not self.labels.has_regions), self.labels.has_regions, self.labels.ignore_label
@@ -48,12 +48,12 @@ class Known:
         """Merge nnU-Net's target of one head."""
         if self.labels.has_regions:
             return target[:, [*self.heads, *range(self.labels.num_heads, target.shape[1])]]
-        merged = torch.zeros_like(target)
+        merged_labels = torch.zeros_like(target)
         for new, head in enumerate(self.heads, start=1):
-            merged[target == head] = new
+            merged_labels[target == head] = new
         if self.labels.ignore_label is not None:
-            merged[target == self.labels.ignore_label] = self.labels.ignore_label
-        return merged
+            merged_labels[target == self.labels.ignore_label] = self.labels.ignore_label
+        return merged_labels
 
 
 def known_heads(labels: Labels, heads: Sequence[int] | None) -> Known | None:

@@ -88,7 +88,7 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def write_whole(folder: Path, name: str, write: Callable[[Path], None]) -> Path:
+def write_atomically(folder: Path, name: str, write: Callable[[Path], None]) -> Path:
     """Write a file of that name, which appears in its folder when it is whole; what is written beside it comes too.
 
     Raises:

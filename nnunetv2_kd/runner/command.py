@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .cases import Case, cases_in, check_writable, write_whole
+from .cases import Case, cases_in, check_writable, write_atomically
 from .errors import RunnerError, first_line
 from .images import Image, read_image
 from .model import Model, read_model
@@ -80,14 +80,14 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
             return _self_test(folder, args)
         return _predict(folder, args)
     except RunnerError as error:
-        _tell_failure(str(error), args)
+        _print_failure(str(error), args)
         return NOT_BEGUN
     except ImportError as error:
         name = "requirements-dicom.txt" if args.dicom else "requirements.txt"
-        _tell_failure(f"{first_line(error)}\nType: python -m pip install -r {folder / name}", args)
+        _print_failure(f"{first_line(error)}\nType: python -m pip install -r {folder / name}", args)
         return NOT_BEGUN
     except KeyboardInterrupt:
-        _tell_failure("Interrupted before the first case.", args)
+        _print_failure("Interrupted before the first case.", args)
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -97,7 +97,7 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _tell_failure(message: str, args: argparse.Namespace) -> None:
+def _print_failure(message: str, args: argparse.Namespace) -> None:
     print(message, file=sys.stderr)
     if args.json:
         print(json.dumps({"error": message, "cases": []}))
@@ -135,14 +135,14 @@ def _predict(folder: Path, args: argparse.Namespace) -> int:
     interrupted = False
     try:
         for case in tqdm(cases, unit="case", disable=True if len(cases) == 1 else shown, file=sys.stderr):
-            results.append(_one(predictor, case, args, shown if len(cases) == 1 else True))
-            _tell(results[-1], args)
+            results.append(_predict_case(predictor, case, args, shown if len(cases) == 1 else True))
+            _print_result(results[-1], args)
     except KeyboardInterrupt:
         interrupted = True
     failed = [result for result in results if result.error is not None]
     if args.json:
-        told = {"cases": [asdict(result) for result in results], "seconds_to_open": opened}
-        print(json.dumps(told | {"peak_mb": peak_memory_mb(), "interrupted": interrupted}))
+        report = {"cases": [asdict(result) for result in results], "seconds_to_open": opened}
+        print(json.dumps(report | {"peak_mb": peak_memory_mb(), "interrupted": interrupted}))
     if failed:
         done = len(results) - len(failed)
         lines = [f"{len(failed)} of {len(cases)} cases were not predicted; {done} were:"]
@@ -162,7 +162,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise RunnerError(f"--orientation must be as RAS, LPS or LAS, found {args.orientation}.")
 
 
-def _one(predictor: Predictor, case: Case, args: argparse.Namespace, hide_tiles: bool | None) -> Result:
+def _predict_case(predictor: Predictor, case: Case, args: argparse.Namespace, hide_tiles: bool | None) -> Result:
     """Predict and write one case. Whatever fails is told, and the other cases go on."""
     profile = Profile()
     result = Result(case.name, seconds=profile.seconds, peak_mb=profile.peak_mb)
@@ -201,7 +201,7 @@ def segment_files(predictor: Predictor, case: Case, folder: Path, profile: Profi
     found = predictor.segment(read, previous, profile, progress)
     with profile.stage("writing"):
         write = place[0].write
-        return write_whole(folder, f"{case.name}{model.file_ending}", lambda file: write(found, file))
+        return write_atomically(folder, f"{case.name}{model.file_ending}", lambda file: write(found, file))
 
 
 def _previous(case: Case, model: Model) -> Any:
@@ -210,7 +210,7 @@ def _previous(case: Case, model: Model) -> Any:
     return read_image(model.reader, [case.previous], 1).voxels[0]
 
 
-def _tell(result: Result, args: argparse.Namespace) -> None:
+def _print_result(result: Result, args: argparse.Namespace) -> None:
     """One line per case, and with --profile its stages."""
     if result.error is not None or args.quiet:
         return
@@ -229,5 +229,5 @@ def _self_test(folder: Path, args: argparse.Namespace) -> int:
     found = self_test(predictor)
     if args.json:
         print(json.dumps(asdict(found) | {"passed": found.passed}))
-    print(found.told(), file=sys.stderr if args.json else sys.stdout)
+    print(found.summary(), file=sys.stderr if args.json else sys.stdout)
     return DONE if found.passed else SOME_FAILED

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import Case, write_whole
+from .cases import Case, write_atomically
 from .errors import RunnerError, first_line
 from .model import Model
 from .predictor import Predictor, Profile, Progress
@@ -76,8 +76,8 @@ def read_series(folder: Path) -> Series:
         raise RunnerError(f"{folder.name} holds no DICOM image.")
     uids = {str(read.SeriesInstanceUID): str(read.get("SeriesDescription", "")) for read in slices}
     if len(uids) > 1:
-        told = ", ".join(f"{description or 'without description'} ({uid})" for uid, description in uids.items())
-        raise RunnerError(f"{folder.name} holds {len(uids)} series: {told}. Keep one of them in a folder.")
+        listed = ", ".join(f"{description or 'without description'} ({uid})" for uid, description in uids.items())
+        raise RunnerError(f"{folder.name} holds {len(uids)} series: {listed}. Keep one of them in a folder.")
     if any(int(read.get("NumberOfFrames", 1)) > 1 for read in slices):
         raise RunnerError(f"{folder.name} has several frames in a file, which is not read here. Convert it to NIfTI.")
     if any(int(read.get("SamplesPerPixel", 1)) != 1 for read in slices):
@@ -164,7 +164,7 @@ def segment_series(
             _segmentation_object(segmented, series, model).save_as(file)
             check_written(file, segmented, series, model)
 
-        return write_whole(folder, f"{case.name}.dcm", write)
+        return write_atomically(folder, f"{case.name}.dcm", write)
 
 
 def _intensities(series: Series, name: str) -> Array:

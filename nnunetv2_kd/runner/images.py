@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .complete_files import why_incomplete
 from .errors import RunnerError, first_line
-from .whole_files import why_not_whole
 
 Array = NDArray[Any]
 
@@ -55,7 +55,7 @@ def read_image(reader: str, files: Sequence[Path], channels: int) -> Image:
         RunnerError: where a file cannot be read or is cut short, or the image is not what the model expects.
     """
     for file in files:
-        problem = why_not_whole(file)
+        problem = why_incomplete(file)
         if problem:
             raise RunnerError(f"{file.name} cannot be read: {problem}.")
     try:
@@ -213,10 +213,10 @@ def _read_tiff(files: Sequence[Path]) -> Image:
         if array.ndim != 3:
             raise RunnerError(f"{file.name} has {array.ndim} dimensions, expected 3.")
         voxels.append(array[None])
-    told = files[0].with_name(files[0].name[: -len(files[0].suffix) - 5] + ".json")  # without _0000
-    spacing = json.loads(told.read_text(encoding="utf-8"))["spacing"] if told.is_file() else [1, 1, 1]
+    sidecar = files[0].with_name(files[0].name[: -len(files[0].suffix) - 5] + ".json")  # without _0000
+    spacing = json.loads(sidecar.read_text(encoding="utf-8"))["spacing"] if sidecar.is_file() else [1, 1, 1]
     if len(spacing) != 3 or not all(value > 0 for value in spacing):
-        raise RunnerError(f"{told.name}: spacing must be three numbers above 0, found {spacing}.")
+        raise RunnerError(f"{sidecar.name}: spacing must be three numbers above 0, found {spacing}.")
 
     def write(segmented: Array, file: Path) -> None:
         tifffile.imwrite(file, data=_small(segmented), compression="zlib")

@@ -121,13 +121,13 @@ def read_model(folder: Path) -> Model:
         RunnerError: where a file is missing or is not the one that was written.
     """
     check_files(folder)
-    told = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
-    if told.get("version") != VERSION:
-        raise RunnerError(f"{MODEL_FILE} is of version {told.get('version')}, this runner reads {VERSION}.")
-    return model_of(folder, told)
+    content = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+    if content.get("version") != VERSION:
+        raise RunnerError(f"{MODEL_FILE} is of version {content.get('version')}, this runner reads {VERSION}.")
+    return model_of(folder, content)
 
 
-def model_of(folder: Path, told: dict[str, Any]) -> Model:
+def model_of(folder: Path, content: dict[str, Any]) -> Model:
     """The content of ``model.json`` as types."""
     configurations = [
         Configuration(
@@ -137,9 +137,9 @@ def model_of(folder: Path, told: dict[str, Any]) -> Model:
                 **{key: Resampling(**entry[key]) for key in entry if key.startswith("resample_")},
             }
         )
-        for entry in told["configurations"]
+        for entry in content["configurations"]
     ]
-    known = {key: value for key, value in told.items() if key not in ("version", "made_by", "configurations")}
+    known = {key: value for key, value in content.items() if key not in ("version", "made_by", "configurations")}
     return Model(folder=folder, configurations=configurations, **known)
 
 

@@ -21,8 +21,8 @@ def allowed_threads() -> int:
         count = len(os.sched_getaffinity(0))  # type: ignore[attr-defined, unused-ignore]
     except AttributeError:  # not on Windows and macOS
         count = os.cpu_count() or 1
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return min(count, int(told)) if told.isdigit() and int(told) > 0 else count
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(count, int(limit)) if limit.isdigit() and int(limit) > 0 else count
 
 
 def open_network(file: Path, runtime: str, threads: int, shape: tuple[int, ...]) -> Network:

@@ -105,10 +105,10 @@ def normalize(image: Array, mask: Array, how: Normalization) -> None:
         RunnerError: where the scheme is unknown, or RGB values are none.
     """
     if how.scheme == "CTNormalization":
-        told = how.statistics
-        np.clip(image, told["percentile_00_5"], told["percentile_99_5"], out=image)
-        image -= told["mean"]
-        image /= max(told["std"], EPSILON)
+        statistics = how.statistics
+        np.clip(image, statistics["percentile_00_5"], statistics["percentile_99_5"], out=image)
+        image -= statistics["mean"]
+        image /= max(statistics["std"], EPSILON)
     elif how.scheme == "ZScoreNormalization" and how.inside_mask:
         inside = image[mask]
         image[mask] = (inside - inside.mean()) / max(inside.std(), EPSILON)

@@ -61,15 +61,15 @@ class Stack:
 
 def _reserve(file: Any, size: int, folder: Path) -> None:
     """Writing to a mapped file on a full disk would end the process."""
-    told = f"{size / 1e6:.0f} MB of scratch space are needed in {folder}"
+    message = f"{size / 1e6:.0f} MB of scratch space are needed in {folder}"
     mend = "Make room there, or name another folder: --scratch FOLDER, or keep more in memory: --memory GB"
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise RunnerError(f"{told}, found {free / 1e6:.0f} MB. {mend}")
+        raise RunnerError(f"{message}, found {free / 1e6:.0f} MB. {mend}")
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
         else:
             file.truncate(size)
     except OSError as error:
-        raise RunnerError(f"{told}: {error.strerror or error}. {mend}") from error
+        raise RunnerError(f"{message}: {error.strerror or error}. {mend}") from error

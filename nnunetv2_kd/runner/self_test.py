@@ -37,7 +37,7 @@ class SelfTest:
     def passed(self) -> bool:
         return self.differing <= MOST_VOXELS * self.voxels and self.logits_differ_by <= MOST_LOGITS
 
-    def told(self) -> str:
+    def summary(self) -> str:
         return (
             f"Self-test {'passed' if self.passed else 'FAILED'}: {self.differing} of {self.voxels} voxels differ from "
             f"nnU-Net's own prediction, logits by at most {self.logits_differ_by:.1e} of the largest; "
@@ -60,11 +60,13 @@ def self_test(predictor: Predictor) -> SelfTest:
     image = read_image(model.reader, case.files, len(model.channels))
     expected = read_image(model.reader, [folder / f"{EXPECTED}{model.file_ending}"], 1).voxels[0]
     previous = read_image(model.reader, [case.previous], 1).voxels[0] if case.previous is not None else None
-    told = json.loads((folder / LOGITS).read_text(encoding="utf-8"))
+    expected_logits = json.loads((folder / LOGITS).read_text(encoding="utf-8"))
     differ_by = []
     started = time.perf_counter()
     found = predictor.segment(
-        lambda: (image.voxels.copy(), image.spacing), previous, look=lambda logits: differ_by.append(_by(logits, told))
+        lambda: (image.voxels.copy(), image.spacing),
+        previous,
+        look=lambda logits: differ_by.append(_largest_difference(logits, expected_logits)),
     )
     return SelfTest(
         voxels=int(found.size),
@@ -74,11 +76,11 @@ def self_test(predictor: Predictor) -> SelfTest:
     )
 
 
-def _by(logits: Stack, told: dict[str, Any]) -> float:
+def _largest_difference(logits: Stack, expected_logits: dict[str, Any]) -> float:
     """By how much logits differ from those that were written down, of the largest."""
-    if list(logits.shape) != told["shape"]:
+    if list(logits.shape) != expected_logits["shape"]:
         return float("inf")
-    places = tuple(np.array(told["places"]).T)
+    places = tuple(np.array(expected_logits["places"]).T)
     found = np.stack([np.asarray(logits[number][places], dtype=np.float64) for number in range(len(logits))])
-    expected = np.array(told["logits"], dtype=np.float64)
+    expected = np.array(expected_logits["logits"], dtype=np.float64)
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-6))

@@ -198,7 +198,9 @@ def _problems(student: nn.Module, teacher: nn.Module) -> list[str]:
     for name, (shape, of_kind) in _outline(small).items():
         theirs, their_kind = _outline(large)[name]
         if of_kind != their_kind:
-            problems.append(f"{name}: the student's is {_a(of_kind)}, the teacher's {_a(their_kind)}")
+            problems.append(
+                f"{name}: the student's is {_with_article(of_kind)}, the teacher's {_with_article(their_kind)}"
+            )
         elif len(shape) != len(theirs) or any(a > b for a, b in zip(shape, theirs, strict=True)):
             problems.append(f"{name}: the student's {shape} is larger than the teacher's {theirs}")
     heads = {network.decoder.seg_layers[0].weight.shape[0] for network in (small, large)}
@@ -210,7 +212,7 @@ def _problems(student: nn.Module, teacher: nn.Module) -> list[str]:
     return problems
 
 
-def _a(noun: str) -> str:
+def _with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'AEIO' else 'a'} {noun}"
 
 

@@ -65,7 +65,8 @@ def advise_moved_plans(
         f"plans {plans['plans_name']} were made from plans of that name from another dataset or an earlier planning."
     ]
     models = [
-        f"teacher: {{folder: '{path.folder}', fold: {path.fold}}}" for path in _fitting(plans, dataset_json, student)
+        f"teacher: {{folder: '{path.folder}', fold: {path.fold}}}"
+        for path in _fitting_models(plans, dataset_json, student)
     ]
     if models:
         return [*lines, listing("These trained models fit; name one in the options file:", models)]
@@ -76,10 +77,10 @@ def advise_moved_plans(
     ]
     if not sources:
         return [*lines, "No trained model and no plans under nnUNet_preprocessed fit the student."]
-    return [*lines, *moving(sources[0], student, "nnUNetTrainer")]
+    return [*lines, *move_plans_commands(sources[0], student, "nnUNetTrainer")]
 
 
-def moving(source: Path, student: StudentIdentity, trainer: str) -> list[str]:
+def move_plans_commands(source: Path, student: StudentIdentity, trainer: str) -> list[str]:
     """The commands that move another dataset's plans to the student's dataset and train a teacher with them."""
     here = dataset_id(student.dataset_name)
     name = f"{source.stem}From{dataset_id(source.parent.name)}"
@@ -200,7 +201,7 @@ def _no_equal_name(teacher: DatasetJson, student: DatasetJson) -> str:
     )
 
 
-def _fitting(plans: Plans, dataset_json: DatasetJson, student: StudentIdentity) -> list[CheckpointPath]:
+def _fitting_models(plans: Plans, dataset_json: DatasetJson, student: StudentIdentity) -> list[CheckpointPath]:
     """Models under ``nnUNet_results`` that could teach, with the student's fold if they have it. Models that are
     students themselves are listed only if there are no others."""
     students: list[CheckpointPath] = []

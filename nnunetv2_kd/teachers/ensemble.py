@@ -119,7 +119,7 @@ class EnsembleTeacher(Teacher):
             tuple(y.shape[2:]): y if self.known is None else self.known.target(y)
             for y in (targets if isinstance(targets, (list, tuple)) else [targets])
         }
-        labels = self.labels if self.known is None else self.known.merged
+        labels = self.labels if self.known is None else self.known.merged_labels
         finest = labels.regions(next(iter(by_size.values())))
         probabilities: dict[Size, list[Tensor]] = defaultdict(list)
         edges: dict[str, list[Tensor]] = defaultdict(list)

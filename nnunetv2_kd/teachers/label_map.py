@@ -22,11 +22,11 @@ class Structures:
 
     Attributes:
         values: name to the labels of its voxels.
-        sigmoid: whether they are overlapping regions.
+        uses_sigmoid: whether they are overlapping regions.
     """
 
     values: dict[str, frozenset[int]]
-    sigmoid: bool
+    uses_sigmoid: bool
 
     @property
     def names(self) -> list[str]:
@@ -34,7 +34,7 @@ class Structures:
 
     def head(self, name: str) -> int:
         """Number of the segmentation head; the background's comes first if there is one."""
-        return self.names.index(name) + (not self.sigmoid)
+        return self.names.index(name) + (not self.uses_sigmoid)
 
 
 def structures_of(dataset_json: Mapping[str, Any]) -> Structures:
@@ -58,17 +58,17 @@ class LabelMap:
     Attributes:
         sources: for every structure of the student, the teacher's heads that make it up; empty if the teacher does not
             know it.
-        sigmoid: whether the teacher's heads are overlapping regions.
-        student_sigmoid: whether the student's are.
-        plain: whether the heads correspond one to one, in the same order, with none left over.
+        teacher_uses_sigmoid: whether the teacher's heads are overlapping regions.
+        student_uses_sigmoid: whether the student's are.
+        is_one_to_one: whether the heads correspond one to one, in the same order, with none left over.
         left_out: numbers of the student's structures that the user leaves to the student's own labels.
         described: the map in words.
     """
 
     sources: tuple[tuple[int, ...], ...]
-    sigmoid: bool
-    student_sigmoid: bool
-    plain: bool
+    teacher_uses_sigmoid: bool
+    student_uses_sigmoid: bool
+    is_one_to_one: bool
     left_out: frozenset[int] = frozenset()
     described: str = ""
 
@@ -80,7 +80,7 @@ class LabelMap:
     @property
     def known_heads(self) -> tuple[int, ...]:
         """Numbers of the student's heads that the teacher knows, without the background's."""
-        return tuple(number + (not self.student_sigmoid) for number in self.known)
+        return tuple(number + (not self.student_uses_sigmoid) for number in self.known)
 
     def probabilities(self, logits: Tensor, dim: int) -> Tensor:
         """Probabilities of the known structures: sums over the teacher's heads that make them up.
@@ -91,7 +91,9 @@ class LabelMap:
         Returns:
             float32 in [0, 1], with the known structures along ``dim``.
         """
-        return self.sums(logits.float().sigmoid() if self.sigmoid else logits.float().softmax(dim=dim), dim)
+        return self.sums(
+            logits.float().sigmoid() if self.teacher_uses_sigmoid else logits.float().softmax(dim=dim), dim
+        )
 
     def sums(self, probabilities: Tensor, dim: int) -> Tensor:
         """Add up the probabilities of the teacher's heads to those of the known structures; both along ``dim``."""
@@ -103,12 +105,12 @@ class LabelMap:
     def logits(self, logits: Tensor) -> Tensor:
         """Turn a teacher's logits ``(B, K_t, *S)`` into a student's over the ``H`` known structures: ``(B, 1 + H, *S)``
         with "anything else" first, or ``(B, H, *S)`` if the student's regions overlap."""
-        if self.plain:
+        if self.is_one_to_one:
             return logits
         p = self.probabilities(logits, dim=1)
-        if not self.student_sigmoid:
+        if not self.student_uses_sigmoid:
             p = torch.cat(((1 - p.sum(dim=1, keepdim=True)).clamp(min=0), p), dim=1)
-        return as_logits(p, self.student_sigmoid)
+        return as_logits(p, self.student_uses_sigmoid)
 
 
 def map_labels(student: Structures, teacher: Structures, named: Named) -> LabelMap:
@@ -123,11 +125,13 @@ def map_labels(student: Structures, teacher: Structures, named: Named) -> LabelM
         is_known = bool(wanted) and all(label in teacher.values for label in wanted)
         sources.append(tuple(teacher.head(label) for label in wanted) if is_known else ())
         words.append(f"{' + '.join(wanted)} as {name}" if is_known else f"not {name}")
-    heads = range(not student.sigmoid, len(student.names) + (not student.sigmoid))
-    plain = student.sigmoid == teacher.sigmoid and sources == [(head,) for head in heads]
-    plain = plain and len(student.names) == len(teacher.names)
+    heads = range(not student.uses_sigmoid, len(student.names) + (not student.uses_sigmoid))
+    is_one_to_one = student.uses_sigmoid == teacher.uses_sigmoid and sources == [(head,) for head in heads]
+    is_one_to_one = is_one_to_one and len(student.names) == len(teacher.names)
     left_out = frozenset(number for number, name in enumerate(student.names) if name in named and not named[name])
-    return LabelMap(tuple(sources), teacher.sigmoid, student.sigmoid, plain, left_out, ", ".join(words))
+    return LabelMap(
+        tuple(sources), teacher.uses_sigmoid, student.uses_sigmoid, is_one_to_one, left_out, ", ".join(words)
+    )
 
 
 def check_covered(student: Structures, maps: Sequence[LabelMap | None]) -> None:
@@ -184,7 +188,7 @@ def own_problems(student: Structures, title: str, teacher: Structures, named: Na
     ]
     used = [(name, label) for name in student.names for label in named.get(name, [name]) if label in teacher.values]
     for (name, label), (other_name, other) in combinations(used, 2):
-        adds_up, excludes = name == other_name, not student.sigmoid
+        adds_up, excludes = name == other_name, not student.uses_sigmoid
         if label == other and adds_up:
             problems.append(f"{title}: {name!r} names {label!r} twice")
         elif label == other and excludes:

@@ -164,7 +164,7 @@ class RunningTeacher(Teacher):
         dice = (
             pseudo_dice(pairs, self.labels)
             if known is None
-            else pseudo_dice(((z, known.target(y)) for z, y in pairs), known.merged)
+            else pseudo_dice(((z, known.target(y)) for z, y in pairs), known.merged_labels)
         )
         if known is None:
             self.dice = mean_of_present(dice)

@@ -77,7 +77,7 @@ class _MeanPower(torch.autograd.Function):
         ctx.save_for_backward(features)
         ctx.power = power
         means = features.new_zeros((len(features), *features.shape[2:]), dtype=torch.float32)
-        for samples, channels in few_channels(features):
+        for samples, channels in channel_blocks(features):
             squares = features[samples, channels].float().square()
             means[samples] += (squares if power == 2 else squares.square_()).sum(dim=1)
         return means.div_(features.shape[1])
@@ -88,19 +88,19 @@ class _MeanPower(torch.autograd.Function):
         (features,) = ctx.saved_tensors
         of_features = torch.empty_like(features)
         gradient = gradient.unsqueeze(1) * (ctx.power / features.shape[1])
-        for samples, channels in few_channels(features):
+        for samples, channels in channel_blocks(features):
             values = features[samples, channels].float()
             below = values.square().mul_(values) if ctx.power == 4 else values
             of_features[samples, channels] = below * gradient[samples]
         return of_features, None
 
 
-def few_channels(features: Tensor) -> Iterator[tuple[slice, slice]]:
+def channel_blocks(features: Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of samples and channels, a block at a time: some channels of one sample, or all of several samples."""
-    return a_few(len(features), features.shape[1], values_at_once(features) // features[0, 0].numel())
+    return sample_part_blocks(len(features), features.shape[1], values_at_once(features) // features[0, 0].numel())
 
 
-def a_few(batch: int, parts: int, at_once: int) -> Iterator[tuple[slice, slice]]:
+def sample_part_blocks(batch: int, parts: int, at_once: int) -> Iterator[tuple[slice, slice]]:
     """Slices of samples and of their parts: ``at_once`` parts of one sample, or all parts of several samples."""
     at_once = max(1, at_once)
     samples = max(1, at_once // parts)

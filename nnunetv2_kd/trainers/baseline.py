@@ -8,7 +8,7 @@ from typing import Any
 from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE, fold_name, parse_model_name
 from nnunetv2_kd.record import Record
-from nnunetv2_kd.trainers.command_line import line
+from nnunetv2_kd.trainers.command_line import command_with
 from nnunetv2_kd.trainers.options import VARIABLE
 from nnunetv2_kd.trainers.variants import split_name
 
@@ -16,12 +16,12 @@ ALONE_TRAINER = "nnUNetTrainerKDBaseline"
 NOT_AGAIN = ("--c", "--val", "--val_best", "--npz")
 
 
-def suffix(trainer: str) -> str:
+def variant_suffix(trainer: str) -> str:
     """The variants and epochs at the end of a trainer's name, such as ``_DA5_250epochs``; empty if there are none."""
     return trainer[len(split_name(trainer)[0]) :]
 
 
-def line_of_baseline(record: Record, fold: Path) -> str:
+def baseline_command(record: Record, fold: Path) -> str:
     """The command that trains a distilled student's fair counterpart: with the same options and number of epochs, but
     without a teacher.
 
@@ -29,14 +29,14 @@ def line_of_baseline(record: Record, fold: Path) -> str:
         record: of the student.
         fold: its folder, ``DATASET/TRAINER__PLANS__CONFIGURATION/fold_0``.
     """
-    trainer = ALONE_TRAINER + suffix(record.trainer)
+    trainer = ALONE_TRAINER + variant_suffix(record.trainer)
     file = fold.absolute() / OPTIONS_FILE
     options: dict[str, Any] = {VARIABLE: file if file.is_file() else None}
     kept = [argument for argument in _command(record, fold) if argument not in NOT_AGAIN]
     if "-tr" in kept:
         kept[kept.index("-tr") + 1] = trainer
-        return line(kept, **options)
-    return line([*kept, "-tr", trainer], **options)
+        return command_with(kept, **options)
+    return command_with([*kept, "-tr", trainer], **options)
 
 
 def _command(record: Record, fold: Path) -> list[str]:

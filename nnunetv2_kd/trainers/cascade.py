@@ -9,7 +9,7 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.nnunet.files import sha256
 from nnunetv2_kd.nnunet.model_folder import parse_model_name
 from nnunetv2_kd.record import PreviousStageRecord
-from nnunetv2_kd.trainers.command_line import this_line_anew
+from nnunetv2_kd.trainers.command_line import restart_command
 
 
 def previous_stage_folder(
@@ -62,7 +62,7 @@ def check_same_previous_stage(before: PreviousStageRecord | None, folder: str, c
         raise KDError(
             f"The training to resume began with other segmentations of the previous stage than those in {folder} now:"
             f"\n  until now, SHA-256: {before.sha256}\n  now, SHA-256:       {now}"
-            f"\nPut them back, or train anew without --c:\n  {this_line_anew(nnUNet_kd_overwrite='1')}"
+            f"\nPut them back, or train anew without --c:\n  {restart_command(nnUNet_kd_overwrite='1')}"
         )
 
 

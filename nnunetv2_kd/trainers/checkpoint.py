@@ -15,7 +15,7 @@ from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE
 from nnunetv2_kd.record import Record, read_record
-from nnunetv2_kd.trainers.command_line import this_line_anew
+from nnunetv2_kd.trainers.command_line import restart_command
 from nnunetv2_kd.trainers.trained_parts import split_optimizer_state
 
 
@@ -168,7 +168,7 @@ def check_same_teachers(before: Record | None, now: Record, folder: str) -> None
         raise KDError(
             f"The training to resume in {folder} was taught by another checkpoint than the one that is there now:"
             f"\n  until now, SHA-256: {' '.join(mine)}\n  now, SHA-256:       {' '.join(others)}\n  ({where})"
-            f"\nPut the one from before back, or train anew without --c:\n  " + this_line_anew(nnUNet_kd_overwrite="1")
+            f"\nPut the one from before back, or train anew without --c:\n  " + restart_command(nnUNet_kd_overwrite="1")
         )
 
 

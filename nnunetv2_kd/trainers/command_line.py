@@ -17,17 +17,17 @@ def current_command(*added: str, **environment: str | Path | None) -> str:
         environment: other values for the variables; None leaves one out.
     """
     program, *arguments = sys.argv
-    return line([Path(program).name, *arguments], added, **{**_own_environment(), **environment})
+    return command_with([Path(program).name, *arguments], added, **{**_own_environment(), **environment})
 
 
-def this_line_anew(**environment: str | Path | None) -> str:
+def restart_command(**environment: str | Path | None) -> str:
     """As `current_command`, of a training that does not go on from another."""
     program, *arguments = sys.argv
     kept = [argument for argument in arguments if argument != "--c"]
-    return line([Path(program).name, *kept], (), **{**_own_environment(), **environment})
+    return command_with([Path(program).name, *kept], (), **{**_own_environment(), **environment})
 
 
-def line(command: Sequence[str], added: Sequence[str] = (), **environment: str | Path | None) -> str:
+def command_with(command: Sequence[str], added: Sequence[str] = (), **environment: str | Path | None) -> str:
     """A command with a flag added, preceded by the variables that it needs; see `current_command`."""
     variables = [f"{name}={shlex.quote(str(value))}" for name, value in environment.items() if value is not None]
     arguments = list(command)

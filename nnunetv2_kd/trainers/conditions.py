@@ -6,7 +6,7 @@ from typing import Any
 
 from nnunetv2_kd.record import TrainingRecord
 from nnunetv2_kd.trainers.checkpoint import base_trainers
-from nnunetv2_kd.trainers.optimizer import described
+from nnunetv2_kd.trainers.optimizer import describe_optimizer
 
 PRETRAINED = "-pretrained_weights"  # of nnUNetv2_train; nnU-Net does not tell its trainer
 
@@ -22,7 +22,7 @@ def training_conditions(trainer: Any) -> TrainingRecord:
         iterations_per_epoch=trainer.num_iterations_per_epoch,
         batch_size=trainer.configuration_manager.batch_size,  # of all processes; trainer.batch_size is this process's
         cases=len(trainer.do_split()[0]),
-        optimizer=described(trainer.optimizer, trainer.lr_scheduler),
+        optimizer=describe_optimizer(trainer.optimizer, trainer.lr_scheduler),
         ema=trainer.options.ema,
         patch_size=tuple(int(size) for size in trainer.configuration_manager.patch_size),
         precision="float16 (AMP)" if trainer.grad_scaler is not None else trainer.precision,

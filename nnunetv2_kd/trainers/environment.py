@@ -9,7 +9,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.networks.devices import is_there
+from nnunetv2_kd.networks.devices import is_available
 from nnunetv2_kd.nnunet.files import why_not_writable
 from nnunetv2_kd.nnunet.paths import problem_of
 from nnunetv2_kd.trainers.command_line import current_command
@@ -66,7 +66,7 @@ def check_device(device: torch.device) -> None:
     Raises:
         KDError: if it does not; gives the command to type.
     """
-    if not is_there(device):
+    if not is_available(device):
         name = {"cuda": "CUDA device", "mps": "Apple GPU"}[device.type]
         raise KDError(f"This machine has no {name}. Train on the processor:\n  {current_command('-device', 'cpu')}")
 

@@ -23,7 +23,7 @@ class NotFiniteError(ArithmeticError):
     """A step whose gradient holds NaN or infinity, before the optimizer makes it."""
 
 
-def guard(optimizer: torch.optim.Optimizer) -> None:
+def refuse_non_finite_steps(optimizer: torch.optim.Optimizer) -> None:
     """The optimizer makes no step with a gradient that is not finite: it raises `NotFiniteError`. On a GPU nnU-Net's
     GradScaler leaves such steps out itself, and nothing is looked at twice."""
 
@@ -50,7 +50,7 @@ def bad_cases(batch: Batch) -> list[str]:
     return [key for key, image in zip(keys, data, strict=True) if not bool(torch.isfinite(image).all())]
 
 
-def to_blame(output: TeacherOutput | None, values: Mapping[str, Tensor]) -> str:
+def first_not_finite(output: TeacherOutput | None, values: Mapping[str, Tensor]) -> str:
     """What was not finite first in a step: the teacher's output, a part of the loss, or else the gradient.
 
     Args:
@@ -75,7 +75,7 @@ class FiniteSteps:
     def __init__(self, say: Callable[[str], None]) -> None:
         self.left_out: Counter[str] = Counter()  # in this epoch
         self._say = say
-        self._told: set[str] = set()
+        self._warned_of: set[str] = set()
         self._in_a_row = 0
 
     def batch(self, first: Batch, others: Iterator[Batch]) -> Batch:
@@ -132,18 +132,18 @@ class FiniteSteps:
         """
         if not self.left_out:
             return []
-        told = ", ".join(f"{count} for {what}" for what, count in self.left_out.most_common())
+        counts = ", ".join(f"{count} for {what}" for what, count in self.left_out.most_common())
         what = self.left_out.most_common(1)[0][0]
         self.left_out.clear()
         if self._in_a_row >= steps:
             self._stop(what)
-        return [f"WARNING: steps left out in epoch {epoch} because something was not finite: {told}."]
+        return [f"WARNING: steps left out in epoch {epoch} because something was not finite: {counts}."]
 
     def _leave_out(self, what: str, message: str) -> None:
         self.left_out[what] += 1
         self._in_a_row += 1
-        if what not in self._told:
-            self._told.add(what)
+        if what not in self._warned_of:
+            self._warned_of.add(what)
             self._say(f"WARNING: {message}")
         self._stop_if_too_many(what)
 
@@ -158,7 +158,7 @@ class FiniteSteps:
         )
 
 
-def with_losses(outputs: list[dict]) -> list[dict]:
+def fill_in_losses(outputs: list[dict]) -> list[dict]:
     """What the steps of an epoch gave, where the mean loss stands for that of a step that was left out."""
     made = [float(output["loss"]) for output in outputs if np.isfinite(output["loss"])]
     mean = np.float32(np.mean(made)) if made else np.float32(np.nan)

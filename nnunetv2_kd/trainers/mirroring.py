@@ -38,15 +38,15 @@ def student_axes(own: Axes, wanted: str | Axes, teachers: Axes | None, trainer: 
         allowed = tuple(sorted({int(axis) for axis in wanted}))
         if set(allowed) - set(own):
             raise KDError(
-                f"'mirroring: {list(allowed)}' in the options, but {trainer} mirrors along {in_words(own)}. Name only "
-                "axes among these, or use another trainer."
+                f"'mirroring: {list(allowed)}' in the options, but {trainer} mirrors along {describe_axes(own)}. "
+                "Name only axes among these, or use another trainer."
             )
     lines = []
     if allowed != own:
         why = "as its teacher was in training" if wanted == "teacher" else "as the options say"
         lines.append(
-            f"Mirroring: the student is mirrored along {in_words(allowed)}, in training and in prediction, {why} "
-            f"({trainer} by itself: {in_words(own)})."
+            f"Mirroring: the student is mirrored along {describe_axes(allowed)}, in training and in prediction, {why} "
+            f"({trainer} by itself: {describe_axes(own)})."
         )
         if wanted == "teacher":
             lines.append(
@@ -56,14 +56,14 @@ def student_axes(own: Axes, wanted: str | Axes, teachers: Axes | None, trainer: 
     unknown = [] if teachers is None else [axis for axis in allowed if axis not in teachers]
     if unknown:
         lines.append(
-            f"WARNING: the student is mirrored along {in_words(allowed)}, but its teacher was mirrored along "
-            f"{in_words(teachers or ())}, so it has never seen such images. If left and right matter, it teaches the "
-            "wrong side. To prevent this: 'mirroring: teacher' in the options."
+            f"WARNING: the student is mirrored along {describe_axes(allowed)}, but its teacher was mirrored along "
+            f"{describe_axes(teachers or ())}, so it has never seen such images. If left and right matter, it teaches "
+            "the wrong side. To prevent this: 'mirroring: teacher' in the options."
         )
     return allowed, lines
 
 
-def in_words(axes: Sequence[int]) -> str:
+def describe_axes(axes: Sequence[int]) -> str:
     if not axes:
         return "no axis"
     return f"{'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}"

@@ -27,7 +27,7 @@ from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.networks.threads import limit_threads
 from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.fold_data import check_fold_data, preprocess_line
-from nnunetv2_kd.nnunet.locks import holding, of_readers
+from nnunetv2_kd.nnunet.locks import hold_lock, readers_lock
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE, ModelName
 from nnunetv2_kd.nnunet.splits import read_splits
 from nnunetv2_kd.nnunet.teacher_labels import agreement_note
@@ -45,7 +45,7 @@ from nnunetv2_kd.teachers.running import RunningTeacher
 from nnunetv2_kd.teachers.stored.store import Store, store_folder
 from nnunetv2_kd.teachers.stored.teacher import StoredTeacher, first_stored, stored_records
 from nnunetv2_kd.teachers.teacher import Batch, Teacher, TeacherOutput
-from nnunetv2_kd.trainers import environment, finite, last_words, trained_parts, unsaved
+from nnunetv2_kd.trainers import environment, error_exit, finite, trained_parts, unsaved
 from nnunetv2_kd.trainers.cascade import (
     check_previous_stage,
     check_same_previous_stage,
@@ -60,13 +60,11 @@ from nnunetv2_kd.trainers.checkpoint import (
     recorded_options,
     stock_name,
 )
-from nnunetv2_kd.trainers.closing_words import closing_words
 from nnunetv2_kd.trainers.command_line import current_command
 from nnunetv2_kd.trainers.conditions import initial_weights, pretrained_file
 from nnunetv2_kd.trainers.ema import WeightAverage
 from nnunetv2_kd.trainers.messages import about_labels, about_no_better, about_start, about_student, about_teachers
 from nnunetv2_kd.trainers.mirroring import common_axes, student_axes
-from nnunetv2_kd.trainers.one_at_a_time import alone_in, refuse_second
 from nnunetv2_kd.trainers.optimizer import default_optimizer, make_optimizer
 from nnunetv2_kd.trainers.options import (
     NAME,
@@ -77,13 +75,15 @@ from nnunetv2_kd.trainers.options import (
     options_of_environment,
     resolve_options,
 )
+from nnunetv2_kd.trainers.out_of_space import explain_failed_writes, explain_out_of_memory
 from nnunetv2_kd.trainers.pretrained import check_pretrained
 from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, in_log_line, judge
 from nnunetv2_kd.trainers.provenance import make_record, teacher_labels, write_record
+from nnunetv2_kd.trainers.result_message import result_message
 from nnunetv2_kd.trainers.schedule import factor_at
 from nnunetv2_kd.trainers.start import Start, check_named_plans, named_plans, write_named_plans
 from nnunetv2_kd.trainers.step_clock import StepClock, time_to_end
-from nnunetv2_kd.trainers.without_room import told_where_nothing_can_be_written, told_without_memory
+from nnunetv2_kd.trainers.training_lock import check_not_training, hold_training_lock
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Base
@@ -124,7 +124,7 @@ class DistillationMixin(Base):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
-        last_words.install()
+        error_exit.install_exit_messages()
         environment.check_results_folder()
         environment.check_device(device)
         self.options: Options = resolve_options(self.default_options, plans, options_file(), options_of_environment())
@@ -137,10 +137,10 @@ class DistillationMixin(Base):
             self.options = self.options.model_copy(update={"optimizer": optimizer})
         plans = named_plans(plans, self.options.name)
         folder = self._fold_folder(plans, configuration, fold)
-        refuse_second(folder)
+        check_not_training(folder)
         self._start = Start(folder)
-        atexit.register(self._start.take_back)  # nnU-Net may also fail where nothing is caught here
-        with self._start.undone_on_failure():
+        atexit.register(self._start.undo)  # nnU-Net may also fail where nothing is caught here
+        with self._start.undo_on_failure():
             environment.check_fold_folder(self._start.folder)
             super().__init__(plans, configuration, fold, dataset_json, device)
             self._set_up(made_here)
@@ -196,12 +196,12 @@ class DistillationMixin(Base):
     def run_training(self) -> None:
         folder = Path(self.output_folder)
         with (
-            alone_in(folder, self.local_rank, self._start),
+            hold_training_lock(folder, self.local_rank, self._start),
             self._held,
-            last_words.interruptible(self._about_interruption),
-            told_where_nothing_can_be_written(folder, self.about_saved),
-            self._start.undone_on_failure(),
-            self._unsaved.written_at_failure(),
+            error_exit.interruptible(self._about_interruption),
+            explain_failed_writes(folder, self.about_saved),
+            self._start.undo_on_failure(),
+            self._unsaved.write_on_failure(),
             self._workers_ended(),
         ):
             super().run_training()
@@ -271,7 +271,7 @@ class DistillationMixin(Base):
             if options is None or options.name == "nnunet"
             else make_optimizer(self.network.parameters(), options, self.num_epochs, self.num_iterations_per_epoch)
         )
-        finite.guard(made[0])
+        finite.refuse_non_finite_steps(made[0])
         return made
 
     def on_train_start(self) -> None:
@@ -367,13 +367,13 @@ class DistillationMixin(Base):
         self.loss = self.distillation.loss
         if self._do_i_compile():  # nnU-Net's own switch
             self.distillation.compile()
-        anew = trained_parts.start(
+        anew = trained_parts.start_training_parts(
             self.distillation.trained_parts, self.optimizer, self.lr_scheduler, self._resumed_state, self.is_ddp
         )
         if anew and self.current_epoch > 0:
             self._say("WARNING: the checkpoint holds no adapters (only checkpoint_latest.pth does): they start afresh.")
-        if self.loss.balance is not None and "balance" in self._resumed_state:
-            self.loss.balance.restore(self._resumed_state["balance"], self.device)
+        if self.loss.gradient_balance is not None and "balance" in self._resumed_state:
+            self.loss.gradient_balance.restore(self._resumed_state["balance"], self.device)
         self._guard = TermGuard()
         self._history = TermHistory(
             self.output_folder, {name: term.weight for name, term in self.distillation.terms.items()}
@@ -424,7 +424,7 @@ class DistillationMixin(Base):
         data = Path(self.preprocessed_dataset_folder)
         store = Store(store_folder(data.parent, data.name, str(self.options.stored_teacher)))
         cases, validation = self.do_split()
-        if writer := self._held.enter_context(holding(of_readers(store.folder), shared=True)):
+        if writer := self._held.enter_context(hold_lock(readers_lock(store.folder), shared=True)):
             raise KDError(
                 f"{store.folder} is being written: {writer} (process id on host). Train once that has ended, or from "
                 "another store."
@@ -504,7 +504,7 @@ class DistillationMixin(Base):
             result, left_out = {"loss": np.float32(np.nan)}, True
         if left_out:
             values = self.distillation.loss.values if self.distillation is not None else {}
-            self._finite.skipped(finite.to_blame(self._output, values))
+            self._finite.skipped(finite.first_not_finite(self._output, values))
         elif self.grad_scaler is not None and self.grad_scaler.get_scale() < scale:
             self._finite.scaled_down()
         else:
@@ -532,7 +532,7 @@ class DistillationMixin(Base):
     def _taught_step(self, teacher: Teacher, batch: Batch) -> dict:
         if self.distillation is not None:
             self.distillation.loss.values = {}  # of the last step
-        with told_without_memory("the teacher", self):
+        with explain_out_of_memory("the teacher", self):
             teacher.learn(batch)
             factor = self._factor()
             if factor == 0:
@@ -541,7 +541,7 @@ class DistillationMixin(Base):
             else:
                 with self._clock.teacher():
                     output = teacher(batch)
-        with told_without_memory("the student", self):
+        with explain_out_of_memory("the student", self):
             return self.plain_train_step(batch) if output is None else self._distillation_step(batch, output, factor)
 
     def _distillation_step(self, batch: Batch, output: TeacherOutput, factor: float) -> dict:
@@ -559,7 +559,7 @@ class DistillationMixin(Base):
         if self._bar is not None:
             self._bar.close()
         self._say(*self._finite.close_epoch(self.current_epoch, len(train_outputs)))
-        super().on_train_epoch_end(finite.with_losses(train_outputs))
+        super().on_train_epoch_end(finite.fill_in_losses(train_outputs))
         if self.teacher is not None:
             self._close_epoch()
 
@@ -572,8 +572,8 @@ class DistillationMixin(Base):
         times = [self.logger.get_value(f"epoch_{edge}_timestamps", step=-1) for edge in ("start", "end")]
         share = self._clock.share()
         epochs = f"{left} epoch{'' if left == 1 else 's'}"
-        told = f"About {time_to_end(times[1] - times[0], left)} left until the end of the training ({epochs})"
-        self._say(told + ("." if not share else f"; the teacher takes {100 * share:.0f} % of a training step."))
+        message = f"About {time_to_end(times[1] - times[0], left)} left until the end of the training ({epochs})"
+        self._say(message + ("." if not share else f"; the teacher takes {100 * share:.0f} % of a training step."))
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         about = f"Interrupted in the validation. Validate:\n  {self._line_to_go_on('--val')}"
@@ -582,14 +582,14 @@ class DistillationMixin(Base):
             self._say(*set_stale_aside(Path(self.output_folder), self.do_split()[1], ending))
         folder = Path(self.output_folder)
         with (
-            alone_in(folder, self.local_rank, self._start),
-            last_words.interruptible(lambda: about),
-            told_where_nothing_can_be_written(folder, lambda: about.replace("Interrupted in the validation. ", "")),
+            hold_training_lock(folder, self.local_rank, self._start),
+            error_exit.interruptible(lambda: about),
+            explain_failed_writes(folder, lambda: about.replace("Interrupted in the validation. ", "")),
         ):
             super().perform_actual_validation(save_probabilities)
         note = agreement_note(self.dataset_json, self.do_split()[1])
         self._say(*([f"This validation Dice is {note}."] if note else []))
-        if words := closing_words(Path(self.output_folder)):
+        if words := result_message(Path(self.output_folder)):
             self._say(words)
 
     def on_validation_epoch_start(self) -> None:
@@ -613,9 +613,9 @@ class DistillationMixin(Base):
     def _compare(self, teacher: Teacher) -> None:
         """Say once when the student has become as good as its teacher."""
         if not self._has_reached_teacher:
-            told = about_no_better(float(self.logger.get_value("ema_fg_dice", step=-1)), teacher.dice)
-            self._has_reached_teacher = bool(told)
-            self._say(*told)
+            messages = about_no_better(float(self.logger.get_value("ema_fg_dice", step=-1)), teacher.dice)
+            self._has_reached_teacher = bool(messages)
+            self._say(*messages)
 
     def _close_epoch(self) -> None:
         workers = self.of_all_workers(self._history.means())
@@ -677,7 +677,7 @@ class DistillationMixin(Base):
         average = {} if self._average is None else {"ema": self._average.state()}
         if self.distillation is None or self.teacher is None:
             return average
-        balance = self.distillation.loss.balance
+        balance = self.distillation.loss.gradient_balance
         return {
             **average,
             "adapters": self.distillation.trained_parts.state_dict(),

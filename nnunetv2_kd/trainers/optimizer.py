@@ -89,7 +89,7 @@ class LearningRate(LRScheduler):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
-def described(optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, Any]:
+def describe_optimizer(optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, Any]:
     """Describe any optimizer and its learning rate, for the record."""
     group = optimizer.param_groups[0]
     known = ("momentum", "nesterov", "betas", "weight_decay")

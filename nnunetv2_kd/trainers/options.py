@@ -22,13 +22,13 @@ from nnunetv2_kd.config import (
     StudentOptions,
     TeacherOptions,
     WeightedTeacherOptions,
-    expanded,
+    expand_path,
     problems_of,
 )
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.methods import Method
 from nnunetv2_kd.methods.registry import read_methods
-from nnunetv2_kd.nnunet.model_files import shown
+from nnunetv2_kd.nnunet.model_files import printable
 from nnunetv2_kd.nnunet.trust import HOW, is_trusted
 from nnunetv2_kd.nnunet.yaml_file import NotReadableError, read_yaml
 
@@ -88,7 +88,7 @@ class Options(CheckedOptions):
     def _absolute_folder(cls, name: str | None) -> str | None:
         if name is not None and not name.strip():
             raise ValueError("expected the name or folder of a store")
-        return str(expanded(Path(name))) if name is not None and len(Path(name).parts) > 1 else name
+        return str(expand_path(Path(name))) if name is not None and len(Path(name).parts) > 1 else name
 
     @model_validator(mode="after")
     def _one_or_several_teachers(self) -> "Options":
@@ -210,7 +210,7 @@ def _check_methods_of_plans(options: Mapping[str, Any]) -> None:
     files = [str(name) for name in terms if ":" in str(name)] if isinstance(terms, Mapping) else []
     if files and not is_trusted():
         title = "The key 'kd' of the plans names methods in Python files, which were not run:"
-        raise KDError(f"{listing(title, [shown(name) for name in files])}\nName them in an options file. {HOW}")
+        raise KDError(f"{listing(title, [printable(name) for name in files])}\nName them in an options file. {HOW}")
 
 
 def resolve_options(

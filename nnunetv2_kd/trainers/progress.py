@@ -193,8 +193,8 @@ class TermHistory:
         lines = []
         shares = gradient_shares(row, self.weights, row["factor"])
         if shares and len(self.rows) == 1:
-            told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
-            lines.append(f"share of the gradient on the student: {told}; nnU-Net's loss has the rest")
+            listed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+            lines.append(f"share of the gradient on the student: {listed}; nnU-Net's loss has the rest")
         for name, share in shares.items():
             target = A_TENTH if share < HARDLY else HALF if share > NEARLY_ALONE else None
             if target is None or name in self._advised:

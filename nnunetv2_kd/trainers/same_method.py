@@ -39,7 +39,7 @@ def method_differences(
     there: Record, now: Record, across_folds: bool = False, places: tuple[str, str] = PLACES
 ) -> list[str]:
     """How two trainings differ, such as ``terms.region_kl.weight: 3 there, 1 now``; empty for the same method."""
-    return told(method_of(there, across_folds), method_of(now, across_folds), places)
+    return describe_differences(method_of(there, across_folds), method_of(now, across_folds), places)
 
 
 def teacher_differences(there: Record, now: Record) -> list[str]:
@@ -54,10 +54,12 @@ def network_differences(there: Plans, now: Plans, configuration: str, places: tu
     """How the networks and inputs of two plans differ; empty if one can load the other's weights."""
     mine, others = (resolved_configuration(plans, configuration) for plans in (there, now))
     flat = [_flat({key: values.get(key) for key in NETWORK}) for values in (mine, others)]
-    return told(flat[0], flat[1], places)
+    return describe_differences(flat[0], flat[1], places)
 
 
-def told(there: Mapping[str, Any], now: Mapping[str, Any], places: tuple[str, str] = PLACES) -> list[str]:
+def describe_differences(
+    there: Mapping[str, Any], now: Mapping[str, Any], places: tuple[str, str] = PLACES
+) -> list[str]:
     """The first few differences between two flat mappings, in words.
 
     Args:

@@ -117,15 +117,15 @@ class Start:
             os.replace(entry, self.folder / REPLACED / entry.name)
 
     @contextmanager
-    def undone_on_failure(self) -> Iterator[None]:
+    def undo_on_failure(self) -> Iterator[None]:
         """If anything ends this context before the first iteration, undo the start."""
         try:
             yield
         except BaseException:
-            self.take_back()
+            self.undo()
             raise
 
-    def take_back(self) -> None:
+    def undo(self) -> None:
         """Remove what this start has created and restore what it has overwritten, unless it is over or has saved a
         checkpoint."""
         if self._is_over or self.resumes:

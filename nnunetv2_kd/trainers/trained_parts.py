@@ -9,7 +9,9 @@ from torch import Tensor, nn
 State = dict[str, Any]
 
 
-def start(adapters: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, resumed: State, is_ddp: bool) -> bool:
+def start_training_parts(
+    adapters: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, resumed: State, is_ddp: bool
+) -> bool:
     """Train the adapters from now on; in a resumed training, from where it left them.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_kd.nnunet.files import write_whole
+from nnunetv2_kd.nnunet.files import write_atomically
 
 LATEST = "checkpoint_latest.pth"
 
@@ -51,11 +51,11 @@ class UnsavedEpochs:
             OSError: where that is not possible; the file is as before then.
         """
         if self._content is not None:
-            write_whole(Path(self._trainer.output_folder) / LATEST, self._content)
+            write_atomically(Path(self._trainer.output_folder) / LATEST, self._content)
             self._content = None
 
     @contextmanager
-    def written_at_failure(self) -> Iterator[None]:
+    def write_on_failure(self) -> Iterator[None]:
         """Whatever ends what is inside, the epochs that were trained are kept where they can be written."""
         try:
             yield

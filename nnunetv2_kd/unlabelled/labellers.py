@@ -99,7 +99,7 @@ class Labeller:
         """For each of a dataset's labels, the model's labels, or None if it has none; empty if the labels are the
         same."""
         label_map = self.map_to(structures)
-        if label_map.plain and not self.named:
+        if label_map.is_one_to_one and not self.named:
             return {}
         known = {structures.names[number] for number in label_map.known}
         return {name: list(self.named.get(name, [name])) if name in known else None for name in structures.names}
@@ -167,7 +167,7 @@ def find_labellers(models: Models) -> tuple[list[Labeller], list[str]]:
     labellers, problems = [], []
     for folder, named in zip(models.folders, models.named, strict=True):
         try:
-            paths = [_find(folder, fold, models.checkpoint) for fold in models.folds or _trained(folder, models)]
+            paths = [_find(folder, fold, models.checkpoint) for fold in models.folds or _trained_folds(folder, models)]
             labellers.append(Labeller(paths, named, models.device, models.mirroring, models.trust))
         except KDError as error:
             problems.append(str(error))
@@ -200,7 +200,7 @@ def same_reader_problems(labellers: Sequence[Labeller]) -> list[str]:
     return [f"the teachers read images with different readers of nnU-Net: {', '.join(readers)}"]
 
 
-def as_plain(labellers: Sequence[Labeller]) -> list[dict[str, Any]]:
+def teachers_as_dicts(labellers: Sequence[Labeller]) -> list[dict[str, Any]]:
     """The teachers' records for dataset.json, with their training cases, which a student of any fold needs."""
     plain = []
     for labeller in labellers:
@@ -223,7 +223,7 @@ def _find(folder: Path, fold: str, checkpoint: str) -> CheckpointPath:
     return path
 
 
-def _trained(folder: Path, models: Models) -> list[str]:
+def _trained_folds(folder: Path, models: Models) -> list[str]:
     """The folds that a model has; 0 if it has none, which is then reported as missing."""
     found = sorted(fold_name(file.parent) for file in folder.glob(f"fold_*/{models.checkpoint}"))
     return [fold for fold in found if fold != ALL] or found or ["0"]

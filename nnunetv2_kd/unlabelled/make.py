@@ -19,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.nnunet.locks import locked
+from nnunetv2_kd.nnunet.locks import lock_folder
 from nnunetv2_kd.nnunet.model_files import read_dataset_json
 from nnunetv2_kd.nnunet.plans import Plans
 from nnunetv2_kd.nnunet.splits import SPLITS
@@ -30,11 +30,11 @@ from nnunetv2_kd.unlabelled.labelled import NOBODY, Labelled, joined_splits, rea
 from nnunetv2_kd.unlabelled.labellers import (
     Labeller,
     Models,
-    as_plain,
     channel_problems,
     find_labellers,
     label_problems,
     same_reader_problems,
+    teachers_as_dicts,
 )
 from nnunetv2_kd.unlabelled.output import PROGRESS, Output, output_name, unset_variables, write_preprocessed
 from nnunetv2_kd.unlabelled.pseudo_labels import Mean, Member, PseudoLabels, Rules, as_segmentation, pseudo_labels
@@ -65,7 +65,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Made:
+class MadeDataset:
     """The dataset that was made.
 
     Attributes:
@@ -89,7 +89,7 @@ class Made:
     splits: Sequence[dict[str, list[str]]]
 
 
-def make(request: Request, say: Callable[[str], None]) -> Made:
+def make(request: Request, say: Callable[[str], None]) -> MadeDataset:
     """Check everything, label every scan, write the dataset.
 
     Args:
@@ -121,7 +121,7 @@ def make(request: Request, say: Callable[[str], None]) -> Made:
     dataset_json = _with_ignore(dataset_json, labellers, request.rules)
     try:
         output.folder.mkdir(parents=True, exist_ok=True)
-        with locked(output.folder) as news:
+        with lock_folder(output.folder) as news:
             if news:
                 say(news)
             output.begin()
@@ -213,13 +213,13 @@ def _label(
     manager = PlansManager(labellers[0].plans).get_label_manager(dataset_json)
     structures = structures_of(dataset_json)
     values = {name: tuple(sorted(own)) for name, own in structures.values.items()}
-    mean, members = Mean(len(values), structures.sigmoid), []
+    mean, members = Mean(len(values), structures.uses_sigmoid), []
     properties: dict[str, Any] = {}
     for labeller in labellers:
         label_map = labeller.map_to(structures)
         known = {structures.names[number]: values[structures.names[number]] for number in label_map.known}
         for probabilities, read in labeller.probabilities(scan.files, label_map):
-            own = Mean(len(values), structures.sigmoid)
+            own = Mean(len(values), structures.uses_sigmoid)
             own.add(probabilities, label_map.known)
             members.append(Member(as_segmentation(own.heads(), manager), known))
             mean.add(probabilities, label_map.known)
@@ -254,7 +254,7 @@ def _place(
 
 def _finish(
     request: Request, labellers: Sequence[Labeller], labelled: Labelled, output: Output, dataset_json: dict[str, Any]
-) -> Made:
+) -> MadeDataset:
     ending = dataset_json["file_ending"]
     kept = output.kept()
     if not kept:
@@ -267,7 +267,7 @@ def _finish(
             output.add("imagesTr", f"{case}{Path(file).name[-len('_0000') - len(ending) :]}", Path(file), request.copy)
         output.add("labelsTr", f"{case}{ending}", Path(labelled.labels[case]), request.copy)
     splits = joined_splits(labelled, kept)
-    records = as_plain(labellers)
+    records = teachers_as_dicts(labellers)
     before = teacher_labelled(dataset_json)  # labelled in an earlier round, if its dataset is the labelled one here
     facts = {
         "cases": sorted({*kept, *before}),
@@ -284,7 +284,7 @@ def _finish(
     beside = {"dataset.json": content, SPLITS: splits, f"{plans['plans_name']}.json": plans}
     write_preprocessed(output.folder.name, beside)
     output.finish(content)
-    return Made(
+    return MadeDataset(
         folder=output.folder,
         plans=plans["plans_name"],
         configuration=labellers[0].configuration,

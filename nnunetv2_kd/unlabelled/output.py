@@ -12,7 +12,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.files import read_json, write_whole
+from nnunetv2_kd.nnunet.files import read_json, write_atomically
 
 PROGRESS = "teacher_labels.json"
 OPTIONS = "student.yaml"
@@ -106,7 +106,7 @@ class Output:
 
     def finish(self, dataset_json: Mapping[str, Any]) -> None:
         """Write dataset.json, which completes the dataset."""
-        write_whole(self.folder / "dataset.json", (json.dumps(dataset_json, indent=1) + "\n").encode())
+        write_atomically(self.folder / "dataset.json", (json.dumps(dataset_json, indent=1) + "\n").encode())
 
     def kept(self) -> list[str]:
         """Scans with labels, sorted."""
@@ -117,7 +117,7 @@ class Output:
 
     def _write_progress(self) -> None:
         content = {"command": self.command, "settings": self.settings, "scans": self.scans}
-        write_whole(self.folder / PROGRESS, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(self.folder / PROGRESS, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def write_preprocessed(name: str, files: Mapping[str, Any]) -> Path:
@@ -132,7 +132,7 @@ def write_preprocessed(name: str, files: Mapping[str, Any]) -> Path:
     folder = Path(nnUNet_preprocessed) / name
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
-        write_whole(folder / file, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(folder / file, (json.dumps(content, indent=1) + "\n").encode())
     return folder
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.images import check_whole
+from nnunetv2_kd.nnunet.images import check_complete
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -105,7 +105,7 @@ def _read(reader: Any, files: Iterable[Any], channels: Sequence[str]) -> tuple[s
     """What is wrong with an image, in words, and a key that only the same voxels have."""
     try:
         for file in files:
-            check_whole(Path(file))
+            check_complete(Path(file))
         image, _ = reader.read_images([str(file) for file in files])
     except KDError as error:
         return str(error), ""

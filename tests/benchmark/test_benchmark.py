@@ -99,7 +99,7 @@ def test_only_some_of_a_dataset(here, in_no_time, capsys):
     assert "nnUNetTrainer__nnUNetPlans" not in capsys.readouterr().out
 
 
-def test_models_of_one_name_are_told_apart(here, in_no_time, capsys):
+def test_models_of_one_name_are_reported_apart(here, in_no_time, capsys):
     other = add_model(here / "other", "nnUNetTrainer")
     images = f"raw/{DATASET}/imagesTr"
     assert main(["benchmark", "-m", models(here)[0], str(other), "-device", "cpu", "-i", images]) == 0

@@ -50,17 +50,17 @@ def test_plan_writes_plans_and_shows_both_sides(folders, capsys):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "message"),
     [
         ([], ["3d_fullres", "3d_fullres_bs4"]),  # nobody trains 2d on 3D images without having asked for it
         (["-c", "2d", "3d_fullres"], ["2d", "3d_fullres"]),
         (["-c", "2d"], ["2d"]),
     ],
 )
-def test_plan_prints_a_line_per_configuration(folders, capsys, asked, told):
+def test_plan_prints_a_line_per_configuration(folders, capsys, asked, message):
     assert main(["plan", "-d", "999", *asked]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "nnUNetv2_train 999" in line]
-    assert [line.split()[2] for line in lines] == told
+    assert [line.split()[2] for line in lines] == message
 
 
 @pytest.mark.parametrize("asked", [["--params", "1"], ["--params", "100M"], ["--params", "0.97"], ["--flops", "100G"]])

@@ -53,10 +53,10 @@ def test_without_arguments_the_commands_are_listed(capsys):
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code == 2  # as argparse ends where something is missing
-    told = capsys.readouterr().err
-    assert "usage: nnUNetv2_kd" in told
+    message = capsys.readouterr().err
+    assert "usage: nnUNetv2_kd" in message
     for command in commands():
-        assert f"    {command}" in told
+        assert f"    {command}" in message
 
 
 @pytest.mark.parametrize("arguments", [["--nothing"], ["plan", "-d", "1", "--nothing"], ["nothing"]])

@@ -105,7 +105,7 @@ def test_gradients_are_of_the_parts_as_they_count():
 
 
 def test_balanced_terms_pull_as_their_weights_say():
-    world = World(VoxelKL(weight=0.25), FLAT, balance=True)
+    world = World(VoxelKL(weight=0.25), FLAT, balance_gradients=True)
     world.loss.segmentation = MeanOfLogits()
     heads, output_t = world.outputs()
     with world.loss.distilling(output_t, measure=True):

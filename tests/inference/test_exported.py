@@ -44,7 +44,7 @@ def test_files_outside_are_not_read(folder, name):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"folds": {"0": "fold_0/other.onnx"}}, "folds: fold_0/other.onnx is none of files"),
         ({"folds": []}, "folds, files: expected names with files"),
@@ -55,9 +55,9 @@ def test_files_outside_are_not_read(folder, name):
         ({"configuration": None}, "configuration: expected a name"),
     ],
 )
-def test_contents_of_a_wrong_type(folder, change, told):
+def test_contents_of_a_wrong_type(folder, change, message):
     write(folder, **change)
-    with pytest.raises(KDError, match=f"export.json is not as nnUNetv2_kd export writes it:(.|\n)*{told}"):
+    with pytest.raises(KDError, match=f"export.json is not as nnUNetv2_kd export writes it:(.|\n)*{message}"):
         exported_folds(folder)
 
 
@@ -68,7 +68,7 @@ def test_an_export_json_that_is_none(folder, content):
         is_exported(folder) and read_export(folder)
 
 
-def test_a_replaced_network_is_told(folder):
+def test_a_replaced_network_is_reported(folder):
     (folder / "fold_0" / "model.onnx").write_text("another")
     with pytest.raises(KDError, match=r"fold_0/model\.onnx is not the file that was exported"):
         check_files(folder, read_export(folder))

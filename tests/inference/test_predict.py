@@ -231,14 +231,14 @@ def test_folds_that_are_named_are_those_of_the_cross_validation(tmp_path):
         check_model(tmp_path, [7], "checkpoint_final.pth")
 
 
-def test_images_that_cannot_be_predicted_are_told_first(here):
+def test_images_that_cannot_be_predicted_are_reported_first(here):
     model = here / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     images = here / "some"
     add_images(images, 3)
     assert image_problems(images, model) == []
     (images / "box1_0000.nii.gz").write_bytes((images / "box1_0000.nii.gz").read_bytes()[:-9])
-    (told,) = image_problems(images, model)
-    assert told.startswith("box1: ")
+    (message,) = image_problems(images, model)
+    assert message.startswith("box1: ")
     for case in ("box0", "box2"):
         (images / f"{case}_0000.nii.gz").write_text("")
     with pytest.raises(KDError, match="No image in -i .* can be predicted:(.|\n)*box0(.|\n)*box1(.|\n)*box2"):

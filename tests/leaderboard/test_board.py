@@ -48,9 +48,9 @@ def test_comparisons(family):
     assert region.short_name == "RegionKD · Small"
     assert len(board.shared) == 8
     assert any("8 cases are shared by all 4 models" in line for line in board.notes)
-    told = " ".join(footnotes(board))
-    assert "KD · Small: teacher saw validation cases (fold 0: 5)." in told
-    assert "the student alone that most students are compared with; choose with --reference NAME" in told
+    message = " ".join(footnotes(board))
+    assert "KD · Small: teacher saw validation cases (fold 0: 5)." in message
+    assert "the student alone that most students are compared with; choose with --reference NAME" in message
     assert "Highest mean Dice: nnUNetTrainer · nnUNetPlans, 1.000" in summary(board)[0]
 
 
@@ -178,7 +178,7 @@ def test_other_structures_are_not_compared(results):
     assert "not compared: it segments" in board.problems[0]
 
 
-def test_plans_that_are_not_nnunets_are_told(family):
+def test_plans_that_are_not_nnunets_are_reported(family):
     folder = family.models / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     (folder / "dataset.json").write_text("{}")
     board = board_of(family)
@@ -191,7 +191,7 @@ def test_plans_that_are_not_nnunets_are_told(family):
     assert "Train one" not in str(refusal.value)  # they are trained, and damaged
 
 
-def test_broken_splits_are_told(family):
+def test_broken_splits_are_reported(family):
     (family.truths.parent / "splits_final.json").write_text("[")
     with pytest.raises(KDError, match=r"splits_final.json is not valid JSON .* nnU-Net will make it again"):
         board_of(family)

@@ -82,7 +82,7 @@ def test_a_device_that_is_not_there(family, capsys, monkeypatch):
     assert "This machine has no device cuda. Add: -device cpu" in capsys.readouterr().err
 
 
-def test_models_that_cannot_be_timed_are_told(family, capsys):
+def test_models_that_cannot_be_timed_are_reported(family, capsys):
     """Their checkpoints hold no network."""
     family.add("nnUNetTrainerOther", shifted(0))
     assert main(["leaderboard", "-d", "7", "-np", "1", "--time", "1", "-device", "cpu"]) == 0

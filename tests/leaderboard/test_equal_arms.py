@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from nnunetv2_kd.leaderboard.equal_arms import IN_WORDS, unequal
+from nnunetv2_kd.leaderboard.equal_arms import IN_WORDS, describe_inequalities
 from nnunetv2_kd.record import TrainingRecord
 from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline
 from nnunetv2_kd.trainers.provenance import make_record
@@ -26,13 +26,13 @@ OLDER = TrainingRecord(epochs=4, iterations_per_epoch=250, batch_size=8, cases=1
 
 
 def test_equal():
-    assert unequal(TRAINING, replace(TRAINING)) == []
-    assert unequal(OLDER, replace(OLDER)) == []
+    assert describe_inequalities(TRAINING, replace(TRAINING)) == []
+    assert describe_inequalities(OLDER, replace(OLDER)) == []
     assert {field.name for field in fields(TrainingRecord)} == IN_WORDS.keys()
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"ema": 0.999}, "running mean of the weights none against 0.999"),
         ({"cases": 8}, "training cases 160 against 8"),
@@ -43,13 +43,13 @@ def test_equal():
         ),
     ],
 )
-def test_each_difference_is_told(changed, told):
-    assert unequal(TRAINING, replace(TRAINING, **changed)) == [told]
+def test_each_difference_is_reported(changed, message):
+    assert describe_inequalities(TRAINING, replace(TRAINING, **changed)) == [message]
 
 
 def test_an_older_record_is_not_taken_for_equal():
-    assert all(line.endswith("against not recorded") for line in unequal(TRAINING, OLDER))
-    assert unequal(OLDER, replace(OLDER, cases=9)) == ["training cases 160 against 9"]
+    assert all(line.endswith("against not recorded") for line in describe_inequalities(TRAINING, OLDER))
+    assert describe_inequalities(OLDER, replace(OLDER, cases=9)) == ["training cases 160 against 9"]
 
 
 def test_trainers_record_all_of_it(world: World, monkeypatch: pytest.MonkeyPatch):
@@ -59,5 +59,5 @@ def test_trainers_record_all_of_it(world: World, monkeypatch: pytest.MonkeyPatch
         made = make_trainer(trainer, world, optimizer="adamw")
         made.on_train_start()
         kept.append(make_record(made).training)
-    assert unequal(*kept) == []
-    assert unequal(kept[0], replace(kept[1], epochs=9)) == ["epochs 2 against 9"]
+    assert describe_inequalities(*kept) == []
+    assert describe_inequalities(kept[0], replace(kept[1], epochs=9)) == ["epochs 2 against 9"]

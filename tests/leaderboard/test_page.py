@@ -8,7 +8,7 @@ import torch
 from nnunetv2_kd.leaderboard.board import make_boards
 from nnunetv2_kd.leaderboard.page import to_page
 from nnunetv2_kd.leaderboard.request import LeaderboardRequest
-from nnunetv2_kd.leaderboard.worst_cases import featured, worst_cases
+from nnunetv2_kd.leaderboard.worst_cases import featured_model, worst_cases
 from tests.scored_models import eroded, record, shifted
 
 STRANGE = "<img src=x onerror=alert(1)> & \"q\" 'x' $y$"
@@ -111,7 +111,7 @@ def test_page_shows_everything(strange):
 
 def test_worst_cases_are_the_worst(family):
     board = boards_of(family)[0]
-    entry = featured(board)
+    entry = featured_model(board)
     assert entry.model.trainer == "nnUNetTrainerRegionKD"
     pictures, why_none = worst_cases(board, entry)
     assert why_none == ""

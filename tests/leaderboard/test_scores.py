@@ -116,7 +116,7 @@ def test_missing_case_prediction_and_truth(results):
         assert words in found[case]["note"]
 
 
-def test_predictions_that_are_not_those_of_summary_json_are_told(results):
+def test_predictions_that_are_not_those_of_summary_json_are_reported(results):
     folder = results.add("nnUNetTrainer", shifted(1))
     write(folder / "fold_0" / "validation" / "box000.nii.gz", np.roll(truth_of(0), 3, axis=1))
     row = next(row for row in rows_of(results) if row["case"] == "box000")
@@ -124,16 +124,16 @@ def test_predictions_that_are_not_those_of_summary_json_are_told(results):
     assert row["dice"] == pytest.approx(5 / 6)
 
 
-def test_broken_summary_and_other_labels_are_told(results):
+def test_broken_summary_and_other_labels_are_reported(results):
     broken = results.add("nnUNetTrainer", shifted(1))
     (broken / "fold_0" / "validation" / "summary.json").write_text("{")
     other = results.add("nnUNetTrainerOther", shifted(1))
     labels = DATASET_JSON | {"labels": {"background": 0, "a": 1, "b": 2, "c": 3}}
     (other / "dataset.json").write_text(json.dumps(labels))
-    told = {model.trainer: validation_jobs(model, results.truths, [], 1.0)[2] for model in find_models(DATASET)[0]}
+    by_name = {model.trainer: validation_jobs(model, results.truths, [], 1.0)[2] for model in find_models(DATASET)[0]}
     words = "summary.json cannot be read (JSONDecodeError); repeat the training command with --val"
-    assert words in told["nnUNetTrainer"][0]
-    assert "has other labels ({1, 2}) than dataset.json ({1, 2, 3})" in told["nnUNetTrainerOther"][0]
+    assert words in by_name["nnUNetTrainer"][0]
+    assert "has other labels ({1, 2}) than dataset.json ({1, 2, 3})" in by_name["nnUNetTrainerOther"][0]
 
 
 def model_with_older_cases(results):

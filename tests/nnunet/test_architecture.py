@@ -79,7 +79,7 @@ def test_a_stranger_is_named_and_not_imported(key, stranger):
     assert stranger() == []
 
 
-def test_a_class_that_is_not_there_is_told():
+def test_a_class_that_is_not_there_is_reported():
     arch = architecture() | {"network_class_name": "dynamic_network_architectures.architectures.unet.NoSuchNet"}
     with pytest.raises(KDError, match="NoSuchNet: no such network or operator is installed"):
         check_architecture(arch, WHERE)
@@ -99,7 +99,7 @@ def test_trust_allows_everything(stranger, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"network_class_name": 3}, "network_class_name: found 3"),
         ({"arch_kwargs": []}, r"arch_kwargs: found \[\]"),
@@ -107,8 +107,8 @@ def test_trust_allows_everything(stranger, monkeypatch):
         ({"_kw_requires_import": ["n_stages"]}, "n_stages: expected the name of a class, found 3"),
     ],
 )
-def test_what_is_no_architecture(change, told):
-    with pytest.raises(KDError, match=told):
+def test_what_is_no_architecture(change, message):
+    with pytest.raises(KDError, match=message):
         check_architecture(architecture() | change, WHERE)
 
 

@@ -91,7 +91,7 @@ def test_sha256(tmp_path):
     assert sha256(file) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_flipped_bytes_of_a_tensor_are_told_by_the_checksum_that_torch_does_not_look_at(tmp_path):
+def test_flipped_bytes_of_a_tensor_are_reported_by_the_checksum_that_torch_does_not_look_at(tmp_path):
     file = tmp_path / "c.pth"
     torch.save(checkpoint(network_weights={"w": torch.full((5000,), 0.5)}), file)
     content = bytearray(file.read_bytes())
@@ -114,7 +114,7 @@ def test_a_compressed_archive_is_none_of_torchs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"network_weights": None}, "network_weights: expected tensors by name, found NoneType"),
         ({"network_weights": {}}, "network_weights: expected tensors"),
@@ -129,11 +129,11 @@ def test_a_compressed_archive_is_none_of_torchs(tmp_path):
         ({"inference_allowed_mirroring_axes": (7,)}, r"inference_allowed_mirroring_axes: expected axes, found \(7,\)"),
     ],
 )
-def test_contents_of_a_wrong_type(tmp_path, change, told):
+def test_contents_of_a_wrong_type(tmp_path, change, message):
     file = tmp_path / "c.pth"
     torch.save(checkpoint(**change), file)
     with pytest.raises(
-        KDError, match=f"c.pth is not as nnU-Net writes a checkpoint:\n  - {told}(.|\n)*mend it so"
+        KDError, match=f"c.pth is not as nnU-Net writes a checkpoint:\n  - {message}(.|\n)*mend it so"
     ) as refusal:
         read_checkpoint(file, mend="mend it so")
     assert refusal.value.__cause__ is None

@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.files import fingerprint, is_inside, is_same, set_aside, write_text, write_whole
+from nnunetv2_kd.nnunet.files import fingerprint, is_inside, is_same, set_aside, write_atomically, write_text
 
 
 def test_a_copy_is_the_same_and_a_change_is_not(tmp_path):
@@ -26,9 +26,9 @@ def test_a_copy_is_the_same_and_a_change_is_not(tmp_path):
 
 def test_never_half_a_file(tmp_path):
     file = tmp_path / "a"
-    write_whole(file, b"before")
+    write_atomically(file, b"before")
     with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")), pytest.raises(OSError):  # noqa: PT011
-        write_whole(file, b"afterwards")
+        write_atomically(file, b"afterwards")
     assert file.read_bytes() == b"before"
     assert [f.name for f in tmp_path.iterdir()] == ["a"]
 

@@ -34,7 +34,7 @@ def test_what_is_well(data):
 
 
 @pytest.mark.parametrize(
-    ("split", "told"),
+    ("split", "message"),
     [
         ({"train": ["a", "gone"], "val": ["b"]}, f"names 1 cases that are not in (.|\n)*gone\nPreprocess them: {LINE}"),
         ({"train": ["a.nii.gz"], "val": ["b.nii.gz"]}, r"Names of cases are without \.nii\.gz"),
@@ -46,8 +46,8 @@ def test_what_is_well(data):
         ([], "holds no list of folds"),
     ],
 )
-def test_a_fold_that_cannot_be_trained(data, split, told):
-    with pytest.raises(KDError, match=told):
+def test_a_fold_that_cannot_be_trained(data, split, message):
+    with pytest.raises(KDError, match=message):
         check(data, [split])
 
 

@@ -14,7 +14,7 @@ from nnunetv2_kd.nnunet.images import (
     cases_in,
     channel_files,
     channel_problems,
-    check_whole,
+    check_complete,
     file_per_channel,
     reader_of,
     reading_problems,
@@ -28,12 +28,12 @@ def test_whole_and_cut_short(tmp_path, name, dtype, shape):
     file = tmp_path / name
     voxels = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
     sitk.WriteImage(sitk.GetImageFromArray(voxels), str(file))
-    check_whole(file)
+    check_complete(file)
     whole = file.read_bytes()
     for kept in (0, 5, 100, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:kept])
         with pytest.raises(KDError, match=f"{name} cannot be read: it is cut short"):
-            check_whole(file)
+            check_complete(file)
 
 
 def test_what_itk_reads_of_a_file_that_was_cut_short(tmp_path):
@@ -52,19 +52,19 @@ def test_zipped_in_parts(tmp_path):
     content = plain.read_bytes()
     parts = [gzip.compress(content[:700]), gzip.compress(content[700:])]
     file.write_bytes(b"".join(parts))
-    check_whole(file)
+    check_complete(file)
     file.write_bytes(parts[0])
     with pytest.raises(KDError, match="it is cut short, 700 bytes of 2332"):
-        check_whole(file)
+        check_complete(file)
     file.write_bytes(b"no image")
     with pytest.raises(KDError, match="cut short or damaged"):
-        check_whole(file)
+        check_complete(file)
 
 
 def test_other_files(tmp_path):
     (tmp_path / "image.png").write_bytes(b"png")
-    check_whole(tmp_path / "image.png")
-    check_whole(tmp_path / "none.nii.gz")
+    check_complete(tmp_path / "image.png")
+    check_complete(tmp_path / "none.nii.gz")
 
 
 def make(folder, *names, channels=1, shape=(4, 5, 6)):
@@ -98,17 +98,17 @@ def test_every_image_is_looked_at_and_named(tmp_path, whole):
     file = tmp_path / "cut_0000.nii.gz"
     file.write_bytes(file.read_bytes()[:-20])
     (tmp_path / "text_0000.nii.gz").write_text("hello")
-    told = reading_problems(cases, SimpleITKIO, 1, whole)
-    assert [line.split(":")[0] for line in told] == ["cut", "text"]
-    assert all("cannot be read" in line for line in told)
+    message = reading_problems(cases, SimpleITKIO, 1, whole)
+    assert [line.split(":")[0] for line in message] == ["cut", "text"]
+    assert all("cannot be read" in line for line in message)
 
 
 def test_channels_of_other_sizes_and_numbers(tmp_path):
     cases = make(tmp_path, "a", channels=2)
     make(tmp_path, "a", shape=(4, 5, 7))  # its first channel
     for whole in (True, False):
-        (told,) = reading_problems(cases, SimpleITKIO, 2, whole)
-        assert told.startswith("a: ")
+        (message,) = reading_problems(cases, SimpleITKIO, 2, whole)
+        assert message.startswith("a: ")
     assert reading_problems(make(tmp_path, "b"), SimpleITKIO, 2, False) == ["b: has 1 channels, the model expects 2"]
 
 
@@ -116,8 +116,8 @@ def test_values_that_are_no_numbers(tmp_path):
     image = np.zeros((4, 5, 6), np.float32)
     image[1, 1, 1] = np.nan
     sitk.WriteImage(sitk.GetImageFromArray(image), str(tmp_path / "a_0000.mha"))  # of NIfTI, ITK reads them as 0
-    (told,) = reading_problems({"a": [str(tmp_path / "a_0000.mha")]}, SimpleITKIO, 1)
-    assert told == "a: a_0000.mha holds values that are not finite numbers"
+    (message,) = reading_problems({"a": [str(tmp_path / "a_0000.mha")]}, SimpleITKIO, 1)
+    assert message == "a: a_0000.mha holds values that are not finite numbers"
 
 
 def test_the_reader_is_the_one_of_the_plans():

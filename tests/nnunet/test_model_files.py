@@ -3,7 +3,13 @@ import json
 import pytest
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.model_files import as_nnunet_writes, is_plain_name, read_dataset_json, read_model_files, shown
+from nnunetv2_kd.nnunet.model_files import (
+    as_nnunet_writes,
+    is_plain_name,
+    printable,
+    read_dataset_json,
+    read_model_files,
+)
 from tests.small_networks import DATASET_JSON, plans
 from tests.untrained_models import predicting_plans
 
@@ -24,7 +30,7 @@ def test_what_nnunet_writes_is_read(model):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("[]", "expected keys with values, found list"),
         ("{}", "plans_name: expected a name without path, which is missing"),
@@ -35,15 +41,15 @@ def test_what_nnunet_writes_is_read(model):
         ('{"a": ' + "9" * 6000 + "}", "is not valid JSON"),
     ],
 )
-def test_plans_that_are_none(model, content, told):
-    with pytest.raises(KDError, match=told) as refusal:
+def test_plans_that_are_none(model, content, message):
+    with pytest.raises(KDError, match=message) as refusal:
         read_model_files(model(content, DATASET_JSON))
     assert "plans.json" in str(refusal.value)
     assert "Copy the model's folder again" in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"plans_name": "../../x"}, "plans_name"),
         ({"dataset_name": "a/b"}, "dataset_name"),
@@ -53,13 +59,13 @@ def test_plans_that_are_none(model, content, told):
         ({"label_manager": "torch"}, "label_manager: torch is none"),
     ],
 )
-def test_plans_that_name_what_nnunet_has_not(model, change, told):
-    with pytest.raises(KDError, match=told):
+def test_plans_that_name_what_nnunet_has_not(model, change, message):
+    with pytest.raises(KDError, match=message):
         read_model_files(model(plans() | change, DATASET_JSON))
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"patch_size": [0, 1, 1]}, "patch_size"),
         ({"spacing": "near"}, "spacing"),
@@ -70,15 +76,15 @@ def test_plans_that_name_what_nnunet_has_not(model, change, told):
         ({"normalization_schemes": ["ABC"]}, "normalization_schemes: ABC is none"),
     ],
 )
-def test_configurations_that_cannot_be_used(model, change, told):
+def test_configurations_that_cannot_be_used(model, change, message):
     content = plans()
     content["configurations"]["3d_fullres"] |= change
-    with pytest.raises(KDError, match=rf"configurations.3d_fullres.{told}"):
+    with pytest.raises(KDError, match=rf"configurations.3d_fullres.{message}"):
         read_model_files(model(content, DATASET_JSON))
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"file_ending": "/../../x"}, "file_ending"),
         ({"file_ending": None}, "file_ending"),
@@ -91,9 +97,9 @@ def test_configurations_that_cannot_be_used(model, change, told):
         ({"regions_class_order": "1"}, "regions_class_order"),
     ],
 )
-def test_dataset_json_that_cannot_be_used(tmp_path, change, told):
+def test_dataset_json_that_cannot_be_used(tmp_path, change, message):
     (tmp_path / "dataset.json").write_text(json.dumps(DATASET_JSON | change))
-    with pytest.raises(KDError, match=told):
+    with pytest.raises(KDError, match=message):
         read_dataset_json(tmp_path / "dataset.json")
 
 
@@ -117,6 +123,6 @@ def test_whatever_nnunet_raises_is_a_refusal_of_one_line():
 
 
 def test_values_in_messages_are_short_and_printable():
-    assert shown("\x1b[31m") == "'\\x1b[31m'"
-    assert len(shown("x" * 10_000)) < 100
-    assert shown(10**6000) == "a int"
+    assert printable("\x1b[31m") == "'\\x1b[31m'"
+    assert len(printable("x" * 10_000)) < 100
+    assert printable(10**6000) == "a int"

@@ -7,7 +7,7 @@ import pytest
 from nnunetv2_kd.cli.doctor import paths
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.nnunet.datasets import trained_dataset
-from nnunetv2_kd.nnunet.paths import corrected, export_line, mistake_in, problem_of
+from nnunetv2_kd.nnunet.paths import corrected_path, export_line, mistake_in, problem_of
 from nnunetv2_kd.trainers.environment import check_results_folder
 
 
@@ -22,7 +22,7 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         ('"{}/my results"', "quotes"),
         ("'{}/my results'", "quotes"),
@@ -31,12 +31,12 @@ def home(tmp_path, monkeypatch):
         ("my results", "is relative"),
     ],
 )
-def test_what_is_meant(home, monkeypatch, value, told):
+def test_what_is_meant(home, monkeypatch, value, message):
     """The line that doctor prints makes the folder that was meant, and no other."""
     value = value.format(home)
     monkeypatch.setenv("nnUNet_results", value)
-    assert told in mistake_in(value)
-    assert corrected(value) == home / "my results"
+    assert message in mistake_in(value)
+    assert corrected_path(value) == home / "my results"
     (found,) = [finding for finding in paths() if finding.what == "nnUNet_results"]
     assert value in found.found
     assert found.mend == export_line("nnUNet_results", value)

@@ -21,7 +21,7 @@ def test_finds_models_and_folds(family):
     assert len(find_models(DATASET, ["3d_fullres"], ["1"])[0]) == 1
 
 
-def test_half_finished_trainings_are_told(family):
+def test_half_finished_trainings_are_reported(family):
     folder = family.models / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     for fold, rename in ((1, "checkpoint_latest.pth"), (2, "checkpoint_final.pth")):
         (folder / f"fold_{fold}").mkdir()
@@ -30,15 +30,15 @@ def test_half_finished_trainings_are_told(family):
     (folder / "fold_3").mkdir()
     (folder / "fold_3" / "checkpoint_final.pth").write_bytes(source.read_bytes()[:300])
     (folder / "fold_4").mkdir()
-    told = {fold.name: fold.problem for fold in find_models(DATASET)[0][-1].folds}
-    assert told["0"] == ""
-    assert told["1"] == (
+    by_name = {fold.name: fold.problem for fold in find_models(DATASET)[0][-1].folds}
+    assert by_name["0"] == ""
+    assert by_name["1"] == (
         "training not finished: there is checkpoint_latest.pth, and no checkpoint_final.pth (repeat its command "
         "with --c)"
     )
-    assert told["2"].startswith("trained, but not validated: no validation/summary.json")
-    assert "cut short" in told["3"]
-    assert "4" not in told  # an empty folder is no training
+    assert by_name["2"].startswith("trained, but not validated: no validation/summary.json")
+    assert "cut short" in by_name["3"]
+    assert "4" not in by_name  # an empty folder is no training
 
 
 def test_an_unfinished_student_is_known_for_one(results):
@@ -100,7 +100,7 @@ def test_pick(family):
         pick(models, "nobody", "--teacher")
 
 
-def test_a_record_that_cannot_be_read_is_told(results):
+def test_a_record_that_cannot_be_read_is_reported(results):
     results.add("nnUNetTrainerKD", shifted(0), kd=record("nnUNetTrainerKD") | {"teachers": 3})
     results.add("nnUNetTrainer", shifted(0))
     broken, whole = (model.folds[0] for model in find_models(DATASET)[0])

@@ -31,11 +31,11 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_refused_at_once_and_shortly(tmp_path, name):
-    content, told = HOSTILE[name]
+    content, message = HOSTILE[name]
     file = tmp_path / "options.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     started = time.perf_counter()
-    with pytest.raises(KDError, match=told) as refusal:
+    with pytest.raises(KDError, match=message) as refusal:
         read_options_file(file)
     assert time.perf_counter() - started < 20
     assert len(str(refusal.value)) < 600

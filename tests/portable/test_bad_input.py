@@ -39,22 +39,22 @@ def lose(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (damage, "networks/model_0_fold_0.onnx is not the file that was written"),
         (lose, "runner/labels.py is missing"),
         (lambda folder: (folder / "SHA256SUMS").unlink(), "lacks SHA256SUMS"),
     ],
 )
-def test_a_damaged_folder(copied, images, tmp_path, spoil, told, capsys):
+def test_a_damaged_folder(copied, images, tmp_path, spoil, message, capsys):
     spoil(copied)
     assert run(copied, "-i", images, "-o", tmp_path / "found") == command.NOT_BEGUN
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "found").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "-i IN -o OUT"),
         (["-i", "nowhere", "-o", "found"], "nowhere does not exist"),
@@ -66,14 +66,14 @@ def test_a_damaged_folder(copied, images, tmp_path, spoil, told, capsys):
         (["-i", "images", "-o", "found", "--scratch", "nowhere"], "--scratch nowhere is no folder"),
     ],
 )
-def test_arguments(copied, images, tmp_path, monkeypatch, arguments, told, capsys):
+def test_arguments(copied, images, tmp_path, monkeypatch, arguments, message, capsys):
     monkeypatch.chdir(tmp_path)
     Path("a file").touch()
     (images / "box0_0000.png").touch()
     assert run(copied, *arguments) == command.NOT_BEGUN
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert run(copied, *arguments, "--json") == command.NOT_BEGUN
-    assert told in json.loads(capsys.readouterr().out)["error"]
+    assert message in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_one_file(copied, images, tmp_path):
@@ -92,10 +92,10 @@ def test_a_case_that_fails_is_named_and_the_others_go_on(copied, images, tmp_pat
     assert run(copied, "-i", images, "-o", tmp_path / "found", "--json") == command.SOME_FAILED
     printed = capsys.readouterr()
     assert "2 of 3 cases were not predicted" in printed.err
-    told = {case["case"]: case["error"] for case in json.loads(printed.out)["cases"]}
-    assert told["box1"] is None
-    assert "cut short" in told["box0"]
-    assert "has 2 channels, the model expects 1" in told["box2"]
+    message = {case["case"]: case["error"] for case in json.loads(printed.out)["cases"]}
+    assert message["box1"] is None
+    assert "cut short" in message["box0"]
+    assert "has 2 channels, the model expects 1" in message["box2"]
     assert [file.name for file in (tmp_path / "found").iterdir()] == ["box1.nii.gz"]
 
 
@@ -105,7 +105,7 @@ def test_writing_that_fails_leaves_nothing(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(RunnerError, match="No space left on device"):
-        cases.write_whole(tmp_path, "a.nii.gz", full)
+        cases.write_atomically(tmp_path, "a.nii.gz", full)
     assert list(tmp_path.iterdir()) == []
 
 

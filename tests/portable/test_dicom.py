@@ -88,8 +88,8 @@ def test_round_trip(here, voxels, orientation, kind):
     read = highdicom.seg.segread(here / "found" / "one.dcm")
     labels = {"a": [1], "b": [2]} if kind == "plain" else {"whole": [1, 2], "a": [1]}
     assert [segment.SegmentLabel for segment in read.SegmentSequence] == list(labels)
-    told = {segment.SegmentLabel: segment.segmented_property_type.value for segment in read.SegmentSequence}
-    assert told["a"] == "10200004"
+    message = {segment.SegmentLabel: segment.segmented_property_type.value for segment in read.SegmentSequence}
+    assert message["a"] == "10200004"
     volume = read.get_volume(combine_segments=False, allow_missing_positions=True)
     indices = np.stack(np.meshgrid(*map(np.arange, volume.spatial_shape), indexing="ij"), axis=-1).reshape(-1, 3)
     places = volume.map_indices_to_reference(indices)
@@ -159,7 +159,7 @@ def no_image(folder, voxels):
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (several, "holds 2 series"),
         (missing, "missing or not evenly spaced"),
@@ -171,9 +171,9 @@ def no_image(folder, voxels):
         (no_image, "holds no DICOM image"),
     ],
 )
-def test_series_that_are_refused(tmp_path, voxels, make, told):
+def test_series_that_are_refused(tmp_path, voxels, make, message):
     make(tmp_path / "a", voxels)
-    with pytest.raises(RunnerError, match=told):
+    with pytest.raises(RunnerError, match=message):
         read_series(tmp_path / "a")
 
 

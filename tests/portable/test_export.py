@@ -60,8 +60,8 @@ def test_several_models(here):
     make_images(here / "images")
     flags = ["-c", "3d_fullres", "2d", "--format", "portable", "--tolerance", "100"]
     assert main(["export", "-d", "7", *flags, "-o", "out", "-i", "images"]) == 0
-    told = json.loads((here / "out" / "model.json").read_text())
-    assert [part["name"] for part in told["configurations"]] == ["3d_fullres", "2d"]
+    message = json.loads((here / "out" / "model.json").read_text())
+    assert [part["name"] for part in message["configurations"]] == ["3d_fullres", "2d"]
     assert command.main(here / "out", ["-i", "images", "-o", "found"]) == command.DONE
 
 
@@ -74,10 +74,10 @@ def test_a_program_of_its_own(exported, tmp_path):
     line = [sys.executable, exported / "out" / "predict.py", "-i", exported / "images", "-o", tmp_path / "found"]
     done = subprocess.run([*line, "--json"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert [case["case"] for case in told["cases"]] == ["box0", "box1"]
-    assert all(Path(case["output"]).is_file() and case["error"] is None for case in told["cases"])
-    assert {"reading", "preprocessing", "network", "labels", "writing"} == set(told["cases"][0]["seconds"])
+    message = json.loads(done.stdout)
+    assert [case["case"] for case in message["cases"]] == ["box0", "box1"]
+    assert all(Path(case["output"]).is_file() and case["error"] is None for case in message["cases"])
+    assert {"reading", "preprocessing", "network", "labels", "writing"} == set(message["cases"][0]["seconds"])
     assert not list((exported / "out").rglob("__pycache__"))
 
 
@@ -131,20 +131,20 @@ def test_files_of_other_people(here, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"resampling_fn_data": "resample_torch_fornnunet"}, "resampling_fn_data: resample_torch_fornnunet"),
         ({"preprocessor_name": "MyPreprocessor"}, "MyPreprocessor"),
     ],
 )
-def test_what_the_runner_does_not_know(here, change, told, capsys):
+def test_what_the_runner_does_not_know(here, change, message, capsys):
     model = make_model(here / "results")
     plans = json.loads((model / "plans.json").read_text())
     plans["configurations"]["3d_fullres"] |= change
     (model / "plans.json").write_text(json.dumps(plans))
     assert main(["export", "-d", "7", "-o", "out", "--format", "portable"]) == 1
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert not (here / "out").exists()
 
 
@@ -154,8 +154,8 @@ def test_postprocessing_that_nnunet_determined(here):
     folder = model / "crossval_results_folds_0"
     folder.mkdir()
     name = "remove_all_but_largest_component_from_segmentation"
-    told = {"postprocessing_fns": [name] * 2, "postprocessing_kwargs": [{"labels_or_regions": i} for i in (1, 2)]}
-    (folder / "postprocessing.json").write_text(json.dumps(told))
+    message = {"postprocessing_fns": [name] * 2, "postprocessing_kwargs": [{"labels_or_regions": i} for i in (1, 2)]}
+    (folder / "postprocessing.json").write_text(json.dumps(message))
     assert main(["export", "-d", "7", "-o", "out", "--format", "portable"]) == 0
     for output, flags in (("with", []), ("without", ["--no-postprocessing"])):
         assert command.main(here / "out", ["-i", "images", "-o", output, *flags]) == command.DONE
@@ -174,7 +174,7 @@ def test_openvino(here):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["-f", "0", "--format", "onnx", "--wheels", "linux_x86_64", "3.12"], "--wheels is for --format portable"),
         (["--format", "portable", "--wheels", "amiga", "3.12"], "--wheels knows the platforms linux_x86_64"),
@@ -184,11 +184,11 @@ def test_openvino(here):
         (["--format", "portable", "--codes", "codes.json"], "liver is no label"),
     ],
 )
-def test_flags_that_do_not_fit(here, flags, told, capsys):
+def test_flags_that_do_not_fit(here, flags, message, capsys):
     make_model(here / "results")
     (here / "codes.json").write_text(json.dumps({"liver": ["10200004", "SCT", "Liver"]}))
     assert main(["export", "-d", "7", "-o", "out", *flags]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (here / "out").exists()
 
 
@@ -196,7 +196,7 @@ def test_requirements_are_a_closed_part_of_the_lock():
     lock = requirements.read_lock()
     assert {entry.name for entry in lock} >= {"numpy", "scipy", "onnxruntime", "simpleitk", "highdicom", "openvino"}
     assert all("--hash=sha256:" in entry.text for entry in lock)
-    found = requirements.needed(["numpy", "scipy", "onnxruntime", "SimpleITK"])
+    found = requirements.needed_packages(["numpy", "scipy", "onnxruntime", "SimpleITK"])
     names = {entry.name for entry in found}
     assert {"protobuf", "flatbuffers", "simpleitk"} <= names
     assert not names & {"openvino", "nibabel", "torch"}
@@ -211,7 +211,7 @@ def test_wheels_of_another_machine(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(line, 0, "", "")
 
     monkeypatch.setattr(wheels.subprocess, "run", pip)
-    pinned = requirements.needed(["numpy", "onnxruntime", "tqdm"])
+    pinned = requirements.needed_packages(["numpy", "onnxruntime", "tqdm"])
     for platform, python in (("win_amd64", "3.10"), ("linux_x86_64", "3.12")):
         wheels.download_wheels(tmp_path, pinned, platform, python)
     (windows, for_windows), (linux, for_linux) = asked
@@ -229,4 +229,4 @@ def test_wheels_that_cannot_be_had(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for tqdm")
     monkeypatch.setattr(wheels.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(KDError, match="No matching distribution"):
-        wheels.download_wheels(tmp_path, requirements.needed(["tqdm"]), "win_amd64", "3.12")
+        wheels.download_wheels(tmp_path, requirements.needed_packages(["tqdm"]), "win_amd64", "3.12")

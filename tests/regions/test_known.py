@@ -26,7 +26,7 @@ def test_the_rest_is_the_sum_of_what_is_not_known(rng):
     torch.testing.assert_close(known.logits(logits).softmax(dim=1), expected)
     target = torch.tensor([0, 1, 2, 3, 4]).view(1, 1, 5)
     assert known.target(target).tolist() == [[[0, 1, 0, 2, 4]]]
-    assert known.merged == Labels(3, False, 4)
+    assert known.merged_labels == Labels(3, False, 4)
 
 
 def test_regions_that_are_not_known_are_left_out(rng):
@@ -36,7 +36,7 @@ def test_regions_that_are_not_known_are_left_out(rng):
     assert torch.equal(known.logits(logits), logits[:, [0, 2]])
     target = torch.randn(1, 4, 4, generator=rng)  # three regions and the ignore mask
     assert torch.equal(known.target(target), target[:, [0, 2, 3]])
-    assert known.merged == Labels(2, True, 9)
+    assert known.merged_labels == Labels(2, True, 9)
 
 
 def loss_and_gradient(methods, student, teacher, labels, known, target):

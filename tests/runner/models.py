@@ -12,7 +12,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_kd.inference.choose import use_sessions
-from nnunetv2_kd.portable.describe import described
+from nnunetv2_kd.portable.describe import describe_model
 from nnunetv2_kd.runner.model import Model, model_of
 from nnunetv2_kd.runner.predictor import Predictor
 from tests.untrained_models import predicting_plans
@@ -80,7 +80,7 @@ def nnunet_of(plans: dict[str, Any], dataset_json: dict, networks: list, axes: t
 def model_of_nnunet(*predictors: nnUNetPredictor, folder: Path = Path("."), **changes: Any) -> Model:
     """The same as the runner's model."""
     count = [["x.onnx"] * len(predictor.list_of_parameters) for predictor in predictors]
-    return model_of(folder, described(predictors, count) | changes)
+    return model_of(folder, describe_model(predictors, count) | changes)
 
 
 def runner_of(model: Model, networks: list[list], memory_gb: float = 1.0, scratch: Path = Path("/tmp")) -> Predictor:

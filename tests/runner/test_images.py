@@ -99,11 +99,11 @@ def test_flat_images(ending, colours, tmp_path):
         )
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_tiff_volumes(told, tmp_path):
+@pytest.mark.parametrize("message", [True, False])
+def test_tiff_volumes(message, tmp_path):
     file = tmp_path / "a_0000.tif"
     tifffile.imwrite(file, np.random.default_rng(0).integers(0, 999, (5, 6, 7)).astype(np.uint16))
-    if told:
+    if message:
         (tmp_path / "a.json").write_text('{"spacing": [3, 1, 0.5]}')
     nnunet, properties, found = both("Tiff3DIO", [file])
     segmented = np.random.default_rng(1).integers(0, 3, (5, 6, 7)).astype(np.uint8)
@@ -118,7 +118,7 @@ def cut(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "channels", "told"),
+    ("spoil", "channels", "message"),
     [
         (cut, 1, "cut short or damaged"),
         (lambda file: file.write_bytes(b""), 1, "cannot be read"),
@@ -126,10 +126,10 @@ def cut(file: Path) -> None:
         (lambda file: None, 2, "has 1 channels, the model expects 2"),
     ],
 )
-def test_what_cannot_be_read(spoil, channels, told, tmp_path):
+def test_what_cannot_be_read(spoil, channels, message, tmp_path):
     file = write_itk(tmp_path / "a_0000.nii.gz")
     spoil(file)
-    with pytest.raises(RunnerError, match=told) as error:
+    with pytest.raises(RunnerError, match=message) as error:
         read_image("SimpleITKIO", [file], channels)
     assert "a_0000" in str(error.value)
 

@@ -140,9 +140,11 @@ def test_plans_of_this_dataset_keep_the_line_that_trains_a_teacher(folders):
 
 
 def test_no_line_trains_with_a_trainer_that_is_not_there(folders):
-    with pytest.raises(KDError, match="There is no trainer nnUNetTrainerTinny either: is its name spelt right") as told:
+    with pytest.raises(
+        KDError, match="There is no trainer nnUNetTrainerTinny either: is its name spelt right"
+    ) as reported:
         load(plans_of(folders, MINE), trainer="nnUNetTrainerTinny")
-    assert "Train it with" not in str(told.value)
+    assert "Train it with" not in str(reported.value)
 
 
 def test_regions_in_another_order_are_matched_by_name(folders):

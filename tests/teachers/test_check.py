@@ -77,7 +77,7 @@ def test_other_words_for_the_same(change):
     check(change_dataset=change)
 
 
-def test_an_only_channel_of_another_name_is_told():
+def test_an_only_channel_of_another_name_is_reported():
     one, other = ({"channel_names": {"0": name}} for name in ("MRI", "T1"))
     (line,) = renamed_channel(one, other)
     assert line == "The teacher's only channel is called MRI, the student's T1: treated as the same."
@@ -98,7 +98,7 @@ def test_regions_go_by_their_order():
         check_same_task((plans(), one), (plans(), other), "3d_fullres", "3d_fullres")
 
 
-def test_every_difference_is_told():
+def test_every_difference_is_reported():
     with pytest.raises(KDError) as caught:
         check(lambda p, c: c.update(spacing=[2, 1, 1]), lambda d: d["labels"].update(c=3))
     assert str(caught.value).count("\n  - ") == 2

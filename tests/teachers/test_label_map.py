@@ -24,7 +24,7 @@ def problems(wanted, *teachers):
 def test_heads_are_in_nnunets_order():
     assert TOTAL.names == ["kidney_left", "kidney_right", "liver"]  # by value
     assert TOTAL.head("liver") == 3
-    assert TUMOUR.sigmoid
+    assert TUMOUR.uses_sigmoid
     assert TUMOUR.names == ["whole", "core", "enhancing"]  # as written
     assert TUMOUR.head("whole") == 0
 
@@ -35,7 +35,7 @@ def test_probabilities_are_summed(rng):
     assert problems(wanted, (TOTAL, named)) == []
     found = map_labels(wanted, TOTAL, named)
     assert found.known == (0, 1)
-    assert not found.plain
+    assert not found.is_one_to_one
     logits = torch.randn(2, 4, 5, generator=rng)
     p = logits.softmax(dim=1)
     expected = torch.stack((p[:, 0], p[:, 1] + p[:, 2], p[:, 3]), dim=1)
@@ -46,7 +46,7 @@ def test_probabilities_are_summed(rng):
 def test_equal_labels_are_left_alone(rng):
     found = map_labels(TOTAL, TOTAL, {})
     logits = torch.randn(1, 4, 2, generator=rng)
-    assert found.plain
+    assert found.is_one_to_one
     assert found.logits(logits) is logits
 
 

@@ -63,7 +63,7 @@ def test_without_optimizer_log_or_epoch(released):
     assert len(teacher.run(torch.randn(1, 1, 16, 16, 16)).logits) == 1
 
 
-def test_heads_that_never_learned_are_told_without_an_optimizer(released):
+def test_heads_that_never_learned_are_reported_without_an_optimizer(released):
     """nnU-Net's biases begin at 0."""
     file = released / "fold_0" / "checkpoint_final.pth"
     checkpoint = torch.load(file)

@@ -14,12 +14,12 @@ import torch
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.interruption import Terminated
-from nnunetv2_kd.nnunet.locks import holding
-from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline, without_room
-from nnunetv2_kd.trainers.last_words import Interrupted
+from nnunetv2_kd.nnunet.locks import hold_lock
+from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline, out_of_space
+from nnunetv2_kd.trainers.error_exit import Interrupted
 from nnunetv2_kd.trainers.messages import about_no_better
 from nnunetv2_kd.trainers.mixin import DistillationMixin
-from nnunetv2_kd.trainers.one_at_a_time import LOCK
+from nnunetv2_kd.trainers.training_lock import LOCK
 from tests.conftest import DATASET
 from tests.trainers.helpers import inside, make_trainer, train
 
@@ -112,7 +112,7 @@ def test_one_training_of_a_fold_at_a_time(here):
     trainer = make_trainer(nnUNetTrainerKDBaseline, here)
     fold = Path(trainer.output_folder)
     fold.mkdir(parents=True, exist_ok=True)
-    with holding(fold / LOCK):
+    with hold_lock(fold / LOCK):
         before = sorted(fold.iterdir())
         with pytest.raises(KDError, match="Another process trains or validates"):
             make_trainer(nnUNetTrainerKDBaseline, here)
@@ -141,7 +141,7 @@ def test_a_store_is_not_written_while_a_training_reads_it(stored, monkeypatch, c
 def test_a_training_does_not_read_a_store_that_is_written(stored):
     folder = stored.preprocessed / DATASET / "nnUNetPlans_3d_fullres_teacher_fold_0"
     trainer = make_trainer(nnUNetTrainerKD, stored, stored_teacher="fold_0")
-    with holding(folder / "lock_of_readers"), pytest.raises(KDError, match="is being written: "):
+    with hold_lock(folder / "lock_of_readers"), pytest.raises(KDError, match="is being written: "):
         trainer.run_training()
 
 
@@ -212,17 +212,19 @@ def test_out_of_memory_says_whose_and_what_needs_less(here, monkeypatch, who, er
             return plain(*arguments)
 
         monkeypatch.setattr(trainer, "_taught_step", from_now_on)
-    with pytest.raises(KDError, match=f"not enough memory for a step of the {who}, at 2 patches of 16x24x16") as told:
+    with pytest.raises(
+        KDError, match=f"not enough memory for a step of the {who}, at 2 patches of 16x24x16"
+    ) as message:
         trainer.run_training()
-    assert ("nnUNetv2_kd store -d 4 -c 3d_fullres -f 0" in str(told.value)) is (who == "teacher")
-    assert str(told.value).endswith("Nothing was saved yet: the same line begins anew.")
+    assert ("nnUNetv2_kd store -d 4 -c 3d_fullres -f 0" in str(message.value)) is (who == "teacher")
+    assert str(message.value).endswith("Nothing was saved yet: the same line begins anew.")
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_room(tmp_path):
     for error in (RuntimeError("shape mismatch"), OSError(errno.ENOENT, "gone")):
-        with pytest.raises(type(error)), without_room.told_where_nothing_can_be_written(tmp_path, str):
+        with pytest.raises(type(error)), out_of_space.explain_failed_writes(tmp_path, str):
             raise error
-    with pytest.raises(RuntimeError, match="shape"), without_room.told_without_memory("the teacher", None):
+    with pytest.raises(RuntimeError, match="shape"), out_of_space.explain_out_of_memory("the teacher", None):
         raise RuntimeError("shape mismatch")
 
 

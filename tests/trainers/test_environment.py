@@ -19,7 +19,7 @@ from tests.trainers.helpers import inside, make_trainer
 
 
 @pytest.mark.parametrize("name", ["fold_0", "T__P__3d_fullres"])
-def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, name):
+def test_a_folder_that_cannot_be_written_to_is_reported(tmp_path, name):
     folder = tmp_path / "Dataset004_X" / "T__P__3d_fullres" / "fold_0"
     folder.mkdir(parents=True)
     reason = {"side_effect": lambda place: "Permission denied" if place.name == name else ""}

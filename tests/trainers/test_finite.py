@@ -34,7 +34,7 @@ def steps():
 def test_an_optimizer_makes_no_step_that_is_not_finite():
     network = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(network.parameters(), 1.0)
-    finite.guard(optimizer)
+    finite.refuse_non_finite_steps(optimizer)
     before = network.weight.detach().clone()
     network(torch.tensor([[NAN, 1.0]])).sum().backward()
     with pytest.raises(finite.NotFiniteError):
@@ -91,12 +91,12 @@ def test_an_epoch_without_a_step_ends_the_training(steps):
 )
 def test_what_is_to_blame(teacher, values, what):
     output = None if teacher is None else TeacherOutput([torch.full((1, 2), teacher)])
-    assert finite.to_blame(output, {name: torch.tensor(value) for name, value in values.items()}) == what
+    assert finite.first_not_finite(output, {name: torch.tensor(value) for name, value in values.items()}) == what
 
 
 def test_a_left_out_step_counts_as_the_mean_of_the_others():
     outputs = [{"loss": np.float32(value)} for value in (1.0, NAN, 3.0)]
-    assert [float(output["loss"]) for output in finite.with_losses(outputs)] == [1.0, 2.0, 3.0]
+    assert [float(output["loss"]) for output in finite.fill_in_losses(outputs)] == [1.0, 2.0, 3.0]
 
 
 def test_one_case_with_nan_voxels_is_left_out(here):

@@ -7,7 +7,7 @@ import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.leaderboard.equal_arms import unequal
+from nnunetv2_kd.leaderboard.equal_arms import describe_inequalities
 from nnunetv2_kd.record import TeacherRecord
 from nnunetv2_kd.trainers import nnUNetTrainerJointKD, nnUNetTrainerKD, nnUNetTrainerKDBaseline, nnUNetTrainerRegionKD
 from nnunetv2_kd.trainers.mirroring import common_axes, student_axes
@@ -74,10 +74,10 @@ def test_a_student_alone_can_be_mirrored_alike(here):
     distilled, alone = started(here), started(here, nnUNetTrainerKDBaseline)
     assert trained_axes(alone) == ALL
     conditions = [make_record(trainer).training for trainer in (distilled, alone)]
-    assert unequal(*conditions) == ["mirroring none against all axes"]
+    assert describe_inequalities(*conditions) == ["mirroring none against all axes"]
     alike = started(here, nnUNetTrainerKDBaseline, mirroring=[])
     assert trained_axes(alike) is None
-    assert unequal(conditions[0], make_record(alike).training) == []
+    assert describe_inequalities(conditions[0], make_record(alike).training) == []
 
 
 def test_a_teacher_trained_beside_the_student_is_mirrored_as_it_is(here):

@@ -133,7 +133,7 @@ def test_options_in_the_plans(here):
     assert "voxel_kl" not in trainer.options.terms
 
 
-def test_unknown_stage_is_told_before_training(here):
+def test_unknown_stage_is_reported_before_training(here):
     trainer = make_trainer(nnUNetTrainerRegionKD, here, terms={"region_affinity": {"stages": ["encoder.9"]}})
     with pytest.raises(KDError, match=r"no stage 'encoder.9'. Its stages are encoder.0, "):
         trainer.on_train_start()

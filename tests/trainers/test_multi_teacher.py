@@ -106,8 +106,8 @@ def test_what_the_rules_do_without_labels_is_said(two_teachers, here):
     trainer = make_trainer(nnUNetTrainerMultiTeacherKD, here, teachers=two_teachers, combine={"rule": "region"})
     trainer.initialize()
     labels = type("Labels", (), {"ignore_label": 3})
-    told = EnsembleTeacher([], [1], trainer.options.combine, labels).describe()
-    assert "the rule 'region' falls back to the teachers' mean" in told[-1]
+    message = EnsembleTeacher([], [1], trainer.options.combine, labels).describe()
+    assert "the rule 'region' falls back to the teachers' mean" in message[-1]
 
 
 def test_split_teachers_writes_folds_and_options(here, tmp_path, capsys, monkeypatch):

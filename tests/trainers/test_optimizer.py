@@ -11,7 +11,7 @@ from nnunetv2_kd.config import OptimizerOptions
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.trainers import nnUNetTrainerJointKD, nnUNetTrainerKD, nnUNetTrainerKDBaseline
 from nnunetv2_kd.trainers.conditions import initial_weights
-from nnunetv2_kd.trainers.optimizer import WARMUP_START, described, lr_factor, make_optimizer
+from nnunetv2_kd.trainers.optimizer import WARMUP_START, describe_optimizer, lr_factor, make_optimizer
 from nnunetv2_kd.trainers.options import resolve_options
 from nnunetv2_kd.trainers.provenance import make_record
 from tests.trainers.helpers import make_trainer, train
@@ -82,7 +82,7 @@ def test_a_step_that_amp_leaves_out_is_caught_up_with():
 def test_options():
     assert resolve_options({}, {}).optimizer is None
     assert resolve_options({"optimizer": "adamw"}, {}).optimizer == OptimizerOptions(name="adamw")
-    for wrong, told in (
+    for wrong, message in (
         ({"optimizer": "lion"}, r"optimizer\.name: .*'nnunet', 'adamw' or 'sgd'.*found 'lion'"),
         ({"optimizer": {"name": "nnunet", "lr": 1}}, "nnunet is the trainer's own optimizer: remove lr"),
         ({"optimizer": {"name": "adamw", "lr": 0}}, r"optimizer\.lr: .*greater than 0"),
@@ -90,7 +90,7 @@ def test_options():
         ({"optimizer": {"name": "adamw", "momentum": 1}}, r"optimizer\.momentum: unknown key"),
         ({"ema": 1.0}, "ema: .*less than 1"),
     ):
-        with pytest.raises(KDError, match=told):
+        with pytest.raises(KDError, match=message):
             resolve_options(wrong, {})
 
 
@@ -116,9 +116,9 @@ def test_trainers_use_it_and_record_it(here):
 def test_nnunets_own_is_the_default_and_described_alike(here):
     trainer = make_trainer(nnUNetTrainerKDBaseline, here, optimizer="nnunet")
     trainer.initialize()
-    own = described(trainer.optimizer, trainer.lr_scheduler)
+    own = describe_optimizer(trainer.optimizer, trainer.lr_scheduler)
     same, schedule = make_optimizer(trainer.network.parameters(), OptimizerOptions(name="sgd"), 2, 3)
-    assert own == described(same, schedule)
+    assert own == describe_optimizer(same, schedule)
     assert own["name"] == "SGD"
 
 

@@ -51,8 +51,8 @@ def test_a_teachers_weights_as_pretrained_ones_are_refused_with_what_to_do(world
     assert done.returncode == 1
     assert "has a network of another size than this student" in done.stderr
     assert "is 4x1x3x3x3 in the file and 2x1x3x3x3 in the student" in done.stderr
-    told = done.stderr.split("names: ")[1].splitlines()[0]
-    options = [yaml.safe_load(part) for part in told.split(" and ")]
+    message = done.stderr.split("names: ")[1].splitlines()[0]
+    options = [yaml.safe_load(part) for part in message.split(" and ")]
     assert options[0] == {"student": {"start": "teacher"}}
     assert options[1]["teacher"] == {
         "folder": str(world.model("nnUNetTrainer")),

@@ -146,7 +146,7 @@ def test_shares_of_the_gradient_and_advice(tmp_path):
             assert lines == []  # once is enough
 
 
-def test_a_term_without_any_gradient_is_told(tmp_path):
+def test_a_term_without_any_gradient_is_reported(tmp_path):
     history = TermHistory(str(tmp_path), {"kl": 1.0})
     add(history, 1.0, {"segmentation": torch.tensor(1.0), "kl": torch.tensor(0.0)}, kl=1)
     assert "kl has no gradient on the student at all" in history.advice(history.close_epoch(0, history.means()))[1]
@@ -162,8 +162,8 @@ def test_progress_that_cannot_be_read_is_set_aside_and_said(tmp_path, content):
     file = tmp_path / "kd_progress.csv"
     file.write_bytes(content.encode("latin-1"))
     history = TermHistory(str(tmp_path), {"kl": 1.0})
-    (told,) = history.resume(2)
-    assert told.startswith(f"WARNING: {file} cannot be read and was set aside as kd_progress.csv.unreadable1")
+    (message,) = history.resume(2)
+    assert message.startswith(f"WARNING: {file} cannot be read and was set aside as kd_progress.csv.unreadable1")
     assert (tmp_path / "kd_progress.csv.unreadable1").read_bytes() == content.encode("latin-1")
     assert history.rows == []
     add(history, 1.0, kl=1)

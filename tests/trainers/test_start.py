@@ -14,8 +14,8 @@ import yaml
 from nnunetv2_kd import trainers
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline
-from nnunetv2_kd.trainers.closing_words import closing_words
 from nnunetv2_kd.trainers.options import resolve_options
+from nnunetv2_kd.trainers.result_message import result_message
 from tests.conftest import DATASET, World, copy_of, made_once
 from tests.trainers.helpers import inside, make_trainer, train
 
@@ -71,7 +71,7 @@ def test_a_second_fold_of_another_size_is_refused_and_the_first_still_predicts(s
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"terms": REGION}, "terms.region_kl.weight: none there, 3.0 now"),
         ({"seed": 1}, "seed: 0 there, 1 now"),
@@ -79,11 +79,11 @@ def test_a_second_fold_of_another_size_is_refused_and_the_first_still_predicts(s
         ({"optimizer": {"name": "adamw"}}, "optimizer.name: nnunet there, adamw now"),
     ],
 )
-def test_a_second_fold_of_another_method_is_refused(student, options, told):
+def test_a_second_fold_of_another_method_is_refused(student, options, message):
     trainer = make_trainer(nnUNetTrainerKD, student, fold=1, **(QUICK | {"teacher": {"fold": 0}} | options))
     with pytest.raises(KDError, match="(?s)holds fold 0 of another student") as error:
         trainer.run_training()
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "teacher.fold" not in str(error.value)
 
 
@@ -96,7 +96,7 @@ def test_a_second_fold_of_the_same_method_may_have_a_teacher_of_its_own(student)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"terms": REGION}, "terms.region_kl.weight: none there, 3.0 now"),
         ({"seed": 1}, "seed: 0 there, 1 now"),
@@ -108,11 +108,11 @@ def test_a_second_fold_of_the_same_method_may_have_a_teacher_of_its_own(student)
     ],
     ids=["recipe", "seed", "size", "teacher"],
 )
-def test_a_finished_training_of_another_method_is_not_replaced(student, options, told, monkeypatch):
+def test_a_finished_training_of_another_method_is_not_replaced(student, options, message, monkeypatch):
     before = state(student.results)
     with pytest.raises(KDError, match="holds the finished training of another student") as error:
         make_trainer(nnUNetTrainerKD, student, **(QUICK | options)).run_training()
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert state(student.results) == before
 
 
@@ -262,7 +262,7 @@ def test_trainings_with_a_number_of_epochs_in_the_name_compare_that_number(here)
 def test_the_line_of_a_student_alone_trains_one_that_is_compared(student):
     """What the end of a training and the leaderboard print."""
     fold = fold_of(student)
-    line = closing_words(fold).splitlines()[-1].strip()
+    line = result_message(fold).splitlines()[-1].strip()
     assert "Training done." in typed(student, line).stdout
     there, now = (json.loads((f / "kd_record.json").read_text()) for f in (fold, fold_of_baseline(student)))
     assert there["training"] == now["training"]

@@ -171,7 +171,7 @@ def test_stores_that_are_refused(here, break_it, expected):
         started(here)
 
 
-def test_a_deleted_case_is_told(here):
+def test_a_deleted_case_is_reported(here):
     trainer = make_trainer(nnUNetTrainerRegionKD, here, stored_teacher="fold_0")
     trainer.initialize()
     trainer.do_split()

@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 )
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunetv2_kd.distillation.loss import compute
+from nnunetv2_kd.distillation.loss import compute_terms
 from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from nnunetv2_kd.trainers import (
     DistillationMixin,
@@ -109,7 +109,7 @@ def test_compiled_student_and_teacher(here):
         log = train(trainer)
     assert isinstance(trainer.network, torch._dynamo.OptimizedModule)
     assert trainer.teacher.network._compiled_call_impl is not None
-    assert trainer.loss._compute is not compute
+    assert trainer.loss._compute is not compute_terms
     assert "distillation: voxel_kl" in log
     plain = make_trainer(nnUNetTrainerRegionKD, here, terms=ALL_TERMS)
     train(plain)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnunetv2_kd.config import CombineOptions
-from nnunetv2_kd.distillation.loss import DistillationLoss, compute
+from nnunetv2_kd.distillation.loss import DistillationLoss, compute_terms
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.methods import OWN_METHODS, Step
 from nnunetv2_kd.methods.displacement import Displacement
@@ -83,7 +83,7 @@ def test_compiled_terms_are_the_same_and_compiled_once(way, labels, rng, monkeyp
     stages |= {name: {"stages": ["encoder.1"]} for name in ("region_affinity", "region_graph")}
     terms = read_methods({name: stages.get(name, {}) for name in names})
     torch._dynamo.reset()
-    compiled = torch.compile(compute, backend="eager", fullgraph=True)
+    compiled = torch.compile(compute_terms, backend="eager", fullgraph=True)
     frames = []
     for classes in (4, 1, 2, 3):
         if labels.has_regions:
@@ -92,7 +92,7 @@ def test_compiled_terms_are_the_same_and_compiled_once(way, labels, rng, monkeyp
             target = torch.randint(0, classes, (2, 1, 8, 8), generator=rng).clamp(max=3 - (labels.ignore_label is None))
         given = [torch.randn(2, c, n, n, generator=rng) for c, n in ((3, 8), (3, 8), (4, 8), (6, 8), (5, 4), (7, 4))]
         found = []
-        for function in (compute, compiled):
+        for function in (compute_terms, compiled):
             z_s, z_t, f_s, f_t, g_s, g_t = (x.clone().requires_grad_() for x in given)
             step = Step(
                 labels,

@@ -51,11 +51,11 @@ def test_labelled_cases_and_scans_become_a_dataset_that_trains(world, scans):
     dataset = json_of(world)
     assert dataset["numTraining"] == 6 + SCANS
     assert dataset["labels"]["ignore"] == 3
-    told = dataset["teacher_labels"]
-    assert told["cases"] == names
-    assert told["left_out"] == []
-    assert told["validation"] == "labels of people"
-    assert [teacher["fold"] for teacher in told["teachers"]] == ["0"]
+    message = dataset["teacher_labels"]
+    assert message["cases"] == names
+    assert message["left_out"] == []
+    assert message["validation"] == "labels of people"
+    assert [teacher["fold"] for teacher in message["teachers"]] == ["0"]
     new = json.loads((world.preprocessed / NAME / "splits_final.json").read_text())
     assert [split["val"] for split in new] == [sorted(split["val"]) for split in splits]
     assert [split["train"] for split in new] == [sorted([*split["train"], *names]) for split in splits]
@@ -115,7 +115,7 @@ def test_scans_alone_are_validated_by_agreement_and_called_so(world, scans):
     assert "Every Dice here is agreement with the teacher" in " ".join(board.split())
 
 
-def test_all_problems_are_told_before_a_teacher_runs(world, scans):
+def test_all_problems_are_reported_before_a_teacher_runs(world, scans):
     labelled = sorted((world.raw / DATASET / "imagesTr").iterdir())[0]
     shutil.copyfile(labelled, scans / labelled.name)
     shutil.copyfile(labelled, scans / "renamed.nii.gz")
@@ -293,9 +293,9 @@ def test_scans_on_which_teachers_disagree_are_left_out_and_listed(world, scans, 
     monkeypatch.setattr(make, "pseudo_labels", disagreeing)
     done = unlabelled(world, scans, "-d", "4")
     assert seen == [2] * SCANS
-    told = json_of(world)["teacher_labels"]
-    assert told["left_out"] == names[:1]
-    assert told["cases"] == names[1:]
+    message = json_of(world)["teacher_labels"]
+    assert message["left_out"] == names[:1]
+    assert message["cases"] == names[1:]
     assert f"{names[0]}: the teachers agree by a Dice of" in done.stdout
     assert not (world.raw / NAME / "imagesTr" / f"{names[0]}_0000.nii.gz").exists()
     assert "nnUNetv2_kd store -d 104 -c 3d_fullres --teacher_folder" in done.stdout

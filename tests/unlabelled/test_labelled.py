@@ -47,9 +47,9 @@ def test_what_is_missing_is_said(dataset, tmp_path):
     (dataset / "labelsTr" / "b.png").unlink()
     splits = [{"train": ["a", "gone"], "val": ["c"]}]
     (tmp_path / "preprocessed" / "Dataset004_Test" / "splits_final.json").write_text(json.dumps(splits))
-    told = "\n".join(read_labelled(dataset)[1])
+    message = "\n".join(read_labelled(dataset)[1])
     for words in ("labelled case a: no image", "labelled case b: ", "fold 0, names gone: no labelled case"):
-        assert words in told
+        assert words in message
 
 
 @pytest.mark.parametrize(("count", "folds"), [(1, 1), (2, 2), (4, 4), (5, 5), (12, 5)])

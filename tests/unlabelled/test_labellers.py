@@ -89,8 +89,8 @@ def test_a_teacher_may_have_seen_anything_where_the_dataset_does_not_say_what_it
         "epoch": 1,
         "params": 9,
     }
-    told = {"cases": ["scan"], "teachers": [teacher], "of_dataset": "Dataset004_Test"}
-    trainer = SimpleNamespace(dataset_json={"teacher_labels": told}, do_split=lambda: (["a", "scan"], ["b"]))
+    message = {"cases": ["scan"], "teachers": [teacher], "of_dataset": "Dataset004_Test"}
+    trainer = SimpleNamespace(dataset_json={"teacher_labels": message}, do_split=lambda: (["a", "scan"], ["b"]))
     record = teacher_labels(trainer)
     assert record.cases == ("scan",)
     assert record.validation_cases == 0

@@ -59,7 +59,7 @@ def test_all_bad_scans_are_listed(tmp_path, write):
     (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "good.nii.gz").read_bytes()[:-40])
     scans, _ = find_scans(tmp_path, END, ["MRI"])
     problems = check_scans(scans, SimpleITKIO(), ["MRI"], {"labelled": [str(tmp_path / "labelled.nii.gz")]})
-    told = "\n".join(problems)
+    message = "\n".join(problems)
     for words in (
         "labelled is already a labelled case",
         "renamed is the image of the labelled case labelled",
@@ -67,9 +67,9 @@ def test_all_bad_scans_are_listed(tmp_path, write):
         "broken: broken.nii.gz cannot be read",
         "cut: cut.nii.gz cannot be read: it is cut short",
     ):
-        assert words in told
+        assert words in message
     assert len(problems) == 5
-    assert "good" not in told
+    assert "good" not in message
 
 
 def test_a_labelled_case_that_cannot_be_read_is_said(tmp_path, write):

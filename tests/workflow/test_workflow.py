@@ -273,7 +273,7 @@ def test_jobs_of_one_machine_get_different_gpus(tmp_path):
 # ---- SLURM, of which only the words are here
 
 
-def test_a_cancelled_job_is_told_in_words_that_the_executor_knows(tmp_path):
+def test_a_cancelled_job_is_reported_in_words_that_the_executor_knows(tmp_path):
     """As sacct says it: a job that the executor takes for one that runs is waited for for ever."""
     real = tmp_path / "sacct"
     real.write_text('#!/bin/sh\necho "7|COMPLETED"; echo "8|CANCELLED by 0"; echo "$*"; test "$1" != bad\n')

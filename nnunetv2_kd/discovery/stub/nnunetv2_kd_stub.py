@@ -5,9 +5,9 @@ the search, so no class may be defined here."""
 from typing import Any
 
 from nnunetv2_kd import trainers
-from nnunetv2_kd.trainers import last_words
+from nnunetv2_kd.trainers import error_exit
 
-last_words.install()  # needed this early to explain a trainer name that does not exist
+error_exit.install_exit_messages()  # needed this early to explain a trainer name that does not exist
 
 
 def __getattr__(name: str) -> Any:

@@ -169,7 +169,7 @@ class CasePredictor:
         # a store whose teachers share the student's data and labels keeps its older form
         if self.weight != 1:
             plain["weight"] = self.weight
-        if not self.map.plain:
+        if not self.map.is_one_to_one:
             plain["labels"] = {name: list(labels) for name, labels in self.labels.items()}
             plain["known"] = list(self.map.known)
         if self.space is not None:

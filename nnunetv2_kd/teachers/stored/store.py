@@ -21,7 +21,7 @@ import numpy as np
 
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.nnunet.files import is_same, read_json
-from nnunetv2_kd.nnunet.model_files import shown
+from nnunetv2_kd.nnunet.model_files import printable
 from nnunetv2_kd.teachers.stored.header import header_problems, is_case_record
 
 SCHEMA = 1
@@ -63,8 +63,9 @@ class Store:
         header = read_json(folder / HEADER, mend=AGAIN)
         if isinstance(header, dict) and "schema" in header and header["schema"] != SCHEMA:
             raise KDError(
-                f"{folder} was written by another version of nnunetv2_kd (schema {shown(header['schema'])}, expected "
-                f"{SCHEMA}). Delete the folder and store again: {shown(header.get('command', 'nnUNetv2_kd store'))}"
+                f"{folder} was written by another version of nnunetv2_kd (schema {printable(header['schema'])}, "
+                f"expected {SCHEMA}). Delete the folder and store again: "
+                f"{printable(header.get('command', 'nnUNetv2_kd store'))}"
             )
         problems = list(header_problems(header))
         if problems:
@@ -109,8 +110,8 @@ class Store:
             with np.load(file) as arrays:  # never objects, which could run code
                 return dict(arrays)
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            told = f"{file} cannot be read ({type(error).__name__}). Delete it, and store again"
-            raise KDError(f"{told}: {self.command}") from error
+            problem = f"{file} cannot be read ({type(error).__name__}). Delete it, and store again"
+            raise KDError(f"{problem}: {self.command}") from error
 
     def problem(self, case: str, data: Path) -> str:
         """Why a case cannot be used; "" if it can.

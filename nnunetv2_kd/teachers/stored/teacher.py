@@ -50,7 +50,7 @@ class StoredTeacher(Teacher):
         self.device = device
         # for each stage of the student, the stored vectors of every teacher that it is compared with
         self.stages: dict[str, list[str]] = {}
-        self.known = _known(store, labels)
+        self.known = _known_heads(store, labels)
         self._records = records
         self._cases = cases
         self._vectors: dict[str, dict[str, Tensor]] = {}
@@ -202,7 +202,7 @@ def first_stored(store: Store) -> TeacherOptions:
     )
 
 
-def _known(store: Store, labels: Labels) -> tuple[int, ...] | None:
+def _known_heads(store: Store, labels: Labels) -> tuple[int, ...] | None:
     """The student's heads that any of the stored teachers knows; None if that is all of them."""
     known = store.header.get("known")
     return None if known is None else tuple(structure + (not labels.has_regions) for structure in known)

@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunetv2_kd.errors import KDError, listing
-from nnunetv2_kd.nnunet.files import UNFINISHED, Fingerprint, fingerprint, write_whole
+from nnunetv2_kd.nnunet.files import UNFINISHED, Fingerprint, fingerprint, write_atomically
 from nnunetv2_kd.nnunet.fold_data import preprocess_line
-from nnunetv2_kd.nnunet.locks import LOCK, holding, locked, of_readers
+from nnunetv2_kd.nnunet.locks import LOCK, hold_lock, lock_folder, readers_lock
 from nnunetv2_kd.regions import Labels, known_heads
 from nnunetv2_kd.teachers.combine import as_logits
 from nnunetv2_kd.teachers.label_map import LabelMap
@@ -79,9 +79,9 @@ def make(task: Task, models: Sequence[CasePredictor], overwrite: bool, say: Call
     line = f"{task.command} --overwrite" if overwrite else task.command  # until the header is another one
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
-        with locked(task.folder) as news, holding(of_readers(task.folder)) as readers:
+        with lock_folder(task.folder) as news, hold_lock(readers_lock(task.folder)) as readers:
             if readers:
-                raise KDError(_is_read(task, readers))
+                raise KDError(_in_use_message(task, readers))
             if news:
                 say(news)
             header = _header(task, models, sorted(dataset.identifiers))
@@ -113,7 +113,7 @@ def _check_folder(folder: Path) -> None:
     """
     if not folder.is_dir() or (folder / HEADER).is_file():
         return
-    own = (LOCK, of_readers(folder).name)
+    own = (LOCK, readers_lock(folder).name)
     others = sorted(file.name for file in folder.iterdir() if file.name not in own and file.suffix != UNFINISHED)
     if others:
         raise KDError(
@@ -166,7 +166,7 @@ def _prepare(task: Task, header: dict[str, Any], overwrite: bool) -> None:
                 "kept as it is. Choose another name with -o, or add --overwrite to replace it."
             )
     new = task.folder / f"{HEADER}.new"  # on the disk before a case of the old store is given up
-    write_whole(new, (json.dumps(header, indent=1) + "\n").encode())
+    write_atomically(new, (json.dumps(header, indent=1) + "\n").encode())
     if overwrite:
         for case in header["cases"]:
             (task.folder / f"{case}.json").unlink(missing_ok=True)
@@ -209,8 +209,8 @@ def _load(task: Task, dataset: Any, case: str) -> tuple[Tensor, np.ndarray, dict
         data, segmentation, _, properties = dataset.load_case(case)
         image, labels = np.array(data[:], dtype=np.float32), np.asarray(segmentation[:])
     except Exception as error:  # of any kind: pickle, blosc2 and numpy meet whatever bytes there are
-        told = f"its preprocessed files in {task.data} cannot be read ({type(error).__name__})"
-        raise KDError(f"{told}. {again}") from error
+        problem = f"its preprocessed files in {task.data} cannot be read ({type(error).__name__})"
+        raise KDError(f"{problem}. {again}") from error
     if image.shape[1:] != labels.shape[1:]:
         raise KDError(f"its preprocessed image and segmentation have other sizes. {again}")
     if not np.isfinite(image).all():
@@ -231,7 +231,7 @@ def _answers(task: Task, models: Sequence[CasePredictor], dataset: Any, case: st
     before = {file.name: fingerprint(file) for file in data_files(task.data, case)}
     image, segmentation, properties = _load(task, dataset, case)
     known = known_structures(models)
-    target, labels = merged(task, known, target_of(segmentation, task.label_manager))
+    target, labels = merge_unknown(task, known, target_of(segmentation, task.label_manager))
     probabilities = np.zeros((len(known), *image.shape[1:]), np.float32)
     vectors: dict[str, np.ndarray] = {}
     for number, (model, share) in enumerate(zip(models, shares(models, known), strict=True)):
@@ -254,17 +254,17 @@ def _write_case(task: Task, case: str, answers: _Answers) -> None:
     """The record is written last: a case that has one is whole."""
     (task.folder / f"{case}.json").unlink(missing_ok=True)
     patch = task.manager.get_configuration(task.configuration).patch_size
-    write_whole(task.folder / f"{case}.b2nd", compressed(answers.stored, patch))
+    write_atomically(task.folder / f"{case}.b2nd", compress(answers.stored, patch))
     with BytesIO() as buffer:
         np.savez(buffer, **answers.vectors)  # type: ignore[arg-type]
-        write_whole(task.folder / f"{case}.npz", buffer.getvalue())
+        write_atomically(task.folder / f"{case}.npz", buffer.getvalue())
     record = {
         "data": answers.before,
         "files": {name: fingerprint(task.folder / name) for name in (f"{case}.b2nd", f"{case}.npz")},
         "error": answers.error,
         "dice": answers.dice,
     }
-    write_whole(task.folder / f"{case}.json", json.dumps(record).encode())
+    write_atomically(task.folder / f"{case}.json", json.dumps(record).encode())
 
 
 def _slabs(planes: int) -> Iterator[slice]:
@@ -272,11 +272,11 @@ def _slabs(planes: int) -> Iterator[slice]:
     return (slice(start, start + SLAB) for start in range(0, planes, SLAB))
 
 
-def merged(task: Task, known: Sequence[int], target: Tensor) -> tuple[Tensor, Labels]:
+def merge_unknown(task: Task, known: Sequence[int], target: Tensor) -> tuple[Tensor, Labels]:
     """A target ``(R, *S)`` with what no teacher knows as "anything else", and how it is to be read."""
     labels = task.labels
     partial = known_heads(labels, [structure + (not labels.has_regions) for structure in known])
-    return (target, labels) if partial is None else (partial.target(target[None])[0], partial.merged)
+    return (target, labels) if partial is None else (partial.target(target[None])[0], partial.merged_labels)
 
 
 def _structures(logits: Tensor, label_map: LabelMap) -> Tensor:
@@ -297,7 +297,7 @@ def _as_bytes(probabilities: np.ndarray) -> tuple[np.ndarray, float]:
     return stored, error
 
 
-def compressed(stored: np.ndarray, patch_size: Sequence[int]) -> bytes:
+def compress(stored: np.ndarray, patch_size: Sequence[int]) -> bytes:
     """A blosc2 file's content, in chunks that suit patches of that size, as nnU-Net picks them for its data."""
     blocks, chunks = comp_blosc2_params(stored.shape, patch_size, bytes_per_pixel=1)
     parameters = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
@@ -318,7 +318,7 @@ def _dice(stored: np.ndarray, target: Tensor, labels: Labels) -> list[float | No
     return [None if np.isnan(dice) else dice for dice in pseudo_dice(slabs(), labels)]
 
 
-def _is_read(task: Task, readers: str) -> str:
+def _in_use_message(task: Task, readers: str) -> str:
     return (
         f"Trainings are reading {task.folder}: {readers} (process id on host). It was left as it is, because they "
         "would be taught by another teacher from the next batch on. Wait until they have ended, or store under another "

@@ -151,13 +151,13 @@ def test_the_line_that_matches_labels_by_name_is_true(here):
         (turned, "labels: {Anterior: [Anterior], Posterior: [Posterior]}"),
         (partial, "labels: {Anterior: [Anterior], Posterior: null}"),
     ):
-        told = refusal(make_trainer(nnUNetTrainerKD, here, teacher={"folder": str(folder)}))
-        [line] = [line for line in told.splitlines() if "labels: {Anterior" in line and "add to the teacher" in line]
+        message = refusal(make_trainer(nnUNetTrainerKD, here, teacher={"folder": str(folder)}))
+        [line] = [line for line in message.splitlines() if "labels: {Anterior" in line and "add to the teacher" in line]
         assert line.endswith(expected)
         named = yaml.safe_load(line[line.index("labels: {") :])
         trainer = make_trainer(nnUNetTrainerKD, here, teacher={"folder": str(folder), **named})
         trainer.on_train_start()
-    assert "The teacher's: Anterior, nothing" in told
+    assert "The teacher's: Anterior, nothing" in message
 
 
 def test_the_line_that_stores_a_teacher_of_another_spacing_is_true(here):
@@ -165,10 +165,10 @@ def test_the_line_that_stores_a_teacher_of_another_spacing_is_true(here):
     plans = json.loads((folder / "plans.json").read_text())
     plans["configurations"]["3d_fullres"]["spacing"] = [1.5, 1.0, 1.0]
     (folder / "plans.json").write_text(json.dumps(plans))
-    told = refusal(make_trainer(nnUNetTrainerKD, here, teacher={"folder": str(folder)}))
-    [line] = [line for line in told.splitlines() if "nnUNetv2_kd store" in line]
+    message = refusal(make_trainer(nnUNetTrainerKD, here, teacher={"folder": str(folder)}))
+    [line] = [line for line in message.splitlines() if "nnUNetv2_kd store" in line]
     assert main(shlex.split(line)[1:]) == 0
-    said = yaml.safe_load(told[told.index("stored_teacher: ") :])
+    said = yaml.safe_load(message[message.index("stored_teacher: ") :])
     trainer = make_trainer(nnUNetTrainerKD, here, **said)
     trainer.on_train_start()
 
@@ -176,10 +176,10 @@ def test_the_line_that_stores_a_teacher_of_another_spacing_is_true(here):
 def test_the_line_that_stores_the_teacher_of_a_coarser_student_is_true(here, capsys):
     assert main(["plan", "-d", "4", "--coarser", "2", "-o", "Coarse", "-c", "3d_fullres"]) == 0
     here.run("nnUNetv2_preprocess", "-d", "4", "-plans_name", "Coarse", "-c", "3d_fullres", "-np", "1")
-    told = refusal(make_trainer(nnUNetTrainerKD, here, plans="Coarse"))
-    [line] = [line for line in told.splitlines() if "nnUNetv2_kd store" in line]
+    message = refusal(make_trainer(nnUNetTrainerKD, here, plans="Coarse"))
+    [line] = [line for line in message.splitlines() if "nnUNetv2_kd store" in line]
     assert main(shlex.split(line)[1:]) == 0
-    said = yaml.safe_load(told[told.index("stored_teacher: ") :])
+    said = yaml.safe_load(message[message.index("stored_teacher: ") :])
     make_trainer(nnUNetTrainerKD, here, plans="Coarse", **said).on_train_start()
 
 

@@ -32,7 +32,7 @@ def test_a_case_that_is_well(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "told"),
+    ("dataset", "message"),
     [
         (mock.Mock(load_case=mock.Mock(side_effect=EOFError)), r"cannot be read \(EOFError\)"),
         (mock.Mock(load_case=mock.Mock(side_effect=RuntimeError("blosc2"))), r"cannot be read \(RuntimeError\)"),
@@ -42,8 +42,8 @@ def test_a_case_that_is_well(tmp_path):
     ],
     ids=["empty", "cut", "not finite", "a label 7", "sizes"],
 )
-def test_a_case_that_cannot_be_used_is_told_with_the_line_that_mends_it(tmp_path, dataset, told):
-    with pytest.raises(KDError, match=rf"{told}.*Preprocess it again: nnUNetv2_preprocess -d 4 -c 3d_fullres"):
+def test_a_case_that_cannot_be_used_is_reported_with_the_line_that_mends_it(tmp_path, dataset, message):
+    with pytest.raises(KDError, match=rf"{message}.*Preprocess it again: nnUNetv2_preprocess -d 4 -c 3d_fullres"):
         write._load(task(tmp_path), dataset, "x")
 
 

@@ -35,7 +35,7 @@ def test_headers_that_are_none(folder, content):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"cases": ["../../x"]}, "cases: expected names of cases"),
         ({"heads": [3]}, "heads"),
@@ -47,8 +47,8 @@ def test_headers_that_are_none(folder, content):
         ({"known": ["a"]}, "known"),
     ],
 )
-def test_headers_with_something_else_in_them(change, told):
-    assert any(line.startswith(told) or told in line for line in header_problems(HEADER | change))
+def test_headers_with_something_else_in_them(change, message):
+    assert any(line.startswith(message) or message in line for line in header_problems(HEADER | change))
 
 
 @pytest.mark.parametrize(

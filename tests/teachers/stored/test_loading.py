@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.teachers.stored import quantization
 from nnunetv2_kd.teachers.stored.loading import Stacked, StoredDataset, StoredTransforms
-from nnunetv2_kd.teachers.stored.write import compressed
+from nnunetv2_kd.teachers.stored.write import compress
 
 SHAPE = (24, 40, 36)
 
@@ -51,7 +51,7 @@ class InMemory:
 @pytest.fixture
 def dataset(image, tmp_path):
     stored = quantization.encode(teacher(torch.from_numpy(image)).numpy())
-    (tmp_path / "case.b2nd").write_bytes(compressed(stored, (16, 24, 16)))
+    (tmp_path / "case.b2nd").write_bytes(compress(stored, (16, 24, 16)))
     return StoredDataset(InMemory(image), tmp_path)
 
 

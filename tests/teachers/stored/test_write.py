@@ -11,7 +11,7 @@ import torch
 
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.locks import locked
+from nnunetv2_kd.nnunet.locks import lock_folder
 from nnunetv2_kd.regions import region_vectors
 from nnunetv2_kd.regions.membership import label_regions
 from nnunetv2_kd.teachers.find import StudentIdentity
@@ -207,7 +207,7 @@ def test_other_labels_and_regions_are_refused(here):
 
 
 def test_two_processes_at_once(here, capsys):
-    with locked(folder_of(here)):
+    with lock_folder(folder_of(here)):
         assert store() == 1
     assert "Another process works in" in capsys.readouterr().err
 
@@ -255,7 +255,7 @@ def test_refused(here, capsys, monkeypatch, flags, expected):
     assert expected in capsys.readouterr().err
 
 
-def test_what_is_wrong_with_several_teachers_is_told_at_once(here, capsys):
+def test_what_is_wrong_with_several_teachers_is_reported_at_once(here, capsys):
     assert store("--teacher_folder", "/nowhere", "--teacher_folder", "/neither", "-f", "0", "1") == 1
     error = capsys.readouterr().err
     assert error.count("/nowhere/plans.json does not exist") == error.count("/neither/plans.json does not exist") == 1

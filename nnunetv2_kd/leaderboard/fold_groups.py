@@ -53,7 +53,11 @@ def _group(model: TrainedModel, fold: TrainedFold, splits: Sequence[Split]) -> t
 
 def _network(model: TrainedModel, fold: TrainedFold) -> str:
     """How the fold's network differs from plans.json; empty if it does not, or the checkpoint does not tell."""
-    if fold.plans is None or not _has(fold.plans, model.configuration) or not _has(model.plans, model.configuration):
+    if (
+        fold.plans is None
+        or not _has_configuration(fold.plans, model.configuration)
+        or not _has_configuration(model.plans, model.configuration)
+    ):
         return ""
     places = ("in plans.json", "in its checkpoint")
     try:
@@ -62,7 +66,7 @@ def _network(model: TrainedModel, fold: TrainedFold) -> str:
         return ""
 
 
-def _has(plans: Plans, configuration: str) -> bool:
+def _has_configuration(plans: Plans, configuration: str) -> bool:
     return configuration in plans.get("configurations", {})
 
 
@@ -79,8 +83,10 @@ def _part(
         apart = f"its network is not the one in the folder's plans.json ({network})"
     else:
         mine, places = folds[0].record, ("there", "here")
-        told = method_differences(others, mine, True, places) if others is not None and mine is not None else []
-        apart = f"trained by another method than the other folds in its folder ({'; '.join(told) or 'no record'})"
+        differences = method_differences(others, mine, True, places) if others is not None and mine is not None else []
+        apart = (
+            f"trained by another method than the other folds in its folder ({'; '.join(differences) or 'no record'})"
+        )
     made = replace(model, folds=tuple(folds), part=part, apart=apart)
     plans = folds[0].plans
     if not network or plans is None:

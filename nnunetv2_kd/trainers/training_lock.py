@@ -7,13 +7,13 @@ from pathlib import Path
 import torch.distributed as dist
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.locks import holders, holding
+from nnunetv2_kd.nnunet.locks import hold_lock, holders
 from nnunetv2_kd.trainers.start import Start
 
 LOCK = "lock_of_training"
 
 
-def refuse_second(fold: Path) -> None:
+def check_not_training(fold: Path) -> None:
     """Before anything of a training is made.
 
     Args:
@@ -25,11 +25,11 @@ def refuse_second(fold: Path) -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
         return  # the first of the workers holds it
     if others := holders(fold / LOCK):
-        raise KDError(_taken(fold, others))
+        raise KDError(_taken_message(fold, others))
 
 
 @contextmanager
-def alone_in(fold: Path, rank: int, start: Start) -> Iterator[None]:
+def hold_training_lock(fold: Path, rank: int, start: Start) -> Iterator[None]:
     """Inside, no other process trains or validates this fold.
 
     Args:
@@ -43,14 +43,14 @@ def alone_in(fold: Path, rank: int, start: Start) -> Iterator[None]:
     if rank != 0:
         yield
         return
-    with holding(fold / LOCK) as others:
+    with hold_lock(fold / LOCK) as others:
         if others:
             start.keep()
-            raise KDError(_taken(fold, others))
+            raise KDError(_taken_message(fold, others))
         yield
 
 
-def _taken(fold: Path, others: str) -> str:
+def _taken_message(fold: Path, others: str) -> str:
     return (
         f"Another process trains or validates {fold}: {others} (process id on host). Two would write over each other's "
         "checkpoints. Wait until it has ended, or end it and go on with --c. If there is no such process: "

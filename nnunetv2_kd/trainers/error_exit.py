@@ -28,7 +28,7 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM, with a message for the user."""
 
 
-def install() -> None:
+def install_exit_messages() -> None:
     """From now on, errors of ours end this process with their reason and no traceback; all others are shown as before.
     Only in nnU-Net's commands."""
     let_print_everything()
@@ -50,7 +50,7 @@ def interruptible(about: Callable[[], str]) -> Iterator[None]:
         raise Interrupted(about()) from interrupt
 
 
-def last_words(error: BaseException) -> str | None:
+def exit_message(error: BaseException) -> str | None:
     """The message to show instead of an error's traceback; None for errors that are not ours to explain."""
     if isinstance(error, KDError):
         return f"Error: {error}"
@@ -98,7 +98,7 @@ class _Hook:
         self.before = before
 
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        words = last_words(error)
+        words = exit_message(error)
         if words is None:
             self.before(kind, error, trace)
         else:

@@ -9,10 +9,10 @@ from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.files import read_json
 from nnunetv2_kd.nnunet.model_folder import RECORD_FILE, ModelName, fold_name, parse_model_name
 from nnunetv2_kd.record import Record, read_record
-from nnunetv2_kd.trainers.baseline import ALONE_TRAINER, line_of_baseline, suffix
+from nnunetv2_kd.trainers.baseline import ALONE_TRAINER, baseline_command, variant_suffix
 
 
-def closing_words(fold: Path) -> str:
+def result_message(fold: Path) -> str:
     """One paragraph; empty if nothing was validated.
 
     Args:
@@ -22,18 +22,18 @@ def closing_words(fold: Path) -> str:
     if dice is None or name is None:
         return ""
     record = _record(fold)
-    told = [f"Validation Dice of fold {fold_name(fold)}: {dice:.4f} of this student"]
-    told += [f"{value:.4f} of its teacher" for value in _of_teachers(record, fold)]
+    parts = [f"Validation Dice of fold {fold_name(fold)}: {dice:.4f} of this student"]
+    parts += [f"{value:.4f} of its teacher" for value in _of_teachers(record, fold)]
     dataset = dataset_id(fold.parents[1].name)
     compare = f"nnUNetv2_kd leaderboard -d {dataset}"
     if record is None or (not record.teachers and record.stored is None):
-        return f"{told[0]}. Compare all models:\n  {compare}"
+        return f"{parts[0]}. Compare all models:\n  {compare}"
     of_alone = _of_alone(record, fold, name)
     if of_alone is not None:
-        told.append(f"{of_alone:.4f} of the same student alone")
-        return f"{', '.join(told)}. Compare them case by case:\n  {compare}"
-    line = line_of_baseline(record, fold)
-    return f"{', '.join(told)}. To see what the teacher adds, train the same student alone:\n  {line}"
+        parts.append(f"{of_alone:.4f} of the same student alone")
+        return f"{', '.join(parts)}. Compare them case by case:\n  {compare}"
+    line = baseline_command(record, fold)
+    return f"{', '.join(parts)}. To see what the teacher adds, train the same student alone:\n  {line}"
 
 
 def validation_dice(fold: Path) -> float | None:
@@ -46,7 +46,7 @@ def validation_dice(fold: Path) -> float | None:
 
 def _of_alone(record: Record, fold: Path, name: ModelName) -> float | None:
     """Dice of the same student trained alone, for as long and with the same seed, under any name."""
-    pattern = f"{ALONE_TRAINER}{suffix(name.trainer)}__*__{name.configuration}/{fold.name}"
+    pattern = f"{ALONE_TRAINER}{variant_suffix(name.trainer)}__*__{name.configuration}/{fold.name}"
     for other in sorted(fold.parents[1].glob(pattern)):
         its = _record(other)
         if its is None or (its.training, its.student) != (record.training, record.student):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_kd.leaderboard.belonging import share_of
 from nnunetv2_kd.leaderboard.board import make_boards
+from nnunetv2_kd.leaderboard.fold_groups import share_of
 from nnunetv2_kd.leaderboard.footnotes import footnotes
 from nnunetv2_kd.leaderboard.request import LeaderboardRequest
 from nnunetv2_kd.leaderboard.tables import to_csv, to_json, to_markdown
@@ -103,8 +103,12 @@ def test_seeds_are_one_row_with_their_spread(results):
     assert row.seeds.sd == pytest.approx(np.std(dice, ddof=1))
     assert not row.warnings
     assert f"{np.mean(dice):.3f} ± {np.std(dice, ddof=1):.3f}" in to_markdown([board])
-    told = json.loads(to_json([board]))["datasets"][0]["models"]
-    assert [entry["seed"] for model in told if model["seeds"] for entry in model["seeds"]["trainings"]] == [0, 1, 2]
+    models_json = json.loads(to_json([board]))["datasets"][0]["models"]
+    assert [entry["seed"] for model in models_json if model["seeds"] for entry in model["seeds"]["trainings"]] == [
+        0,
+        1,
+        2,
+    ]
     assert {line.split(",")[1] for line in to_csv([board]).splitlines()[1:]} == {e.name for e in single.entries}
     assert any("--every-seed" in note for note in board.notes)
 
@@ -121,7 +125,7 @@ def test_a_seed_that_was_not_validated_is_in_no_mean(results):
     assert len(board.entries) == 2
 
 
-def test_models_of_different_folds_are_told_how_to_be_compared(results):
+def test_models_of_different_folds_are_reported_how_to_be_compared(results):
     results.add("nnUNetTrainer", shifted(0), folds=(0,))
     results.add("nnUNetTrainerKDBaseline", eroded(2), kd=record("nnUNetTrainerKDBaseline"), folds=(0,))
     results.add("nnUNetTrainerKD", eroded(2), kd=record("nnUNetTrainerKD"), folds=(1,))

@@ -9,7 +9,7 @@ from pathlib import Path
 NIFTI_HEADER = 348  # bytes, of NIfTI-1
 
 
-def why_not_whole(file: Path) -> str:
+def why_incomplete(file: Path) -> str:
     """What keeps a NIfTI file (``.nii``, ``.nii.gz``) from holding all the voxels that its header tells of; "" for
     nothing, and for files of other kinds, which are their readers' matter."""
     is_zipped = file.name.endswith(".nii.gz")
@@ -18,7 +18,7 @@ def why_not_whole(file: Path) -> str:
     try:
         with gzip.open(file) if is_zipped else file.open("rb") as stream:
             header = stream.read(NIFTI_HEADER)
-            expected = _bytes_told_by(header)
+            expected = _expected_bytes(header)
             if is_zipped and header and expected is not None and _bytes_zipped(file) == expected % 2**32:
                 return ""  # without unzipping it
             found = len(header) + sum(map(len, iter(lambda: stream.read(1 << 20), b"")))
@@ -29,7 +29,7 @@ def why_not_whole(file: Path) -> str:
     return ""
 
 
-def _bytes_told_by(header: bytes) -> int | None:
+def _expected_bytes(header: bytes) -> int | None:
     """The size of a NIfTI-1 file by its header; None where that is not told."""
     if len(header) < NIFTI_HEADER:
         return NIFTI_HEADER + 1  # every file is longer

@@ -20,7 +20,7 @@ CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
-def told_without_memory(who: str, trainer: Any) -> Iterator[None]:
+def explain_out_of_memory(who: str, trainer: Any) -> Iterator[None]:
     """Where memory runs out inside, it is told whose step it was and what needs less.
 
     Args:
@@ -35,10 +35,10 @@ def told_without_memory(who: str, trainer: Any) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
         if isinstance(error, KDError) or not (isinstance(error, MemoryError) or MEMORY.search(str(error))):
             raise
-        raise KDError(_without_memory(who, trainer)) from error
+        raise KDError(_out_of_memory_message(who, trainer)) from error
 
 
-def _without_memory(who: str, trainer: Any) -> str:
+def _out_of_memory_message(who: str, trainer: Any) -> str:
     configuration = trainer.configuration_manager
     patch = "x".join(str(int(side)) for side in configuration.patch_size)
     where = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "this machine"
@@ -59,7 +59,7 @@ def _without_memory(who: str, trainer: Any) -> str:
 
 
 @contextmanager
-def told_where_nothing_can_be_written(folder: Path, saved: Callable[[], str]) -> Iterator[None]:
+def explain_failed_writes(folder: Path, saved: Callable[[], str]) -> Iterator[None]:
     """Where a file cannot be written inside, it is told which and why.
 
     Args:
@@ -74,11 +74,11 @@ def told_where_nothing_can_be_written(folder: Path, saved: Callable[[], str]) ->
     except OSError as error:
         if error.errno not in FULL + CLOSED:
             raise
-        raise KDError(f"{_why(error, folder)}\n{saved()}") from error
+        raise KDError(f"{_write_error_message(error, folder)}\n{saved()}") from error
     except RuntimeError as error:
         if isinstance(error, KDError) or not WRITER.search(str(error)):
             raise
-        raise KDError(f"{_why(OSError(_errno_of(folder), ''), folder)}\n{saved()}") from error
+        raise KDError(f"{_write_error_message(OSError(_errno_of(folder), ''), folder)}\n{saved()}") from error
 
 
 def _errno_of(folder: Path) -> int:
@@ -92,7 +92,7 @@ def _errno_of(folder: Path) -> int:
     return errno.ENOSPC
 
 
-def _why(error: OSError, folder: Path) -> str:
+def _write_error_message(error: OSError, folder: Path) -> str:
     file = error.filename or folder
     if error.errno in FULL:
         free = shutil.disk_usage(folder).free / 2**20

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_kd.trainers.last_words import did_you_mean, trainer_names
+from nnunetv2_kd.trainers.error_exit import did_you_mean, trainer_names
 from nnunetv2_kd.trainers.mixin import DistillationMixin
 from tests.conftest import BIN, World
 
@@ -48,7 +48,7 @@ def test_a_misspelt_trainer(world):
     assert "Traceback" not in done.stderr
 
 
-def test_a_missing_teacher_is_told_once_and_the_line_for_it_works(world):
+def test_a_missing_teacher_is_reported_once_and_the_line_for_it_works(world):
     options = {"epochs": 1, "iterations_per_epoch": 1}
     done = world.train("nnUNetTrainerKD", fold="1", check=False, **options)
     assert done.stderr.count("No teacher") == 1
@@ -98,8 +98,8 @@ def test_ctrl_c_and_the_line_that_goes_on(world):
         _, error = process.communicate()
     assert process.returncode != 0
     assert "Traceback" not in error
-    told, line = error.strip().splitlines()[-2:]
-    assert told.startswith("Interrupted in epoch 3. Go on from checkpoint_latest.pth:")
+    message, line = error.strip().splitlines()[-2:]
+    assert message.startswith("Interrupted in epoch 3. Go on from checkpoint_latest.pth:")
     resumed(world, line)
 
 
@@ -113,8 +113,8 @@ def test_an_interruption_names_the_line_that_goes_on(world, monkeypatch):
 
     with mock.patch.object(DistillationMixin, "plain_train_step", press_ctrl_c):
         done = world.train("nnUNetTrainerKDBaseline", check=False, epochs=3, iterations_per_epoch=1, save_every=1)
-    told, line = done.stderr.strip().splitlines()[-2:]
-    assert told == "Interrupted in epoch 1. Go on from checkpoint_latest.pth:"
+    message, line = done.stderr.strip().splitlines()[-2:]
+    assert message == "Interrupted in epoch 1. Go on from checkpoint_latest.pth:"
     assert "Traceback" not in done.stderr
     resumed(world, line)
 
