@@ -31,7 +31,7 @@ def channel_wise(student: Tensor, teacher: Tensor, valid: Tensor | None = None, 
 
 
 class ChannelWise(Method):
-    """KL divergence of every channel's distribution over the voxels (CWD on logits), on every supervised head."""
+    """Where each class is likely: KL divergence over the voxels (CWD on logits), on every supervised head."""
 
     name = "channel_wise"
     needs = Needs(logits=True)

@@ -43,7 +43,7 @@ def _rows(logits: Tensor, mask: Tensor, sigmoid: bool) -> tuple[Tensor, Tensor]:
 
 
 class ClassAffinity(Method):
-    """How the class probabilities overlap (CAKD), on every supervised head."""
+    """How much the probabilities of the classes overlap (CAKD), on every supervised head."""
 
     name = "class_affinity"
     needs = Needs(logits=True)

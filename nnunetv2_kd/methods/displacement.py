@@ -133,7 +133,8 @@ def _displacements(embeddings: Tensor) -> Tensor:
 
 
 class Displacement(OnStages):
-    """How samples of a batch differ from each other (DPRD), over the encoder, with weights that grow with depth."""
+    """How the samples of a batch differ from each other (DPRD), sum over encoder stages, with weights that grow with
+    depth."""
 
     name = "displacement"
     needs = Needs(features=True)

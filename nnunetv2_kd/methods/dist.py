@@ -69,7 +69,7 @@ def _by_class(p: Tensor) -> Tensor:
 
 
 class DIST(Method):
-    """Correlations of the class probabilities, between classes and within each (DIST), on every supervised head."""
+    """Correlation of the class probabilities, between classes and within each (DIST), on every supervised head."""
 
     name = "dist"
     needs = Needs(logits=True)

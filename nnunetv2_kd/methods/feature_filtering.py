@@ -127,7 +127,7 @@ def _dots(features: Tensor, maps: Tensor) -> Tensor:
 
 
 class FeatureFiltering(OnStages):
-    """Where a stage is active, region by region, counting what the teacher is decided on (MSKD's FFD)."""
+    """Where a stage is active, region by region, weighted by how certain the teacher is (MSKD's FFD)."""
 
     name = "feature_filtering"
     needs = Needs(features=True)

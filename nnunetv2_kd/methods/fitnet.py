@@ -48,7 +48,7 @@ class FitNetLoss(nn.Module):
 
 
 class FitNet(OnStages):
-    """Mean squared error of the features behind a trained 1x1 convolution, summed over the stages."""
+    """The features, after a trained 1x1 convolution: mean squared error, sum over the stages."""
 
     name = "fitnet"
     needs = Needs(features=True)

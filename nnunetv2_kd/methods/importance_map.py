@@ -44,7 +44,7 @@ def importance_map_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class ImportanceMap(OnStages):
-    """Where a stage is active (EMKD's IMD), summed over the stages."""
+    """Where a stage is active (EMKD's IMD), sum over the stages."""
 
     name = "importance_map"
     needs = Needs(features=True)

@@ -52,7 +52,7 @@ def _likeness(features: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
 
 
 class IntraClassVariation(OnStages):
-    """How far every voxel's features are from its region's mean (IFVD), summed over the stages."""
+    """How far the features of each voxel are from the mean of its region (IFVD), sum over the stages."""
 
     name = "intra_class_variation"
     needs = Needs(features=True)

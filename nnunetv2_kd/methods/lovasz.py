@@ -79,7 +79,7 @@ def _descending(errors: Tensor) -> Tensor:
 
 
 class Lovasz(Method):
-    """Lovász-softmax against the teacher's decision, on every supervised head."""
+    """The student's probabilities with the teacher's decision: Lovász-softmax, on every supervised head."""
 
     name = "lovasz"
     needs = Needs(logits=True)

@@ -179,7 +179,7 @@ class ReCoKDLoss(nn.Module):
 
 
 class ReCoKD(OnStages):
-    """Region-weighted features, attention and global context behind trained convolutions (ReCo-KD)."""
+    """Features weighted by region, attention and global context, after trained convolutions (ReCo-KD)."""
 
     name = "recokd"
     needs = Needs(features=True)

@@ -38,7 +38,7 @@ def own_blocks(edges: Tensor, samples: int, regions: int) -> Tensor:
 
 
 class RegionAffinity(OnStages):
-    """How alike the regions look to a stage (EMKD's RAD), summed over the stages."""
+    """How similar the regions are in a stage's features (EMKD's RAD), sum over the stages."""
 
     name = "region_affinity"
     needs = Needs(region_cosines=True)

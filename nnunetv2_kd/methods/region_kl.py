@@ -56,7 +56,7 @@ def soft_membership(logits: Tensor, sigmoid: bool) -> Tensor:
 
 
 class RegionKL(Method):
-    """KL divergence averaged within each region, then over regions, on every supervised head (ours)."""
+    """Class probabilities: KL divergence, mean over each region, then over regions, on every supervised head (ours)."""
 
     name = "region_kl"
     needs = Needs(logits=True)

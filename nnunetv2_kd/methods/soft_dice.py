@@ -40,7 +40,7 @@ def _foreground(logits: Tensor, sigmoid: bool) -> Tensor:
 
 
 class SoftDice(Method):
-    """Soft Dice between the two networks' probabilities, on every supervised head."""
+    """Soft Dice between the probabilities of the two networks, on every supervised head."""
 
     name = "soft_dice"
     needs = Needs(logits=True)

@@ -57,7 +57,7 @@ def voxel_kl(
 
 
 class VoxelKL(Method):
-    """KL divergence of the class probabilities, mean over voxels, on every supervised head (Hinton et al.)."""
+    """Class probabilities: KL divergence, mean over voxels, on every supervised head (Hinton et al.)."""
 
     name = "voxel_kl"
     needs = Needs(logits=True)
