@@ -27,9 +27,9 @@ from nnunetv2_kd.nnunet.model_files import read_dataset_json
 from nnunetv2_kd.nnunet.model_folder import trained_with
 from nnunetv2_kd.nnunet.plans import Plans, check_configuration, planned_configurations, read_plans
 from nnunetv2_kd.students.coarser import check_spacing, coarser_plans, coarser_spacing, voxels_of
-from nnunetv2_kd.students.shapes import candidates
+from nnunetv2_kd.students.shapes import candidates, wider_and_shallower
 from nnunetv2_kd.students.shrink import RECORD, made_from, shrink_plans
-from nnunetv2_kd.students.size import relative_width, width_for
+from nnunetv2_kd.students.size import plans_features, relative_width, width_for
 from nnunetv2_kd.terminal import plain_console
 
 
@@ -71,6 +71,9 @@ def run(args: argparse.Namespace) -> int:
     shown = args.c or in_3d or configurations
     for line in lines(dataset_id(folder.name), shown, name, whole, student):
         console.print(line, soft_wrap=True, highlight=False)
+    if not is_coarser and options.features is None and options.latency is None:
+        for line in shape_lines(dataset_id(folder.name), shown, name, whole, student):
+            console.print(line, soft_wrap=True, highlight=False)
     return 0
 
 
@@ -78,6 +81,23 @@ def training_lines(dataset: str, configurations: list[str], name: str, *_: Plans
     """The commands to type next."""
     commands = [f"  nnUNetv2_train {dataset} {c} 0 -p {name} -tr nnUNetTrainerRegionKD" for c in configurations]
     return ["Train the student, once the teacher is trained:", *(f"{command}{device_flag()}" for command in commands)]
+
+
+def shape_lines(dataset: str, configurations: list[str], name: str, teacher: Plans, student: Plans) -> list[str]:
+    """For students with few channels at full resolution, the command that plans a better shape."""
+    lines = []
+    for configuration in configurations:
+        wider = wider_and_shallower(teacher, student, configuration)
+        if wider is not None:
+            now = "-".join(map(str, plans_features(student, configuration)))
+            features = ",".join(map(str, wider))
+            lines += [
+                f"{configuration}: with {now} channels, a student is hardly faster than with twice as many and one "
+                "convolution per stage, and was worse in our studies (docs/results.md, study 9). To plan the wider one:",
+                f"  nnUNetv2_kd plan -d {dataset} -c {configuration} -p {teacher['plans_name']} --features {features} "
+                f"--convs-per-stage 1 -o {name}Wide",
+            ]
+    return lines
 
 
 def coarser_lines(dataset: str, configurations: list[str], name: str, teacher: Plans, student: Plans) -> list[str]:

@@ -69,6 +69,24 @@ def candidates(plans: Plans, configuration: str, dataset_json: dict[str, Any]) -
     return [own, *sorted(found.values(), key=lambda shape: -shape.cost.flops)]
 
 
+def wider_and_shallower(plans: Plans, student: Plans, configuration: str) -> list[int] | None:
+    """Channels for a shape that is about as fast as a narrow student, and better: twice as many, with one convolution
+    per stage (docs/results.md, study 9).
+
+    Args:
+        plans: the teacher's.
+        student: its student's, in which a stage may have several convolutions.
+        configuration: of both.
+
+    Returns:
+        Channels per stage; None if the student is not narrow, or has one convolution per stage already.
+    """
+    features = plans_features(student, configuration)
+    if features[0] >= MULTIPLE or _deepest(student, configuration) == 1:
+        return None
+    return [min(2 * own, most) for own, most in zip(features, plans_features(plans, configuration), strict=True)]
+
+
 def _grown(first: int, growth: float, teacher: list[int]) -> list[int]:
     features = [first]
     for stage in range(1, len(teacher)):

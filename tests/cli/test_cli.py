@@ -1,5 +1,6 @@
 import gc
 import json
+import shlex
 import shutil
 import subprocess
 from unittest import mock
@@ -105,6 +106,19 @@ def test_plan_for_one_configuration_by_budget(folders, capsys):
     assert student["configurations"]["2d"] == plans()["configurations"]["2d"]
     ratio = capsys.readouterr().out.split("GFLOPs per patch")[1].split("│")[3]
     assert float(ratio) <= 0.2
+
+
+def test_plan_offers_a_better_shape_to_narrow_students(folders, capsys):
+    """Two channels at full resolution: the command is printed, works, and its student is not offered another."""
+    assert main(["plan", "-d", "999", "-c", "3d_fullres", "--width", "0.25"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "--features" in line]
+    assert "-o nnUNetPlansStudentWide" in line
+    assert main(shlex.split(line)[1:]) == 0
+    assert "--features" not in capsys.readouterr().out
+    made = [student_of(folders, name) for name in ("nnUNetPlansStudent", "nnUNetPlansStudentWide")]
+    narrow, wide = (m["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] for m in made)
+    assert wide["features_per_stage"] == [2 * channels for channels in narrow["features_per_stage"]]
+    assert set(wide["n_conv_per_stage"]) == {1}
 
 
 def test_plan_keeps_a_file_that_is_there(folders, capsys):
