@@ -40,7 +40,7 @@ PLAIN = {
     "path": "must be a path",
 }
 
-SHOWN, LONGEST, MOST_PROBLEMS = 120, 400, 20  # characters of a value and of a reason, and lines
+SHOWN, LONGEST, MOST_PROBLEMS = 120, 400, 20  # longest value, longest reason, and number of lines in a message
 
 Rule = Literal["mean", "confidence", "region"]
 
@@ -53,7 +53,7 @@ class CheckedOptions(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _reject_bool(cls, value: Any, info: ValidationInfo) -> Any:
-        """What YAML reads as true or false (also ``yes``, ``on``) is none: epochs: yes is no epoch."""
+        """Refuse true and false (also YAML's ``yes`` and ``on``) for numbers: ``epochs: yes`` is a mistake."""
         found = any(isinstance(entry, bool) for entry in (value if isinstance(value, list) else [value]))
         if found and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("must not be true or false (yes, no, on, off)")
@@ -65,10 +65,10 @@ def _takes_bool(annotation: Any) -> bool:
 
 
 def expand_path(path: Path) -> Path:
-    """The whole path, ``~`` replaced.
+    """The absolute path, with ``~`` replaced.
 
     Raises:
-        ValueError: where there is no such user.
+        ValueError: if there is no such user.
     """
     try:
         return path.expanduser().absolute()
@@ -89,7 +89,7 @@ class TeacherOptions(CheckedOptions):
     checkpoint: str = Field("checkpoint_final.pth", description="file name inside the fold folder")
     trust: bool = Field(
         False,
-        description="load a checkpoint that carries more than plain data, and a network of any package that the plans "
+        description="load a checkpoint that contains more than plain data, and a network of any package that the plans "
         "name (formerly trust_pickle). Both can run code",
     )
 
@@ -133,7 +133,7 @@ class WeightedTeacherOptions(TeacherOptions):
 
 
 class CombineOptions(CheckedOptions):
-    """How to combine several teachers into one; what is mixed are always probabilities."""
+    """How to combine several teachers into one. Their probabilities are mixed."""
 
     rule: Rule = Field(
         "mean", description="equally, by each teacher's accuracy at a voxel, or by its accuracy in a region"
@@ -307,7 +307,7 @@ def shorten(value: Any) -> str:
     """A value for a message, shortened if it is long."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
+    except (ValueError, RecursionError):  # a number with thousands of digits; nested lists
         text = f"a {type(value).__name__}"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
@@ -322,6 +322,9 @@ def describe_problem(problem: Any) -> str:
 
     Args:
         problem: one of pydantic's ``ValidationError.errors()``.
+
+    >>> describe_problem({"type": "greater_than", "ctx": {"gt": 0}})
+    'must be greater than 0'
     """
     kind, context = problem["type"], problem.get("ctx", {})
     if kind in BOUNDS:

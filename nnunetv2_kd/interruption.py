@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM: one kind of end for both, with a status of its own, and nothing left behind by the processes that
-a command has started."""
+"""Ctrl-C and SIGTERM end a command in the same way, each with its own exit status, and the processes that it started
+leave nothing behind."""
 
 import ctypes
 import multiprocessing.util
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-CTRL_C, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as a shell counts
+CTRL_C, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells do
 AGAIN = 0.2  # seconds
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 _installed: set[str] = set()
@@ -22,7 +22,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def status_of(error: BaseException) -> int:
-    """The exit status of a process that such an interruption ends: 143 for SIGTERM, 130 for Ctrl-C."""
+    """The exit status of a process that this interruption ends: 143 for SIGTERM, 130 for Ctrl-C."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, Terminated):
@@ -32,8 +32,8 @@ def status_of(error: BaseException) -> int:
 
 
 def terminated_like_ctrl_c() -> None:
-    """From now on SIGTERM ends this process as Ctrl-C does, once: what is done about it is not interrupted by another
-    one. Processes that it forks go on to end at once. Does nothing where somebody else handles the signal."""
+    """From now on, SIGTERM ends this process as Ctrl-C does. A second SIGTERM does not interrupt the cleaning up.
+    Forked processes still end at once. Does nothing if the signal already has another handler."""
     is_main = threading.current_thread() is threading.main_thread()
     if "sigterm" in _installed or not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return
@@ -45,9 +45,9 @@ def terminated_like_ctrl_c() -> None:
 
 
 def children_end_with_us() -> None:
-    """Processes that are forked from now on do not outlive this one, even where it is killed (Linux); and what they put
-    into the temporary folder is removed when this one ends, however they end."""
-    multiprocessing.util.get_temp_dir()  # made by a child, it would stay when that is terminated
+    """Processes forked from now on do not outlive this one, even if it is killed (Linux). What they put into the
+    temporary folder is removed when this process ends, however they end."""
+    multiprocessing.util.get_temp_dir()  # if a child made it, it would remain when the child is terminated
     if "children" in _installed or sys.platform != "linux":
         return
     _installed.add("children")
@@ -57,8 +57,8 @@ def children_end_with_us() -> None:
 
 @contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Processes that are started inside leave Ctrl-C to the one that starts them, which ends them, and say nothing of
-    it themselves."""
+    """Processes started within this context ignore Ctrl-C and print nothing about it; the process that started them
+    ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -70,7 +70,7 @@ def without_interrupts() -> Iterator[None]:
 
 
 class _NotLost:
-    """An interruption that falls where Python ignores exceptions, as right after a fork, comes again a moment later."""
+    """Repeats an interruption a moment later if it came where Python ignores exceptions, such as right after a fork."""
 
     def __init__(self, before: Any) -> None:
         self.before = before

@@ -96,7 +96,7 @@ def make_grid(config: Config, raw: Path, preprocessed: Path) -> Grid:
         preprocessed: likewise.
 
     Raises:
-        KDError: where a dataset, recipe or plans file is missing, or two models would be one folder.
+        KDError: if a dataset, recipe or plans file is missing, or two models would be one folder.
     """
     teachers: dict[tuple[str, str], Model] = {}
     students: dict[tuple[str, str], Model] = {}
@@ -119,7 +119,7 @@ def dataset_folder(number: int, raw: Path, preprocessed: Path) -> str:
     """``4`` to ``Dataset004_Hippocampus``.
 
     Raises:
-        KDError: where there is no such dataset, or more than one.
+        KDError: if there is no such dataset, or more than one.
     """
     names = sorted({f.name for root in (raw, preprocessed) for f in root.glob(f"Dataset{number:03d}_*") if f.is_dir()})
     if len(names) == 1:
@@ -209,7 +209,7 @@ def read_recipe(file: Path | None) -> dict[str, Any]:
     """What a recipe says of the method.
 
     Raises:
-        KDError: where it cannot be read.
+        KDError: if it cannot be read.
     """
     if file is None:
         return {}

@@ -30,14 +30,18 @@ HEADINGS = (
 )
 
 
-# where there is little room: faster* and ms* are without mirroring
+# for narrow terminals: faster* and ms* are without mirroring
 SHORT_HEADINGS = ("model", "in", "params", "GFLOPs", "MiB", "ms", "faster", "ms*", "faster*")
-LEFT_OUT_WHERE_NARROW, ROOM_FOR_ALL = ("GFLOPs", "MiB"), 100  # columns; characters
+LEFT_OUT_WHERE_NARROW, ROOM_FOR_ALL = (
+    ("GFLOPs", "MiB"),
+    100,
+)  # narrowest terminal that gets all columns; longest name in it
 SHORT_NOTE = "MiB: peak. ms: per case. faster: how many times. *: without mirroring."
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """What tells models apart: of ``TRAINER__PLANS__CONFIGURATION`` the parts in which they differ, the trainer first.
+    """Names that tell models apart: the parts of ``TRAINER__PLANS__CONFIGURATION`` in which they differ, the trainer
+    first.
 
     >>> short_names(["nnUNetTrainer__nnUNetPlans__2d", "nnUNetTrainerKD__nnUNetPlans__2d"])
     {'nnUNetTrainer__nnUNetPlans__2d': 'nnUNetTrainer', 'nnUNetTrainerKD__nnUNetPlans__2d': 'KD'}
@@ -47,7 +51,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     differing = [number for number in range(3) if number == 0 or len({one[number] for one in parts}) > 1]
     shortened = {}
     for name, one in parsed.items():
-        if one is None:  # a folder, as two models have one name
+        if one is None:  # the folder, because two models have the same name
             shortened[name] = name
             continue
         words = one.shortened()
@@ -76,7 +80,7 @@ def _cells(benchmark: Benchmark, row: BenchmarkRow) -> list[str]:
 
 
 def footnotes(benchmark: Benchmark) -> list[str]:
-    """How it was measured."""
+    """How the numbers were measured."""
     memory = "CUDA memory allocated."
     if benchmark.empty_mib is not None:
         memory = (

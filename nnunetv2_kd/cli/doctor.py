@@ -114,7 +114,7 @@ def paths() -> list[Finding]:
 
 
 def data_workers() -> list[Finding]:
-    """0 makes batches reproducible, and nnU-Net's planner fail; it stops no training."""
+    """A value of 0 makes batches reproducible, but makes nnU-Net's planner fail; it stops no training."""
     set_to = os.environ.get(WORKERS, "")
     if set_to.strip() != "0":
         return []
@@ -161,7 +161,7 @@ def teachers() -> list[Finding]:
             if model.checkpoint_name == "checkpoint_final.pth":
                 folds.setdefault(model.folder.name, []).append(str(model.fold))
         found = "; ".join(f"{name} (fold {', '.join(numbers)})" for name, numbers in folds.items())
-        findings.append(Finding(f"models of {dataset.name}", found or "none is trained to the end"))
+        findings.append(Finding(f"models of {dataset.name}", found or "no training is finished"))
     return findings or [Finding("models", "none yet; train a teacher first: nnUNetv2_train DATASET CONFIGURATION FOLD")]
 
 

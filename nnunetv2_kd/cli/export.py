@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         raise KDError("Name the model either with -d DATASET (and -c, -p, -tr) or with -m FOLDER.")
     if args.m is not None:
         models = [model.expanduser().absolute() for model in args.m]
-        configurations = [args.c[0]] * len(models)  # where a zip holds several
+        configurations = [args.c[0]] * len(models)  # if a zip holds several
     else:
         home, configurations = Path(nnUNet_results) / trained_dataset(args.d), args.c
         models = [home / str(ModelName(args.tr, args.p, configuration)) for configuration in configurations]
@@ -85,7 +85,7 @@ def _portable(
     home = shlex.quote(str(base.output))
     wheels = f"--no-index --find-links {home}/wheels " if request.wheels else ""
     for line in (
-        "Where only Python is:",
+        "On a machine with Python alone:",
         f"  python -m pip install {wheels}-r {home}/requirements.txt",
         f"  python {home}/predict.py --self-test",
         f"  python {home}/predict.py -i IN -o OUT",
@@ -120,7 +120,7 @@ def next_steps(format_: str, request: ExportRequest) -> list[str]:
             f"  nnUNetv2_kd predict -m {shlex.quote(str(request.output))} -i IN -o OUT -device cpu",
         ]
     name = parse_model_name(request.model.name)
-    if name is None:  # told before the export
+    if name is None:  # reported before the export
         return []
     trainer, plans, configuration = name
     dataset = request.model.parent.name

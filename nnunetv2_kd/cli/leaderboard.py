@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     if args.o is not None:
         check_writable(args.o)
     boards = make_boards(request, lambda line: console.print(line, style="dim", markup=False, highlight=False))
-    written = write_all(boards, args.o) if args.o is not None else []  # before anything is shown: it is hours of work
+    written = (
+        write_all(boards, args.o) if args.o is not None else []
+    )  # before anything is shown, because it may be hours of work
     for board in boards:
         print_board(board, console, args.wide)
     for file in written:
@@ -45,4 +47,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 def about_interruption(_: argparse.Namespace) -> str:
-    return "No page and no table was written. What models have predicted for -i with -o is kept."
+    return "No page and no table was written. Predictions for -i with -o are kept."

@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if argv is None:
         terminated_like_ctrl_c()
-    about = "Nothing was begun yet."
+    about = "Nothing was started yet."
     try:
         command = import_command(args.command, whole_process=argv is None)
-        from nnunetv2_kd.nnunet.trust import trusting  # not for help, which imports nothing else
+        from nnunetv2_kd.nnunet.trust import trusting  # --help imports nothing else
         from nnunetv2_kd.terminal import let_print_everything
 
         let_print_everything()

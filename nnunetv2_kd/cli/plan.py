@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(cost_table(whole, student, widths, dataset_json))
     console.print(f"Written: {target}", soft_wrap=True)
     lines = coarser_lines if is_coarser else training_lines
-    in_3d = [c for c in configurations if c.startswith("3d")]  # nobody asked for 2d where the images are 3D
+    in_3d = [c for c in configurations if c.startswith("3d")]  # for 3D images, 2d is rarely wanted
     shown = args.c or in_3d or configurations
     for line in lines(dataset_id(folder.name), shown, name, whole, student):
         console.print(line, soft_wrap=True, highlight=False)

@@ -11,4 +11,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 def about_interruption(_: argparse.Namespace) -> str:
-    return "The same line predicts all images anew; a segmentation that was being written may be cut short."
+    return "The same command predicts all images again; a segmentation that was being written may be truncated."

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def about_interruption(_: argparse.Namespace) -> str:
-    return f"The cases that were stored are kept. Go on with:\n  {command()}"
+    return f"The cases that were stored are kept. Continue with:\n  {command()}"
 
 
 def command() -> str:
@@ -127,7 +127,7 @@ def load_models(
     if problems:
         flags = "-tr, -p, -f, -chk, --teacher_folder and --trust"
         reasons = dict.fromkeys(problems)  # each fold repeats what is wrong with its folder
-        raise KDError("\n".join([*reasons, f"(Where this speaks of the options file: here it is {flags}.)"]))
+        raise KDError("\n".join([*reasons, f"(Instead of the options file, use {flags} here.)"]))
     check_different([model.teacher for model in models])
     check_labels(models, dataset_json)
     for note in sorted({note for model in models for note in model.teacher.notes}):
@@ -169,7 +169,8 @@ def channel_names(entries: list[str] | None) -> dict[str, str]:
 
 
 def seen_by(models: list[CasePredictor]) -> list[str]:
-    """Which teachers do not use the student's preprocessed data, and what they teach if that is not every label."""
+    """How each teacher sees the images, if it does not use the student's preprocessed data, and what it teaches if that
+    is not every label."""
     lines = []
     for model in models:
         name = f"{model.path.folder.name}, fold {model.path.fold}"
@@ -182,7 +183,7 @@ def seen_by(models: list[CasePredictor]) -> list[str]:
 
 
 def summary(store: Store, data: Path, name: str) -> list[str]:
-    """What is stored now, how good and how large it is, and how to train from it."""
+    """How many cases are stored, how good and large the store is, and how to train from it."""
     records = [store.record(case) or {} for case in store.header["cases"]]
     size = sum(known["size"] for record in records for known in record["files"].values())
     whole = sum(file.stat().st_size for file in data.iterdir())

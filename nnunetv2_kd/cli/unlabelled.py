@@ -32,7 +32,7 @@ from nnunetv2_kd.unlabelled.output import OPTIONS, PROGRESS
 from nnunetv2_kd.unlabelled.pseudo_labels import Rules
 
 STORE = "labellers"
-SHOWN = 10  # scans left out that are listed by name
+SHOWN = 10  # number of left-out scans that are listed by name
 
 
 def run(args: argparse.Namespace) -> int:
@@ -168,7 +168,7 @@ def train(env: dict[str, str], command: list[str]) -> None:
 
 
 def summary(made: MadeDataset) -> list[str]:
-    """What was made, and what the user must know about it."""
+    """What was made, and warnings about it."""
     kept = [facts for facts in made.scans.values() if not facts["left_out"]]
     left_out = {case: facts["left_out"] for case, facts in made.scans.items() if facts["left_out"]}
     lines = [

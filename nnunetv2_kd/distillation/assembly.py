@@ -30,7 +30,7 @@ class Distillation:
         terms: the methods, their stages spelt as in the student's `stage_modules`.
 
     Raises:
-        KDError: where a method does not fit the student or the teacher.
+        KDError: if a method does not fit the student or the teacher.
     """
 
     def __init__(

@@ -92,7 +92,7 @@ def compare(
     Args:
         reference, other: predict a case, ``(Z, Y, X)``, as `predict_case` does.
         dataset_json: of both.
-        reader: nnU-Net's, of the ground truth.
+        reader: nnU-Net's reader for the ground truth.
         cases: at least one.
         progress: wraps the cases, to show progress.
 
@@ -137,7 +137,7 @@ def predict_case(predictor: FastPredictor, case: Case) -> np.ndarray:
     """The segmentation of a case by an initialized predictor.
 
     Raises:
-        KDError: where it cannot be read; names it.
+        KDError: if it cannot be read; names it.
     """
     try:
         image, properties = preprocess(

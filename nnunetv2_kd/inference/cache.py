@@ -1,4 +1,4 @@
-"""A cache of converted networks on disk, so that every model is converted only once."""
+"""A cache of converted networks on disk, so that each model is converted only once."""
 
 import atexit
 import contextlib
@@ -41,12 +41,11 @@ def _temporary_folder() -> Path:
 def get_or_make(key: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:
     """A folder of files that are made only once.
 
-    It is made under a temporary name and then moved into place as a whole, so that a killed process leaves nothing that
-    looks finished. If two processes make the same folder, the first one wins. Files that have since changed are made
-    again.
+    The folder is made under a temporary name and then renamed, so a killed process leaves nothing that looks finished.
+    If two processes make the same folder, the first one wins. Files that have changed since are made again.
 
     Args:
-        key: plain values that the content depends on, all of them.
+        key: all plain values that the content depends on.
         make: writes the files into the folder that it is given.
     """
     root = cache_folder()

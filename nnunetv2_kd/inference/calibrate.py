@@ -1,4 +1,4 @@
-"""Patches of real cases, with which a network is quantised."""
+"""Patches of real cases, for the quantisation of a network."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def calibration_patches(predictor: nnUNetPredictor, shape: tuple[int, ...], fold
     if folder is None or not any(folder.glob("*.pkl")):
         line = f"nnUNetv2_preprocess -d {dataset_id(dataset)} -plans_name {predictor.plans_manager.plans_name}"
         raise KDError(
-            f"int8 is calibrated on preprocessed training cases, but {folder or f'{variable} (not set)'} holds none. "
+            f"int8 is calibrated on preprocessed training cases, but {folder or f'{variable} (not set)'} has none. "
             f"Make them: {line}\nOr predict with a model that has been exported as int8."
         )
     data = infer_dataset_class(str(folder))(str(folder))

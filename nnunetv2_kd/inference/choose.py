@@ -281,7 +281,7 @@ def _measure(
 
 def time_in_turns(runs: Mapping[Any, Callable[[], Any]], rounds: int = ROUNDS) -> dict[Any, float]:
     """The fastest of a few runs of each, in milliseconds. They take turns, so that other load on the machine affects
-    all alike. The first round is a warm-up; it counts only if there was no time for a second."""
+    all of them equally. The first round is a warm-up; it counts only if there was no time for a second one."""
     took: dict[Any, list[float]] = {name: [] for name in runs}
     clock, started = stopwatch(prediction_threads()), time.perf_counter()
     for _ in range(rounds):

@@ -153,10 +153,10 @@ def check_request(request: ExportRequest) -> None:
 
 
 def check_output(request: ExportRequest) -> None:
-    """The numbers are in range, and the folder can be made.
+    """Check that the numbers are in range, and that the folder can be created.
 
     Raises:
-        KDError: where they are not, or it cannot.
+        KDError: if they are not, or it cannot.
     """
     if request.tolerance is not None and not request.tolerance >= 0:
         raise KDError(f"--tolerance must be 0 or more, found {request.tolerance:g}.")

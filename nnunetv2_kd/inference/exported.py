@@ -24,7 +24,7 @@ from nnunetv2_kd.nnunet.model_files import as_nnunet_writes, printable, read_mod
 
 EXPORT_FILE = "export.json"
 AGAIN = "Copy the exported model again, or export it again."
-RUNTIMES: dict[str, Runtime] = {"onnx": "onnx", "openvino": "openvino"}  # by the format's name
+RUNTIMES: dict[str, Runtime] = {"onnx": "onnx", "openvino": "openvino"}  # keyed by the format's name
 COMPUTES_IN: dict[str, Precision] = {"f32": "f32", "bf16": "bf16", "int8": "int8", "fp16": "f32"}
 
 
@@ -74,8 +74,10 @@ def _export_problems(folder: Path, about: Any) -> Iterator[str]:
     if not isinstance(folds, dict) or not folds or not isinstance(files, dict):
         yield "folds, files: expected names with files"
         return
-    yield from (f"files: {printable(name)} is no file of this folder" for name in files if not is_inside(folder, name))
-    yield from (f"folds: {printable(name)} is none of files" for name in folds.values() if not _is_named(name, files))
+    yield from (
+        f"files: {printable(name)} is not a file in this folder" for name in files if not is_inside(folder, name)
+    )
+    yield from (f"folds: {printable(name)} is not among files" for name in folds.values() if not _is_named(name, files))
     for name in ("plans.json", "dataset.json"):
         if name not in files:
             yield f"files: {name} is missing"
@@ -137,6 +139,6 @@ def check_files(folder: Path, about: dict[str, Any]) -> None:
         if not (folder / name).is_file():
             problems.append(f"{name} is missing")
         elif sha256(folder / name) != digest:
-            problems.append(f"{name} is not the file that was exported (its SHA-256 differs): cut short, or replaced")
+            problems.append(f"{name} was changed since the export (its SHA-256 differs): truncated or replaced")
     if problems:
         raise KDError(listing(f"{folder} is damaged. Copy it again, or export it again:", problems))

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from nnunetv2_kd.inference.export import ExportRequest
 
 CARD, CARD_JSON = "MODEL_CARD.md", "model_card.json"
-# keys that tell where something was made or kept, and by whom
+# keys that reveal where something was made or stored, and by whom
 ORIGIN_KEYS = {"folder", "command", "hostname", "host", "device", "cuda_device", "path", "cases", "kd"}
 NOT_STATED = "not stated"
 
 
 def without_origin(value: Any) -> Any:
-    """A copy of plain values, without paths and without keys that tell where something was made."""
+    """A copy of plain values, without paths and without keys that reveal where something was made."""
     if isinstance(value, dict):
         kept = {key: without_origin(entry) for key, entry in value.items() if key not in ORIGIN_KEYS}
         return {key: entry for key, entry in kept.items() if not _is_path(entry)}

@@ -104,7 +104,7 @@ def predict(arguments: Sequence[str], how: HowToCompute) -> None:
                 predict_from_raw_data.predict_entry_point_modelfolder()
             else:
                 predict_from_raw_data.predict_entry_point()
-        except AssertionError as error:  # how nnU-Net refuses arguments
+        except AssertionError as error:  # nnU-Net refuses arguments in this way
             flag = "\nIn this command: -prev_stage_predictions FOLDER" if "prev_stage" in str(error) else ""
             raise KDError(f"nnU-Net refused the arguments: {error or 'it gave no reason'}{flag}") from error
 
@@ -142,10 +142,10 @@ class CommandPredictor(FastPredictor):
 
 
 def image_problems(images: Path, model: Path) -> list[str]:
-    """What is wrong with the cases to predict, one line each, judged by the files' names, headers and sizes.
+    """The problems of the cases to predict, one line each, according to the files' names, headers and sizes.
 
     Raises:
-        KDError: where there is no case at all, or none that can be predicted.
+        KDError: if there is no case at all, or none that can be predicted.
     """
     plans, dataset_json = read_model_files(model)
     ending, reader = dataset_json["file_ending"], reader_of(plans, dataset_json)
@@ -161,8 +161,8 @@ def image_problems(images: Path, model: Path) -> list[str]:
 
 
 def set_cpu_speed(predictor: nnUNetPredictor, wanted: cpu_mode.CpuSpeed) -> cpu_mode.ChosenMode | None:
-    """Let a predictor's network compute in torch in the given mode. Not on a CPU: leave it as nnU-Net does, and return
-    None."""
+    """Let a predictor's network compute in torch in the given mode. On other devices than a CPU, nothing changes, and
+    the result is None."""
     if predictor.device.type != "cpu":
         return None
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
@@ -184,7 +184,7 @@ def check_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str) 
     ]
     if missing:
         trained = sorted(fold_name(file.parent) for file in folder.glob(f"fold_*/{checkpoint_name}"))
-        together = [fold for fold in trained if fold != ALL] or trained  # `all` is no part of a cross-validation
+        together = [fold for fold in trained if fold != ALL] or trained  # `all` is not part of a cross-validation
         found = f"Folds with {checkpoint_name}: {', '.join(trained)}. Name them: -f {' '.join(together)}"
         others = "" if trained else _models_beside(folder)
         raise KDError(listing("The model is not complete:", missing) + (f"\n{found}" if trained else others))

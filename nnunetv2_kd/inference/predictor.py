@@ -55,12 +55,12 @@ def load_model(predictor: nnUNetPredictor, folder: Path, folds: Sequence[int | s
 
     Args:
         predictor: to be initialized.
-        folder: the model's.
-        folds: that predict together.
-        checkpoint_name: of each.
+        folder: the model's folder.
+        folds: the folds that predict together.
+        checkpoint_name: the file name of each fold's checkpoint.
 
     Raises:
-        KDError: where a file cannot be read, names or carries code, or does not fit the others.
+        KDError: if a file cannot be read, names or contains code, or does not fit the others.
     """
     plans, dataset_json = read_model_files(folder)
     paths = [CheckpointPath(folder, fold, checkpoint_name) for fold in folds]
@@ -70,8 +70,8 @@ def load_model(predictor: nnUNetPredictor, folder: Path, folds: Sequence[int | s
     name, configuration = checkpoints[0]["trainer_name"], checkpoints[0]["init_args"]["configuration"]
     if find_trainer(name) is None:
         raise KDError(
-            f"The trainer {name} of {folder} is not here, and may build another network than its plans describe: add "
-            "the folder that holds it to the environment variable nnUNet_extTrainer."
+            f"The trainer {name} of {folder} is not installed, and may build another network than its plans "
+            "describe: add its folder to the environment variable nnUNet_extTrainer."
         )
     manager, config = configuration_of(plans, configuration)
     network = build_network(plans, configuration, dataset_json, name, deep_supervision=False)
@@ -280,14 +280,14 @@ class FastPredictor(nnUNetPredictor):
 
 
 def finite(logits: Tensor) -> Tensor:
-    """Check that logits are numbers. From others, nnU-Net would make a segmentation that looks valid.
+    """Check that logits are finite; otherwise nnU-Net would make a segmentation that looks valid.
 
     Raises:
-        KDError: where one is none.
+        KDError: if one is not.
     """
     if not torch.isfinite(logits).all():
         raise KDError(
-            "the network's output is not finite: the image holds values that are no numbers, or so large that the "
+            "the network's output is not finite: the image contains values that are not finite, or so large that the "
             "network overflows"
         )
     return logits

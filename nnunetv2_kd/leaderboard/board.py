@@ -223,7 +223,9 @@ def _reference(
         return pick(models, reference, "--reference").name
     alone = [name for name in ranked if origins[name].kind == ALONE]
     students = Counter(origin.alone_name for origin in origins.values())
-    alone.sort(key=lambda name: -students[name])  # the one that most students are compared with; of equals the best
+    alone.sort(
+        key=lambda name: -students[name]
+    )  # the one that most students are compared with; if there are several, the best of them
     return next(iter([*alone, *ranked]), "")
 
 

@@ -20,7 +20,7 @@ IN_WORDS = {
     "early_stopping": "early stopping",
     "mirroring": "mirroring",
 }
-SINCE_THE_FIRST = ("epochs", "iterations_per_epoch", "batch_size", "cases")  # all that older records hold
+SINCE_THE_FIRST = ("epochs", "iterations_per_epoch", "batch_size", "cases")  # older records have only these
 
 
 def describe_inequalities(mine: TrainingRecord, others: TrainingRecord) -> list[str]:

@@ -224,7 +224,7 @@ def _predicted(
             predicted = True
         except KDError as error:
             to_score.problems.append(f"{model.name}: {error}")
-            predicted = False  # what lies in the folder is of another checkpoint
+            predicted = False  # the files in the folder are from another checkpoint
         for job in image_jobs(model, image_set, folder, request.tolerance):
             if predicted and job.prediction.is_file():
                 to_score.jobs.append(job)
@@ -256,7 +256,7 @@ def _timed(
     request: LeaderboardRequest,
     say: Say,
 ) -> tuple[dict[str, ModelCost], str, list[str]]:
-    """The costs with times and memory, in words how they were measured, and what was not timed, one line each."""
+    """The costs with times and memory; how they were measured, in words; and what was not timed, one line each."""
     cases = [channels for channels in images if channels][: request.timed]
     if not cases:
         return costs, "", ["Not timed: no image of the scored cases was found (nnUNet_raw, imagesTr)."]

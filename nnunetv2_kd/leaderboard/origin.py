@@ -219,7 +219,7 @@ def _network(model: TrainedModel) -> Any:
 
 
 def _without_nothing(options: Any) -> Any:
-    """The options that are set, as one would write them in an options file."""
+    """The options that are set, as they would be written in an options file."""
     if not isinstance(options, dict):
         return options
     kept = {key: _without_nothing(value) for key, value in options.items() if value is not None}

@@ -97,7 +97,9 @@ def dice_against(board: Board, cost: Callable[[Entry], float | None], heading: s
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=heading, ylabel="mean Dice")
         axes.grid(alpha=0.25)
-        figure.legend(fontsize=8, loc="outside lower center", ncols=4, frameon=False)  # where it covers no model
+        figure.legend(
+            fontsize=8, loc="outside lower center", ncols=4, frameon=False
+        )  # at a place where it covers no model
         _lift_apart(figure, axes, labels, [(cost(e) or 0, e.scores.mean_dice) for e in entries])
         models = "; ".join(f"{e.short_name}: {e.scores.mean_dice:.3f} at {format_count(cost(e) or 0)}" for e in front)
         return _svg(figure, f"Mean Dice against {heading}. Models that no other beats, cheapest first: {models}.", name)

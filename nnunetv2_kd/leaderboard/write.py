@@ -24,7 +24,7 @@ def write_all(boards: Sequence[Board], output: Path) -> list[Path]:
         The files.
 
     Raises:
-        KDError: where one cannot be written; those of before are whole.
+        KDError: if one cannot be written; the earlier files are unchanged then.
     """
     output.mkdir(parents=True, exist_ok=True)
     texts = {name: write(boards) for name, write in WRITERS.items()}

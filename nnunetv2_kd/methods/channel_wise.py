@@ -15,7 +15,7 @@ def channel_wise(student: Tensor, teacher: Tensor, valid: Tensor | None = None, 
 
     Args:
         student, teacher: logits ``(B, K, *S)``.
-        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None where every voxel counts.
+        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None if every voxel counts.
         temperature: ``T > 0``; the paper uses 4.
 
     Returns:

@@ -18,11 +18,11 @@ def class_affinity(student: Tensor, teacher: Tensor, valid: Tensor | None = None
 
     Args:
         student, teacher: logits ``(B, K, *S)``.
-        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None where every voxel counts.
+        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None if every voxel counts.
         sigmoid: whether the heads are overlapping regions.
 
     Returns:
-        Scalar in [0, 1], 0 where no voxel is valid.
+        Scalar in [0, 1], 0 if no voxel is valid.
     """
     require_equal(student, teacher, "logits")
     mask = valid_voxels(valid, student)

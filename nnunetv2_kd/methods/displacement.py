@@ -104,7 +104,7 @@ class DisplacementLoss(nn.Module):
             regions: of the same batch, region 0 the background, at least as fine as every stage's grid.
 
         Returns:
-            Scalar, at least 0; 0 where the batch is one sample or has no foreground.
+            Scalar, at least 0; 0 if the batch is one sample or has no foreground.
         """
         foreground = regions.foreground()
         terms = [

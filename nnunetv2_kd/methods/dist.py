@@ -43,13 +43,13 @@ def dist(
 
     Args:
         student, teacher: logits ``(B, K, *S)``.
-        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None where every voxel counts.
+        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None if every voxel counts.
         temperature: ``T > 0``.
         intra: factor on the part within a class, at least 0; the paper uses 1.
         sigmoid: whether the heads are overlapping regions.
 
     Returns:
-        Scalar in [0, ``2 T^2 (1 + intra)``]; 0 where no voxel is valid.
+        Scalar in [0, ``2 T^2 (1 + intra)``]; 0 if no voxel is valid.
     """
     require_equal(student, teacher, "logits")
     mask = valid_voxels(valid, student).flatten(2).float()

@@ -24,7 +24,7 @@ def activation_map(features: Tensor, inside: Tensor | None = None) -> Tensor:
         inside: ``(B, *S)`` in [0, 1], how much each voxel counts in the means; None if all count fully.
 
     Returns:
-        ``(B, *S)`` float32 of mean 0 and variance 1 over the voxels that count; 0 where no voxel counts and where the
+        ``(B, *S)`` float32 of mean 0 and variance 1 over the voxels that count; 0 if no voxel counts and where the
         map is constant.
     """
     counted = features.new_ones((len(features), *features.shape[2:]), dtype=torch.float32) if inside is None else inside
@@ -39,13 +39,13 @@ def feature_filtering(student: Tensor, teacher: Tensor, regions: Regions, gamma:
     Normalising ``u`` to a mean of 1 would change nothing: its scale cancels in a weighted mean.
 
     Args:
-        student, teacher: features ``(B, C, *S)`` of one stage; channels may differ. Where the grids differ, the
+        student, teacher: features ``(B, C, *S)`` of one stage; channels may differ. If the grids differ, the
             student's map is resized (linear) to the teacher's.
         regions: of the same batch, at a grid that is a multiple of both.
         gamma: above 0; a voxel far from the teacher's mean counts up to ``exp(gamma)`` times as much as one at it.
 
     Returns:
-        Scalar, at least 0; 0 where no region is present.
+        Scalar, at least 0; 0 if no region is present.
     """
     if gamma <= 0:
         raise ValueError(f"expected gamma above 0, got {gamma}")

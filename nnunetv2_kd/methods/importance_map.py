@@ -30,7 +30,7 @@ def importance_map_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """``mean_B ||A(F_s) - A(F_t)||_2^2`` of one stage; EMKD sums it over a low-level and a high-level stage.
 
     Args:
-        student, teacher: features ``(B, C, *S)``; channels may differ. Where the grids differ, the student's map is
+        student, teacher: features ``(B, C, *S)``; channels may differ. If the grids differ, the student's map is
             resized (linear) to the teacher's.
 
     Returns:

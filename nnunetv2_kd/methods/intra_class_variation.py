@@ -19,7 +19,7 @@ def intra_class_variation(student: Tensor, teacher: Tensor, regions: Regions) ->
 
     Args:
         student, teacher: features ``(B, C, *S)`` of one stage; channels may differ. Each network's region vectors are
-            pooled at its own grid; where the grids differ, the student's values are resized (linear) to the teacher's.
+            pooled at its own grid; if the grids differ, the student's values are resized (linear) to the teacher's.
         regions: of the same batch, at a grid that is a multiple of both.
 
     Returns:

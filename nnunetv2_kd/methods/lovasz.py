@@ -20,7 +20,7 @@ def lovasz(student: Tensor, teacher: Tensor, valid: Tensor | None = None, sigmoi
 
     Args:
         student, teacher: logits ``(B, K, *S)``.
-        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None where every voxel counts.
+        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None if every voxel counts.
         sigmoid: whether the heads are overlapping regions.
 
     Returns:

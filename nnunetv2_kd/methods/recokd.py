@@ -117,7 +117,7 @@ class ReCoKDLoss(nn.Module):
             regions: of the same batch, region 0 the background, at a grid that is a multiple of every stage's.
 
         Returns:
-            Scalar, at least 0; 0 where no voxel belongs to a region.
+            Scalar, at least 0; 0 if no voxel belongs to a region.
         """
         terms = [
             2 ** (-1.2 * k) * self._stage(stage, features_s[stage], features_t[stage], regions)

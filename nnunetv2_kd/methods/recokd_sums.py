@@ -53,7 +53,7 @@ def attended(features: Tensor, score: Tensor, bias: Tensor, inside: Tensor) -> T
         inside: ``(B, V)`` float32, 0 or 1.
 
     Returns:
-        ``(B, C)`` float32; 0 where no voxel counts.
+        ``(B, C)`` float32; 0 if no voxel counts.
     """
     return _Attended.apply(features, score, bias, inside)
 

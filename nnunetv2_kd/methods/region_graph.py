@@ -23,7 +23,7 @@ def graph_difference(edges_s: Tensor, edges_t: Tensor, present: Tensor, hops: in
         hops: at least 1.
 
     Returns:
-        Scalar, at least 0; 0 where fewer than two nodes are present.
+        Scalar, at least 0; 0 if fewer than two nodes are present.
     """
     if hops < 1:
         raise ValueError(f"expected at least 1 hop, got {hops}")

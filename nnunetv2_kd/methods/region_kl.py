@@ -31,7 +31,7 @@ def region_kl(
         sigmoid: whether the heads are overlapping regions.
 
     Returns:
-        Scalar, at least 0; 0 where no region is present. Regions are pooled over the batch. A region of less than one
+        Scalar, at least 0; 0 if no region is present. Regions are pooled over the batch. A region of less than one
         voxel is weighted by its mass: the teacher's soft prediction of an absent class is never exactly 0, and must not
         weigh as much as a present class.
     """

@@ -42,7 +42,7 @@ def own_methods() -> dict[str, type[Method]]:
 
 
 def registered_methods() -> dict[str, EntryPoint]:
-    """What installed packages register, by name; nothing is loaded."""
+    """The methods that installed packages register, by name; none is loaded."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
@@ -123,7 +123,7 @@ def read_methods(terms: Any) -> dict[str, Method]:
 
 
 def _describe_problem(problem: Any, name: str) -> str:
-    """A problem in words; for an unknown option, with the options that there are."""
+    """A problem in words; for an unknown option, with a list of the known ones."""
     if problem["type"] != "extra_forbidden":
         return describe_problem(problem)
     return f"unknown option; {name} has {', '.join(find_method(name).model_fields)}"

@@ -16,7 +16,7 @@ def soft_dice(student: Tensor, teacher: Tensor, valid: Tensor | None = None, sig
 
     Args:
         student, teacher: logits ``(B, K, *S)``.
-        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None where every voxel counts.
+        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None if every voxel counts.
         sigmoid: whether the heads are overlapping regions; then every head counts, and otherwise all but class 0.
 
     Returns:

@@ -45,7 +45,7 @@ class Step:
         return self.labels.has_regions
 
     def valid(self, target: Tensor) -> Tensor | None:
-        """``(B, 1, *S)`` bool, False at voxels with the ignore label; None where the dataset has none.
+        """``(B, 1, *S)`` bool, False at voxels with the ignore label; None if the dataset has none.
 
         For methods that average over voxels, whatever their labels.
         """
@@ -73,7 +73,8 @@ class Step:
         return torch.stack([term(self.features_s[stage], self.features_t[stage]) for stage in stages]).sum()
 
     def region_graphs(self, stage: str) -> tuple[Tensor, Tensor, Tensor]:
-        """How alike all regions of the batch look to the two networks, see `nnunetv2_kd.regions.region_graph`.
+        """How similar all regions of the batch are in the features of both networks, see
+        `nnunetv2_kd.regions.region_graph`.
 
         Returns:
             Student's and teacher's cosines ``(B*K, B*K)``, and which regions are present ``(B*K,)``.
@@ -81,7 +82,7 @@ class Step:
         edges_s, present = region_graph(self.features_s[stage], self.regions())
         if stage in self.edges_t:
             edges_t = self.edges_t[stage]
-            # where no teacher knows a region, the student's own value makes the difference 0
+            # if no teacher knows a region, the student's own value makes the difference 0
             return edges_s, torch.where(edges_t.isnan(), edges_s.detach(), edges_t), present
         return edges_s, region_graph(self.features_t[stage].detach(), self.regions())[0], present
 

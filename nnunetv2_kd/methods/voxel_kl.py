@@ -42,12 +42,12 @@ def voxel_kl(
 
     Args:
         student, teacher: logits ``(B, K, *S)``.
-        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None where every voxel counts.
+        valid: ``(B, 1, *S)`` bool, False where the label is to be ignored; None if every voxel counts.
         temperature: ``T > 0``; EMKD uses 4.
         sigmoid: whether the heads are overlapping regions.
 
     Returns:
-        Scalar, at least 0; 0 where no voxel is valid.
+        Scalar, at least 0; 0 if no voxel is valid.
     """
     kl = divergence(student, teacher, temperature, sigmoid)
     if valid is None:

@@ -23,7 +23,7 @@ def find_trainer(name: str) -> type[nnUNetTrainer] | None:
     with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
         try:
             found: type[nnUNetTrainer] = recursive_find_trainer_class_by_name(name)
-        except (RuntimeError, AssertionError, TypeError):  # no such name, no trainer, no class
+        except (RuntimeError, AssertionError, TypeError):  # the name does not exist, or is not a trainer class
             return None
     return found
 
@@ -37,7 +37,7 @@ def configuration_of(
         trust: see `check_architecture`.
 
     Raises:
-        KDError: where the plans are not as nnU-Net writes them, or name code that must not run.
+        KDError: if the plans are not as nnU-Net writes them, or name code that must not run.
     """
     with as_nnunet_writes(f"the plans of {configuration}"):
         manager = PlansManager(deepcopy(plans))
@@ -56,17 +56,17 @@ def build_network(
 ) -> nn.Module:
     """The network that nnU-Net would build to predict with this model, with its deep supervision heads if wanted.
 
-    Where the trainer is not here, the one that the plans describe: most trainers build no other.
+    If the trainer is not installed, it is the network that the plans describe: most trainers build no other.
 
     Raises:
-        KDError: where the plans name code that must not run (unless ``trust``), or no network can be made of them.
+        KDError: if the plans name code that must not run (unless ``trust``), or no network can be built from them.
     """
     trainer_class = find_trainer(trainer_name) or nnUNetTrainer
     manager, config = configuration_of(plans, configuration, trust)
     with as_nnunet_writes(f"the network of {configuration} in the plans"):
         network = _build(trainer_class, manager, config, dataset_json, deep_supervision)
         if not isinstance(network, nn.Module):
-            raise TypeError(f"what it names gives a {type(network).__name__}, and no network")
+            raise TypeError(f"its class makes a {type(network).__name__}, which is not a network")
     return network
 
 

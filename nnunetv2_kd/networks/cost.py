@@ -39,11 +39,11 @@ def count_params(network: nn.Module) -> int:
 def network_cost(
     plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer_name: str | None = None
 ) -> Cost:
-    """Cost of the network that a configuration of the plans describes, for one patch of its patch size; or of the one
-    that a trainer of that name builds, where that is another.
+    """Cost, for one patch, of the network that a configuration of the plans describes; or of the network that a trainer
+    of that name builds, if it is another one.
 
     Raises:
-        KDError: where the plans name code that must not run, or no network that works can be made of them.
+        KDError: if the plans name code that must not run, or describe no network that works.
     """
     network: Any = build_on_meta(plans, configuration, dataset_json, trainer_name)
     with as_nnunet_writes(f"the network of {configuration} in the plans"):

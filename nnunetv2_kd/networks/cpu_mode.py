@@ -74,7 +74,7 @@ def is_bfloat16(mode: str) -> bool:
 
 
 def check_here(wanted: CpuSpeed) -> None:
-    """Check that the processor can compute in the mode that was asked for.
+    """Check that the processor can compute in the user's mode.
 
     Raises:
         KDError: if it lacks the instructions.

@@ -4,6 +4,6 @@ import torch
 
 
 def is_available(device: torch.device) -> bool:
-    """Whether this machine has such a device; kinds that torch is not asked for count as there."""
+    """Whether this machine has such a device. Devices other than CUDA and MPS count as available."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     return there.get(device.type, True)

@@ -46,7 +46,7 @@ def resolve_stages(name: str, available: Iterable[str]) -> list[str]:
     """Replace ``encoder.-1`` by the name of the deepest encoder stage, ``encoder.:-1`` by those of all but the deepest.
 
     Raises:
-        KDError: where the network has no such stage.
+        KDError: if the network has no such stage.
     """
     available = list(available)
     match = STAGE.fullmatch(name)

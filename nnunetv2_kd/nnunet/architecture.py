@@ -1,5 +1,5 @@
-"""Check the networks and operators that plans name. nnU-Net imports and calls them, so only torch's and nnU-Net's are
-allowed."""
+"""Check the networks and operators that plans name. nnU-Net imports and calls them, so only classes of torch and
+nnU-Net are allowed."""
 
 import keyword
 import pydoc
@@ -17,13 +17,13 @@ from nnunetv2_kd.nnunet.model_files import printable
 from nnunetv2_kd.nnunet.trust import HOW, is_trusted
 
 PACKAGES = ("torch.nn", "dynamic_network_architectures", "nnunetv2")
-LARGEST = 100_000  # limit on every number in a network's arguments; larger loops do not belong to a network
+LARGEST = 100_000  # limit on every number in a network's arguments; no network needs larger ones
 MOST_STAGES = 30
 
 
 def check_architecture(architecture: Any, where: str, trust: bool = False) -> None:
-    """Check that what a configuration's ``architecture`` names can be imported and does not run a stranger's code. The
-    check itself imports nothing outside `PACKAGES`.
+    """Check that the classes that a configuration's ``architecture`` names exist, and that importing them runs no
+    foreign code. The check itself imports nothing outside of `PACKAGES`.
 
     Args:
         architecture: of a plans file, with ``network_class_name``, ``arch_kwargs`` and ``_kw_requires_import``.
@@ -31,7 +31,7 @@ def check_architecture(architecture: Any, where: str, trust: bool = False) -> No
         trust: allow any class; see `trust`.
 
     Raises:
-        KDError: lists what is refused, and what is not in nnU-Net's form.
+        KDError: lists what is refused, and what does not have nnU-Net's form.
     """
     problems = list(_shape_problems(architecture))
     if problems:
@@ -59,12 +59,12 @@ def _shape_problems(architecture: Any) -> Iterator[str]:
     kwargs = architecture["arch_kwargs"]
     for key in architecture["_kw_requires_import"]:
         if not isinstance(key, str) or key not in kwargs:
-            yield f"_kw_requires_import: {printable(key)} is none of arch_kwargs"
+            yield f"_kw_requires_import: {printable(key)} is not in arch_kwargs"
         elif not isinstance(kwargs[key], (str, type(None))):
             yield f"{key}: expected the name of a class, found {printable(kwargs[key])}"
     for key, value in kwargs.items():
         if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
-            yield f"arch_kwargs: {printable(key)} is no name of an argument"
+            yield f"arch_kwargs: {printable(key)} is not the name of an argument"
         if _too_large(value, LARGEST):
             yield f"{key}: {printable(value)} is too large"
     stages = kwargs.get("n_stages", 1)
@@ -98,7 +98,7 @@ def is_allowed(name: str) -> bool:
         return False
     try:
         found = pydoc.locate(name)
-    except Exception:  # of any kind: pydoc wraps whatever an import raises
+    except Exception:  # any error: pydoc wraps whatever an import raises
         return False
     return isinstance(found, type) and issubclass(found, nn.Module) and _is_inside(found.__module__ + ".")
 
@@ -120,5 +120,5 @@ def _find_moved(name: str) -> type | None:
 
 def _describe_class(name: str) -> str:
     if _is_inside(name):
-        return f"{printable(name)}: no such network or operator is installed"
+        return f"{printable(name)}: this network or operator is not installed"
     return printable(name)

@@ -53,7 +53,7 @@ def read_checkpoint(file: Path, trust: bool = False, mend: str = COPY) -> dict[s
         raise _refusal(file, str(error), mend) from None
     except KDError as error:
         raise KDError(_damaged_message(file, str(error), mend)) from None
-    except Exception as error:  # of any kind: torch's reader meets whatever bytes there are
+    except Exception as error:  # any error, because torch's reader may meet any bytes
         raise KDError(_damaged_message(file, type(error).__name__, mend)) from None
     if not isinstance(checkpoint, dict):
         raise KDError(f"{file} is not an nnU-Net checkpoint: it holds a {type(checkpoint).__name__}.")
@@ -89,7 +89,7 @@ def _content_problems(checkpoint: dict[str, Any]) -> Iterator[str]:
     if not isinstance(weights, dict) or not weights:
         yield f"network_weights: expected tensors by name, found {type(weights).__name__}"
     elif not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in weights.items()):
-        yield "network_weights: holds something else than tensors by name"
+        yield "network_weights: contains something other than tensors by name"
     if not isinstance(arguments, dict) or not isinstance(arguments.get("configuration"), str):
         yield "init_args: expected the trainer's arguments with the name of a configuration"
     elif not isinstance(arguments.get("plans", {}), dict):
@@ -121,6 +121,6 @@ def _refusal(file: Path, reason: str, mend: str) -> KDError:
 def _damaged_message(file: Path, kind: str, mend: str) -> str:
     size = file.stat().st_size if file.exists() else 0
     return (
-        f"The checkpoint {file} ({size} bytes) cannot be read as a checkpoint ({kind}): it is cut short, empty, or "
-        f"something else. {mend}"
+        f"The checkpoint {file} ({size} bytes) cannot be read as a checkpoint ({kind}): it is truncated, empty, or "
+        f"not a checkpoint. {mend}"
     )

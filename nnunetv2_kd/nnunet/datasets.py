@@ -107,7 +107,7 @@ def how_to_train(dataset_name: str) -> str:
 
 
 def _configurations(plans_file: Path) -> dict[str, Any]:
-    """None where the file is no plans file: it is only looked at for a line to print."""
+    """The configurations of a plans file; None if it cannot be read, because this is only used for a suggestion."""
     plans = read_json(plans_file)
     found = plans.get("configurations") if isinstance(plans, dict) else None
     return found if isinstance(found, dict) else {}
@@ -129,7 +129,7 @@ def ground_truth_folder(dataset_name: str) -> Path | None:
 
 
 def training_images(dataset_name: str, case: str, ending: str) -> list[str]:
-    """Files of the channels of a training case; empty where they are not on this machine."""
+    """The channel files of a training case; empty if they are not on this machine."""
     if not nnUNet_raw.is_set():
         return []
     folder = Path(nnUNet_raw) / dataset_name / "imagesTr"

@@ -1,4 +1,4 @@
-"""Read files with clear errors, write them atomically, recognise them by fingerprints; and lock a folder."""
+"""Read files with clear errors, write them atomically, and recognise them by fingerprints."""
 
 import hashlib
 import json
@@ -69,15 +69,15 @@ def write_atomically(file: Path, content: bytes) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """As `write_bytes`, a text in UTF-8."""
+    """Like `write_bytes`, for a text in UTF-8."""
     write_bytes(file, text.encode(errors="replace"))
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """As `write_atomically`.
+    """Like `write_atomically`.
 
     Raises:
-        KDError: where the folder cannot be written to, or the disk is full; what was there before is whole.
+        KDError: if the folder cannot be written to, or the disk is full; an earlier file is unchanged then.
     """
     try:
         write_atomically(file, content)
@@ -94,7 +94,7 @@ def set_aside(file: Path) -> str:
     try:
         os.replace(file, place)
     except OSError as error:
-        return f"{file} cannot be read, nor be set aside: {error.strerror or error}"
+        return f"{file} can be neither read nor set aside: {error.strerror or error}"
     return f"{file} cannot be read and was set aside as {place.name}"
 
 
@@ -112,7 +112,7 @@ def _sha256(stream: Any) -> str:
 
 
 def is_inside(folder: Path, name: Any) -> bool:
-    """Whether a name from a stranger's file is that of a file in this folder, after following links."""
+    """Whether a name from a file of unknown origin is that of a file in this folder, after following links."""
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
         return False
     place = PurePosixPath(name)
@@ -120,7 +120,7 @@ def is_inside(folder: Path, name: Any) -> bool:
         return False
     try:
         return (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # links in a circle, a name that is too long
+    except (OSError, RuntimeError):  # a loop of links, or a name that is too long
         return False
 
 

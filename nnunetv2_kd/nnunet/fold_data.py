@@ -38,7 +38,7 @@ def check_fold_data(data: Path, fold: Fold, ending: str, line: str) -> None:
     """
     there = preprocessed_cases(data)
     if not there:
-        raise KDError(f"{data} holds no preprocessed cases. Make them: {line}")
+        raise KDError(f"{data} holds no preprocessed cases. Preprocess them: {line}")
     if fold == ALL:
         return
     file = data.parent / SPLITS
@@ -58,7 +58,7 @@ def check_fold_data(data: Path, fold: Fold, ending: str, line: str) -> None:
     split = splits[int(fold)]
     for key, what in (("train", "training"), ("val", "validation")):
         if not split[key]:
-            raise KDError(f"Fold {fold} of {file} has no {what} cases. Name some there, or train another fold. {MEND}")
+            raise KDError(f"Fold {fold} of {file} has no {what} cases. Add some there, or train another fold. {MEND}")
     missing = [case for case in dict.fromkeys([*split["train"], *split["val"]]) if case not in set(there)]
     if missing:
         raise KDError(_missing(file, fold, data, missing, ending, line))
@@ -69,5 +69,5 @@ def _missing(file: Path, fold: Fold, data: Path, missing: list[str], ending: str
     lines += [f"and {len(missing) - SHOWN} more"] if len(missing) > SHOWN else []
     title = listing(f"Fold {fold} of {file} names {len(missing)} cases that are not in {data}:", lines)
     if all(case.endswith(ending) for case in missing):
-        return f"{title}\nNames of cases are without {ending}: take it away there. {MEND}"
-    return f"{title}\nPreprocess them: {line}\nOr, where they are no cases any more, take them out of that file. {MEND}"
+        return f"{title}\nNames of cases have no {ending}: remove it there. {MEND}"
+    return f"{title}\nPreprocess them: {line}\nOr remove from that file the cases that no longer exist. {MEND}"

@@ -98,7 +98,7 @@ def reading_problems(cases: Mapping[str, Sequence[str]], reader: type, channels:
         cases: the channel files of each case.
         reader: nnU-Net's reader class, see `reader_of`.
         channels: number of channels that the model expects; 0: not known.
-        whole: read every voxel, and look for values that are not numbers. Otherwise only the files' headers are read,
+        whole: read every voxel, and look for values that are not finite. Otherwise only the files' headers are read,
             if the format has them, which takes seconds for thousands of files.
     """
     problems = []
@@ -118,7 +118,7 @@ def _reading_problem(files: Sequence[str], reader: type, channels: int, whole: b
         image, _ = reader().read_images(list(files))
     except KDError as error:
         return str(error)
-    except Exception as error:  # the reader's, of any kind
+    except Exception as error:  # readers may raise anything
         return f"cannot be read: {last_line(error)}"
     if channels and image.shape[0] != channels:
         return f"has {image.shape[0]} channels, the model expects {channels}"

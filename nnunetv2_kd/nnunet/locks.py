@@ -1,7 +1,7 @@
-"""Who works in a folder: one training of a fold at a time, and a store that is read is not written.
+"""Locks on folders: only one training of a fold at a time, and no writing into a store that is being read.
 
-A lock is the operating system's, on a file, so it ends with its process, however that ends. Where a file system has no
-locks, the process that the file names decides, as far as it is of this machine.
+The operating system locks a file, so a lock ends with its process, however that ends. On file systems without locks, a
+folder counts as locked while the process named in the file is alive, or if that process is on another machine.
 """
 
 import errno
@@ -21,17 +21,17 @@ _open: set[Any] = set()
 
 @contextmanager
 def hold_lock(file: Path, shared: bool = False) -> Iterator[str]:
-    """Hold the lock inside.
+    """Hold a lock within this context.
 
     Args:
-        file: of the lock; made where it is missing. It names those who hold it, a line each.
-        shared: with others who share it.
+        file: of the lock; created if it is missing. It names the processes that hold the lock, one per line.
+        shared: together with other processes that also share it.
 
     Yields:
-        "" where it is held, else who holds it: ``123 on host``.
+        "" if the lock is held; otherwise who holds it: ``123 on host``.
     """
     stream = _open_lock(file)
-    if stream is None:  # nobody can write here, so nobody does
+    if stream is None:  # nobody can write here, so no lock is needed
         yield ""
         return
     try:
@@ -57,8 +57,7 @@ def hold_lock(file: Path, shared: bool = False) -> Iterator[str]:
 def lock_folder(folder: Path) -> Iterator[str]:
     """Within this context, no other process works in the folder.
 
-    The lock is the operating system's, on the file ``lock``, so it ends with its process. If the file system does not
-    support locks, the folder counts as locked while the process named in the file lives.
+    The lock is the operating system's, on the file ``lock``; see this module.
 
     Yields:
         A message about a process that left the folder unfinished, or "".
@@ -86,7 +85,7 @@ def lock_folder(folder: Path) -> Iterator[str]:
 
 
 def holders(file: Path) -> str:
-    """Who holds a lock, as `hold_lock` says it; "" for nobody."""
+    """Who holds a lock, in the form of `hold_lock`; "" if nobody does."""
     if not file.is_file():
         return ""
     with hold_lock(file) as others:
@@ -94,19 +93,19 @@ def holders(file: Path) -> str:
 
 
 def readers_lock(folder: Path) -> Path:
-    """The lock of those who read what is in a folder."""
+    """The lock of the processes that read a folder."""
     return folder / f"{LOCK}_of_readers"
 
 
 def _open_lock(file: Path) -> Any:
     try:
         return file.open("a+")
-    except OSError:  # no right to write here
+    except OSError:  # no permission to write here
         return file.open() if file.is_file() else None
 
 
 def _is_current(stream: Any, file: Path) -> bool:
-    """Whether it is still this file that has the name, and none that was made since."""
+    """Whether the open file still has this name, and no newer file has replaced it."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), file.stat())
     except FileNotFoundError:
@@ -130,16 +129,16 @@ def _holders(stream: Any) -> str:
 
 
 def _lines(stream: Any) -> list[str]:
-    """By the stream and not by the file's name: a start that is taken back removes the file."""
+    """The lines of the open file. Its name is not used, because a training that is undone removes the file."""
     stream.seek(0)
     return [line for line in stream.read().splitlines(keepends=True) if line.strip()]
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this machine is there that is not this one."""
+    """Whether this machine has a process with this number, other than the current one."""
     if process == os.getpid():
         return False
-    if os.name == "nt":  # there, signal 0 does not only test for the process
+    if os.name == "nt":  # on Windows, signal 0 does more than test for the process
         return True
     try:
         os.kill(process, 0)
@@ -151,7 +150,7 @@ def is_alive(process: int) -> bool:
 
 
 def _holder_is_alive(line: str) -> bool:
-    """Of a process on another machine it is not known."""
+    """Whether the process of a line is alive; one on another machine counts as alive, because that is not known."""
     process, host = [*line.split(), "", ""][:2]
     return host != socket.gethostname() or not process.isdigit() or is_alive(int(process))
 
@@ -165,7 +164,7 @@ def _write(stream: Any, lines: list[str]) -> None:
 
 
 def _close_in_child() -> None:
-    """A forked data worker that outlives its training must not keep the lock."""
+    """Close the locks in a forked data worker, so that one that outlives its training does not keep them."""
     for stream in _open:
         stream.close()
     _open.clear()

@@ -41,10 +41,10 @@ def as_nnunet_writes(what: str, mend: str = MEND) -> Iterator[None]:
         yield
     except KDError:
         raise
-    except Exception as error:  # of any kind, by what the file holds
+    except Exception as error:  # any error, depending on the content
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"
-        raise KDError(f"Nothing can be made of {what}, which is not as nnU-Net writes it ({reason}). {mend}") from error
+        raise KDError(f"{what} cannot be used, because it is not as nnU-Net writes it ({reason}). {mend}") from error
 
 
 def read_model_files(folder: Path, whole_path: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -143,7 +143,7 @@ def dataset_problems(dataset_json: Any) -> Iterator[str]:
     labels = dataset_json.get("labels")
     if isinstance(labels, dict) and labels and all(str(name).isdecimal() for name in labels):
         yield (
-            'labels: by number, as in nnU-Net v1\'s files. Turn them round ({"1": "liver"} is {"liver": 1} now) and '
+            'labels: by number, as in nnU-Net v1\'s files. Reverse them ({"1": "liver"} is {"liver": 1} now) and '
             "call modality channel_names; nnUNetv2_convert_old_nnUNet_dataset converts a whole dataset"
         )
         return
@@ -158,7 +158,7 @@ def dataset_problems(dataset_json: Any) -> Iterator[str]:
             if not values or not all(_is_label(one) for one in values):
                 yield f"labels: {printable(name)}: expected whole numbers from 0 to 65535, found {printable(value)}"
             if not name.isprintable():
-                yield f"labels: {printable(name)} is no name that can be printed"
+                yield f"labels: {printable(name)} is not a printable name"
     named = dataset_json.get("channel_names", dataset_json.get("modality"))
     by_number = isinstance(named, dict) and all(str(key).isdecimal() for key in named)
     if not named or not by_number or not all(str(name).isprintable() for name in named.values()):
@@ -215,9 +215,9 @@ def _value_problem(values: dict[str, Any], key: str, expected: str) -> str:
 
 
 def printable(value: Any) -> str:
-    """A value from a stranger's file, made printable and short for a message."""
+    """A value from a file of unknown origin, made printable and short for a message."""
     try:
         text = value if isinstance(value, str) and value.isprintable() else ascii(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
+    except (ValueError, RecursionError):  # a number with thousands of digits; nested lists
         text = f"a {type(value).__name__}"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

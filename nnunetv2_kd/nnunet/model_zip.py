@@ -51,18 +51,16 @@ def _unpack(file: Path, _changed: int, configuration: str, fold: Fold, checkpoin
 
 
 def _check_content(archive: zipfile.ZipFile) -> None:
-    """Everything in it would be unpacked into the folder, and fits on the disk.
+    """Check that everything in the zip unpacks into the folder, and fits on the disk.
 
     Raises:
-        zipfile.BadZipFile: where it would not.
+        zipfile.BadZipFile: if it does not.
     """
     for part in archive.infolist():
         place = PurePosixPath(part.filename)
         is_link = stat.S_ISLNK(part.external_attr >> 16)
         if place.is_absolute() or ".." in place.parts or "\\" in part.filename or ":" in part.filename or is_link:
-            raise zipfile.BadZipFile(
-                f"{printable(part.filename)} would lead out of the folder that it is unpacked into"
-            )
+            raise zipfile.BadZipFile(f"{printable(part.filename)} would be unpacked outside of the folder")
     size, free = sum(part.file_size for part in archive.infolist()), shutil.disk_usage(tempfile.gettempdir()).free
     if size > free:
         raise zipfile.BadZipFile(f"it unpacks to {size} bytes, and {tempfile.gettempdir()} has {free} left")
@@ -94,5 +92,5 @@ def _missing_message(
 ) -> str:
     there = [name for name in files if name.suffix == ".pth" and name.parent.parent == model]
     found = [f"{{fold: {fold_name(Path(name.parent))}, checkpoint: {name.name}}}" for name in there]
-    title = f"The zip {file} holds no {checkpoint_name} of fold {fold}. Name under 'teacher:' what it holds:"
+    title = f"The zip {file} holds no {checkpoint_name} of fold {fold}. Name one of these under 'teacher:':"
     return listing(title, found or ["no checkpoint"])

@@ -10,12 +10,12 @@ QUOTES = "\"'“”‘’"
 def mistake_in(value: str) -> str:
     """What is wrong with the value of a path variable, in words; empty if nothing is."""
     if value != value.strip(QUOTES + " \t\r\n"):
-        return "has quotes or spaces around its path, which a shell takes away, and a .env file and Windows' set do not"
+        return "has quotes or spaces around its path, which a shell removes, but a .env file and Windows' set do not"
     if value.startswith("~"):
-        return "begins with ~, which a shell replaces and a program does not"
+        return "begins with ~, which a shell replaces, but a program does not"
     if not value:
         return "is empty"
-    return "" if os.path.isabs(value) else f"is relative, here to {Path.cwd()}, and is another folder elsewhere"
+    return "" if os.path.isabs(value) else f"is relative (here to {Path.cwd()}), and means another folder elsewhere"
 
 
 def corrected_path(value: str) -> Path:
@@ -34,10 +34,10 @@ def export_line(name: str, value: str) -> str:
 
 
 def problem_of(name: str) -> str:
-    """An error message if the variable's value cannot be meant as it is, with the command that corrects it; otherwise
-    empty. A relative path that exists is accepted."""
+    """An error message if the value of a variable is a mistake, with the command that corrects it; otherwise empty. A
+    relative path that exists is accepted."""
     value = os.environ.get(name, "")
     mistake = mistake_in(value)
     if not mistake or (os.path.isdir(value) and value.strip(QUOTES) == value):
         return ""
-    return f"The environment variable {name} {mistake}: {value}. Set it so: {export_line(name, value)}"
+    return f"The environment variable {name} {mistake}: {value}. Correct it: {export_line(name, value)}"

@@ -29,7 +29,8 @@ def read_splits(dataset: Path) -> list[Split]:
     splits = read_json(file, mend=MEND)
     if not isinstance(splits, list) or not all(_is_split(split) for split in splits):
         raise KDError(
-            f'{file} holds no list of folds, [{{"train": [...], "val": [...]}}, ...] with names of cases. {MEND}'
+            f'{file} does not contain a list of folds, [{{"train": [...], "val": [...]}}, ...] with names of '
+            f"cases. {MEND}"
         )
     return splits
 
@@ -41,7 +42,7 @@ def _is_split(split: Any) -> bool:
 
 
 def too_few_cases(dataset: Path, count: int) -> str:
-    """What to say where nnU-Net cannot make its five folds."""
+    """The message if a dataset has too few cases for nnU-Net's five folds."""
     number = dataset_id(dataset.name)
     if not count:
         return f"{dataset} holds no preprocessed case. Make them: nnUNetv2_plan_and_preprocess -d {number}"

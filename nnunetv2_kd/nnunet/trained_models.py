@@ -158,7 +158,7 @@ def read_model(folder: Path, folds: list[str] | None = None) -> TrainedModel:
     """The model of one folder, ``DATASET/TRAINER__PLANS__CONFIGURATION``, with the wanted folds.
 
     Raises:
-        KDError: where plans.json or dataset.json cannot be read, or is not as nnU-Net writes it.
+        KDError: if plans.json or dataset.json cannot be read, or is not as nnU-Net writes it.
     """
     plans, dataset_json = read_model_files(folder, whole_path=False)
     found = tuple(_read_fold(fold_folder) for fold_folder in _fold_folders(folder, folds))
@@ -193,7 +193,7 @@ def _read_fold(folder: Path) -> TrainedFold:
         return TrainedFold(name, folder, False, _record_beside(folder), None, problem)
     try:
         checkpoint = read_checkpoint(folder / FINAL)
-    except CarriesObjectsError:  # of another trainer, which are not loaded here: its validation is as good as any
+    except CarriesObjectsError:  # from another kind of trainer, and not loaded here; its validation is still valid
         checkpoint = {"kd": _json_or_nothing(folder / RECORD_FILE)}
     except KDError as error:
         return TrainedFold(name, folder, False, None, None, str(error))
@@ -212,11 +212,11 @@ def _read_fold(folder: Path) -> TrainedFold:
 
 
 def _record_beside(folder: Path) -> Record | None:
-    """Of a training that has not ended."""
+    """The record of a training that has not ended."""
     found = _json_or_nothing(folder / RECORD_FILE)
     try:
         return read_record(found, str(folder / RECORD_FILE)) if found else None
-    except KDError:  # told where it is needed
+    except KDError:  # reported where it is needed
         return None
 
 
@@ -244,6 +244,6 @@ def _nothing(
     lines = [f"No trained model of {dataset}{asked} under {nnUNet_results}."]
     if found or others:
         lines.append(listing("Found:", found or others))
-    if not problems:  # what is there only has to be mended
+    if not problems:  # there are models, which only need to be repaired
         lines.append(how_to_train(dataset))
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 VARIABLE = "nnUNet_kd_trust"
 HOW = (
     "If you trust where it comes from: --trust for a command of nnUNetv2_kd, 'teacher: {trust: true}' in the options "
-    f"file of a training, or {VARIABLE}=1 in front of any line."
+    f"file of a training, or {VARIABLE}=1 in front of any command."
 )
 
 
@@ -20,7 +20,7 @@ def is_trusted(trust: bool = False) -> bool:
 
 @contextmanager
 def trusting(trust: bool) -> Iterator[None]:
-    """Within this context, everything is trusted if asked for."""
+    """Within this context, everything is trusted if ``trust`` is True."""
     before = os.environ.get(VARIABLE)
     if trust:
         os.environ[VARIABLE] = "1"

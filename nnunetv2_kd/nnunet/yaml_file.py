@@ -1,5 +1,5 @@
-"""Options files, whoever wrote them: YAML within bounds, so that a hostile or broken one is refused at once and in few
-words."""
+"""Read options files from any source: YAML within limits, so that a hostile or broken file is refused at once, with a
+short message."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,21 +7,21 @@ from typing import Any
 
 import yaml
 
-LARGEST = 1 << 20  # bytes of a file
-MOST_VALUES, DEEPEST = 20_000, 50  # once every alias stands for what it names
-LONGEST_NUMBER = 400  # characters
+LARGEST = 1 << 20  # size of a file in bytes
+MOST_VALUES, DEEPEST = 20_000, 50  # after every alias is replaced by its value
+LONGEST_NUMBER = 400  # length of a number in characters
 
 
 class NotReadableError(ValueError):
-    """What is wrong with a file, with the line where that is known."""
+    """The problem of a file, with the line if it is known."""
 
 
 def read_yaml(file: Path) -> tuple[Any, yaml.Node | None]:
-    """The content of a file, and its nodes, which know their lines.
+    """The content of a file, and its nodes, which have line numbers.
 
     Raises:
-        OSError: where it cannot be read.
-        NotReadableError: where it is too large, no YAML, or gives a key twice.
+        OSError: if it cannot be read.
+        NotReadableError: if it is too large, is not YAML, or has a key twice.
     """
     with file.open("rb") as stream:
         content = stream.read(LARGEST + 1)
@@ -40,7 +40,7 @@ def read_yaml(file: Path) -> tuple[Any, yaml.Node | None]:
         finally:
             loader.dispose()
     except UnicodeDecodeError as error:
-        raise NotReadableError(f"it is no text in UTF-8 (byte {error.start})") from error
+        raise NotReadableError(f"it is not UTF-8 text (byte {error.start})") from error
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
         raise NotReadableError(f"{line}{(error.problem or 'no YAML')[:200]}") from error
@@ -51,24 +51,24 @@ def read_yaml(file: Path) -> tuple[Any, yaml.Node | None]:
 
 
 def _check_depth(text: str) -> None:
-    """Brackets in brackets are counted before PyYAML, which calls itself for each, is let at them; those of block style
-    are as deep as their indentation."""
+    """Check the nesting before PyYAML parses the text, because PyYAML recurses at every level. Brackets are counted;
+    blocks are nested as deep as their indentation."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent))
         depth -= isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent))
         if depth > DEEPEST:
-            raise NotReadableError(f"line {_line(event)}: more than {DEEPEST} levels inside each other")
+            raise NotReadableError(f"line {_line(event)}: more than {DEEPEST} nested levels")
 
 
 def _check_nodes(root: yaml.Node) -> None:
-    """Raises `NotReadableError` for the first thing that is wrong."""
+    """Raise `NotReadableError` for the first problem."""
     for seen, (node, depth) in enumerate(_walk(root, 0), start=1):
         line = _line(node)
         if seen > MOST_VALUES:
-            raise NotReadableError(f"line {line}: more than {MOST_VALUES} values, once every alias is put in its place")
+            raise NotReadableError(f"line {line}: more than {MOST_VALUES} values after every alias is replaced")
         if depth > DEEPEST:
-            raise NotReadableError(f"line {line}: more than {DEEPEST} levels inside each other")
+            raise NotReadableError(f"line {line}: more than {DEEPEST} nested levels")
         is_number = isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float"))
         if is_number and len(node.value) > LONGEST_NUMBER:
             raise NotReadableError(f"line {line}: a number of {len(node.value)} digits")

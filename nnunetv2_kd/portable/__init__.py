@@ -1,1 +1,1 @@
-"""A trained model as a folder that predicts by itself, without torch and without nnU-Net."""
+"""Export a trained model as a folder that predicts by itself, without torch and nnU-Net."""

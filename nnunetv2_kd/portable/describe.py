@@ -1,4 +1,4 @@
-"""What ``model.json`` says of models: all that a prediction needs, and nothing of where they were made."""
+"""The content of ``model.json``: all that a prediction needs, and nothing about the place where the model was made."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,10 +29,10 @@ def describe_model(predictors: Sequence[nnUNetPredictor], networks: Sequence[Seq
 
     Args:
         predictors: initialized, one per model.
-        networks: the files of each one's folds.
+        networks: for each model, the files of its folds.
 
     Raises:
-        KDError: where a model does what the runner does not know, or the models do not fit each other.
+        KDError: if a model needs something that the runner cannot do, or the models do not fit each other.
     """
     first = predictors[0]
     problems = [problem for predictor in predictors for problem in unknown_parts(predictor)]
@@ -62,7 +62,7 @@ def describe_model(predictors: Sequence[nnUNetPredictor], networks: Sequence[Seq
 
 
 def unknown_parts(predictor: nnUNetPredictor) -> list[str]:
-    """What a model asks of nnU-Net that the runner does not do."""
+    """What a model needs from nnU-Net that the runner cannot do."""
     plans, configuration = predictor.plans_manager.plans, predictor.configuration_manager
     settings = configuration.configuration
     asked = [
@@ -81,10 +81,10 @@ def _differences(first: nnUNetPredictor, other: nnUNetPredictor) -> list[str]:
         if first.dataset_json[key] != other.dataset_json[key]:
             found.append(f"{key} differ: {first.dataset_json[key]} and {other.dataset_json[key]}")
     if list(_channels(first.dataset_json).values()) != list(_channels(other.dataset_json).values()):
-        found.append("the models have other channels")
+        found.append("the models have different channels")
     readers = {predictor.plans_manager.plans["image_reader_writer"] for predictor in (first, other)}
     if len(readers) > 1:
-        found.append(f"the models read images by {' and '.join(sorted(readers))}")
+        found.append(f"the models read images with {' and '.join(sorted(readers))}")
     return found
 
 
@@ -139,30 +139,31 @@ def _resampling(settings: dict[str, Any], of: str) -> dict[str, Any]:
 
 
 def postprocessing_of(model: Path, folds: Sequence[str]) -> Path | None:
-    """The file in which ``nnUNetv2_find_best_configuration`` wrote the postprocessing of these folds; None: none."""
+    """The file in which ``nnUNetv2_find_best_configuration`` wrote the postprocessing of these folds; None if there is
+    none."""
     file = model / f"crossval_results_folds_{'_'.join(folds)}" / "postprocessing.json"
     return file if file.is_file() else None
 
 
 def read_postprocessing(file: Path) -> list[Any]:
-    """The labels of which in turn only the largest component is kept, of a ``postprocessing.json``.
+    """The labels of which, one after the other, only the largest component is kept, from a ``postprocessing.json``.
 
     Raises:
-        KDError: where it holds another postprocessing.
+        KDError: if it contains another kind of postprocessing.
     """
     content = read_json(file)
     functions, arguments = content.get("postprocessing_fns"), content.get("postprocessing_kwargs")
     if not isinstance(functions, list) or not isinstance(arguments, list):
-        raise KDError(f"{file} is no postprocessing.json of nnU-Net.")
+        raise KDError(f"{file} is not a postprocessing.json of nnU-Net.")
     known = "remove_all_but_largest_component_from_segmentation"
     strange = [name for name in functions if name != known]
     if strange:
-        raise KDError(f"{file} names {', '.join(strange)}; the runner knows {known} only.")
+        raise KDError(f"{file} names {', '.join(strange)}; the runner can do only {known} only.")
     return [given["labels_or_regions"] for given in arguments]
 
 
 def orientation_of(files: Sequence[str]) -> str | None:
-    """Towards what the axes of images go, as ``RAS``; None where they are not alike, or no volumes."""
+    """The directions of the images' axes, such as ``RAS``; None if images differ, or are not volumes."""
     import SimpleITK as sitk  # noqa: N813
 
     found = set()
@@ -171,7 +172,7 @@ def orientation_of(files: Sequence[str]) -> str | None:
         reader.SetFileName(file)
         try:
             reader.ReadImageInformation()
-        except RuntimeError:  # of a format that has no orientation
+        except RuntimeError:  # this format has no orientation
             return None
         if reader.GetDimension() != 3:
             return None

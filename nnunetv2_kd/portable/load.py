@@ -1,4 +1,4 @@
-"""Any nnU-Net model, folder or zip, read under the rules that teachers are read under."""
+"""Read any nnU-Net model, from a folder or a zip, with the same checks as for teachers."""
 
 import contextlib
 import io
@@ -23,14 +23,14 @@ from nnunetv2_kd.teachers.load import ADD_TRAINER, load_strictly
 def checkpoints_of_model(
     model: Path, configuration: str, folds: Sequence[str], checkpoint_name: str
 ) -> list[CheckpointPath]:
-    """The checkpoints of the folds of a model.
+    """The checkpoints of a model's folds.
 
     Args:
-        model: its folder, or a zip of ``nnUNetv2_export_model_to_zip``.
-        configuration: that is taken where a zip holds several models.
+        model: its folder, or a zip from ``nnUNetv2_export_model_to_zip``.
+        configuration: the one to use if a zip has several models.
 
     Raises:
-        KDError: where they are not there.
+        KDError: if they do not exist.
     """
     if model.is_file():
         try:
@@ -38,19 +38,19 @@ def checkpoints_of_model(
         except KDError as error:
             raise KDError(_as_model_message(str(error))) from error
     if not model.is_dir():
-        raise KDError(f"-m {model} is neither a model's folder nor a zip.")
+        raise KDError(f"-m {model} is neither a model folder nor a zip.")
     check_model(model, folds, checkpoint_name)
     return [CheckpointPath(model, fold, checkpoint_name) for fold in folds]
 
 
 def load_model(paths: Sequence[CheckpointPath]) -> tuple[nnUNetPredictor, list[str]]:
-    """nnU-Net's predictor of a model, in PyTorch on the CPU, and what is to be told of it.
+    """nnU-Net's predictor for a model, in PyTorch on the CPU, and messages about it.
 
     Args:
         paths: of the folds that predict together.
 
     Raises:
-        KDError: where a checkpoint cannot be read without running code, or its weights do not fit the plans.
+        KDError: if reading a checkpoint could run code, or its weights do not fit the plans.
     """
     checkpoints = [read_checkpoint(path.checkpoint) for path in paths]
     first = checkpoints[0]
@@ -58,7 +58,7 @@ def load_model(paths: Sequence[CheckpointPath]) -> tuple[nnUNetPredictor, list[s
     trainer, configuration = str(first["trainer_name"]), first["init_args"]["configuration"]
     network = build_network(plans, configuration, dataset_json, trainer, deep_supervision=False)
     known = find_trainer(trainer) is not None
-    notes = [] if known else [f"The trainer {trainer} is not here: its network is built from its plans."]
+    notes = [] if known else [f"The trainer {trainer} is not installed: the network is built from the plans."]
     weights = []
     for path, checkpoint in zip(paths, checkpoints, strict=True):
         try:
@@ -70,7 +70,7 @@ def load_model(paths: Sequence[CheckpointPath]) -> tuple[nnUNetPredictor, list[s
     axes = first.get("inference_allowed_mirroring_axes")
     device = torch.device("cpu")
     limit_threads(device)
-    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's remark on a setting for CUDA
+    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints a remark on a setting for CUDA
         predictor = nnUNetPredictor(device=device, allow_tqdm=False)
     predictor.manual_initialization(
         network.eval(),
@@ -85,10 +85,10 @@ def load_model(paths: Sequence[CheckpointPath]) -> tuple[nnUNetPredictor, list[s
 
 
 def _as_model_message(message: str) -> str:
-    """A refusal of a teacher as one of a model, with this command's flags."""
+    """Turn a refusal of a teacher into one of a model, with this command's flags."""
     for before, after in (
         ("The teacher ", ""),
-        ("Name under 'teacher:' what it holds:", "Name what it holds, by -f FOLD and -chk CHECKPOINT:"),
+        ("Name one of these under 'teacher:':", "Name one of these with -f FOLD and -chk CHECKPOINT:"),
         ("teacher: {folder: ...}", "-m FOLDER"),
     ):
         message = message.replace(before, after)

@@ -1,4 +1,5 @@
-"""What the runner needs, pinned, with the hashes of all files of these versions: a part of ``requirements.lock``."""
+"""The packages that the runner needs, pinned to versions, with the hashes of all of their files: a part of
+``requirements.lock``."""
 
 import re
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ class Pinned:
 
     Attributes:
         name: in lower case.
-        marker: the environments that it is for, as in ``python_full_version < '3.11'``; "": all.
+        marker: the environments that need it, such as ``python_full_version < '3.11'``; "": all.
         text: the lines of the lock.
         needed_by: names of packages.
     """
@@ -27,7 +28,7 @@ class Pinned:
 
 
 def read_lock(file: Path = LOCK) -> list[Pinned]:
-    """All that is pinned."""
+    """All pinned packages."""
     found = []
     for block in re.split(r"\n(?=[a-z])", re.sub(r"(?m)^#.*\n", "", file.read_text(encoding="utf-8")).strip()):
         lines = block.splitlines()
@@ -39,7 +40,7 @@ def read_lock(file: Path = LOCK) -> list[Pinned]:
 
 
 def needed_packages(packages: Iterable[str]) -> list[Pinned]:
-    """Some packages and all that they need."""
+    """Some packages, and all packages that they need."""
     lock, names = read_lock(), {package.lower() for package in packages}
     while True:
         more = {entry.name for entry in lock if entry.needed_by & names} | names
@@ -49,5 +50,5 @@ def needed_packages(packages: Iterable[str]) -> list[Pinned]:
 
 
 def as_text(pinned: Iterable[Pinned]) -> str:
-    """As a file for ``pip install -r``."""
+    """The content of a file for ``pip install -r``."""
     return "".join(f"{entry.text}\n" for entry in pinned)

@@ -1,4 +1,4 @@
-"""A test image of noise and shapes, made for a model, and what nnU-Net's own pipeline predicts for it."""
+"""A test image of noise and shapes for a model, and what nnU-Net's own pipeline predicts for it."""
 
 import contextlib
 import io
@@ -19,19 +19,23 @@ from nnunetv2_kd.inference.device import prediction_threads
 from nnunetv2_kd.networks.threads import torch_threads
 from nnunetv2_kd.runner.self_test import EXPECTED, FOLDER, LOGITS, NAME, PREVIOUS
 
-SPACING = (1.25, 0.9, 1.1)  # of the image, times the network's, so that it is resampled
-PATCHES = (0.8, 1.0, 1.3)  # of the image along the network's axes: padded, as it is, and two tiles
-SLICES = 3  # of an image that a 2d network sees
-PLACES = 64  # at which logits are written down
+SPACING = (1.25, 0.9, 1.1)  # of the image, as multiples of the network's, so that it is resampled
+PATCHES = (
+    0.8,
+    1.0,
+    1.3,
+)  # of the image along the network's axes, in patches: one is padded, one fits, one needs two tiles
+SLICES = 3  # number of slices for a 2d network
+PLACES = 64  # number of positions at which logits are stored
 
 
 def write_test_image(folder: Path, predictors: Sequence[nnUNetPredictor], postprocessing: Sequence[Any]) -> None:
-    """Write the folder ``self_test``: an image, nnU-Net's segmentation of it, and some of its logits.
+    """Write the folder ``self_test``: an image, nnU-Net's segmentation of it, and some of nnU-Net's logits.
 
     Args:
-        folder: the exported one.
+        folder: the exported folder.
         predictors: nnU-Net's, in PyTorch, one per model.
-        postprocessing: that nnU-Net determined.
+        postprocessing: as determined by nnU-Net.
     """
     home = folder / FOLDER
     home.mkdir()
@@ -62,7 +66,8 @@ def write_test_image(folder: Path, predictors: Sequence[nnUNetPredictor], postpr
 def predict_with_nnunet(
     files: list[str], previous: Path | None, predictors: Sequence[nnUNetPredictor]
 ) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
-    """nnU-Net's own functions from files to a segmentation; of several models as ``nnUNetv2_ensemble`` joins them.
+    """Predict with nnU-Net's own functions, from files to a segmentation. Several models are combined as by
+    ``nnUNetv2_ensemble``.
 
     Returns:
         The segmentation, nnU-Net's properties of the image, and the first model's logits, float16.
@@ -104,9 +109,9 @@ def predict_with_nnunet(
 
 
 def shapes_and_noise(predictor: nnUNetPredictor) -> tuple[np.ndarray, list[float]]:
-    """An image ``(C, Z, Y, X)`` for a model, and its spacing along Z, Y, X: ellipsoids in noise, zeros around.
+    """An image ``(C, Z, Y, X)`` for a model, and its spacing along Z, Y, X: ellipsoids in noise, surrounded by zeros.
 
-    Its intensities are like those of the training images, where the plans tell them.
+    Its intensities are like those of the training images, if the plans have them.
     """
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
     patch, spacing = list(configuration.patch_size), [float(value) for value in configuration.spacing]
@@ -114,7 +119,7 @@ def shapes_and_noise(predictor: nnUNetPredictor) -> tuple[np.ndarray, list[float
     is_flat = _is_flat(predictor)
     if len(patch) == 2:
         seen, spacing = [1 if is_flat else SLICES, *seen], [4 * max(spacing), *spacing]
-    # what is 2d has no spacing to change, and slices keep theirs
+    # 2d images have no spacing to change, and slices keep theirs
     factors = (1.0, 1.0, 1.0) if is_flat else SPACING if len(patch) == 3 else (1.0, *SPACING[1:])
     own = [value * factor for value, factor in zip(spacing, factors, strict=True)]
     inside = [max(1, round(size / factor)) for size, factor in zip(seen, factors, strict=True)]
@@ -143,7 +148,7 @@ def _is_flat(predictor: nnUNetPredictor) -> bool:
 
 
 def _write_image(folder: Path, image: np.ndarray, spacing: list[float], predictor: nnUNetPredictor) -> list[Path]:
-    """One file per channel, in the format that the model's reader takes; the files."""
+    """Write one file per channel, in the format of the model's reader; returns the files."""
     ending, reader = predictor.dataset_json["file_ending"], predictor.plans_manager.plans["image_reader_writer"]
     if reader == "NaturalImage2DIO":
         return _write_natural(folder, image, ending)
@@ -168,7 +173,7 @@ def _write_natural(folder: Path, image: np.ndarray, ending: str) -> list[Path]:
     from skimage import io as skimage_io
 
     flat = image[:, 0].astype(np.uint8)
-    if len(flat) in (3, 4):  # colours in one file
+    if len(flat) in (3, 4):  # all colours in one file
         file = folder / f"{NAME}_0000{ending}"
         skimage_io.imsave(file, flat.transpose(1, 2, 0), check_contrast=False)
         return [file]
@@ -181,7 +186,7 @@ def _write_natural(folder: Path, image: np.ndarray, ending: str) -> list[Path]:
 def _write_previous(
     folder: Path, image: np.ndarray, files: Sequence[Path], output: Path, predictor: nnUNetPredictor
 ) -> None:
-    """What a cascade's previous stage might have found: the brightest part as one structure after the other."""
+    """Write what a cascade's previous stage might have found: the brightest part, as one structure after the other."""
     reader = predictor.plans_manager.image_reader_writer_class()
     _, properties = reader.read_images([str(file) for file in files])
     labels = predictor.label_manager.foreground_labels
@@ -190,7 +195,7 @@ def _write_previous(
 
 
 def _labels_of(rule: Any) -> Any:
-    """As nnU-Net wants them: a label, a region as tuple, or a list of both."""
+    """The rule in nnU-Net's form: a label, a region as a tuple, or a list of both."""
     if isinstance(rule, list):
         return [tuple(part) if isinstance(part, list) else part for part in rule]
     return rule

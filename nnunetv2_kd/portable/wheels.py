@@ -1,4 +1,4 @@
-"""The files that ``pip`` installs the runner's requirements from, for a machine without internet."""
+"""Download the files from which ``pip`` installs the runner's requirements on a machine without internet."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from packaging.markers import Marker
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.portable.requirements import Pinned, as_text
 
-# the tags that pip is to accept, and what a marker sees
+# the tags that pip accepts, and the values of environment markers
 PLATFORMS: dict[str, tuple[list[str], dict[str, str]]] = {
     "linux_x86_64": (
         [f"manylinux_2_{minor}_x86_64" for minor in range(5, 35)] + ["manylinux2014_x86_64"],
@@ -33,10 +33,10 @@ PLATFORMS: dict[str, tuple[list[str], dict[str, str]]] = {
 
 
 def target_of(asked: Sequence[str]) -> tuple[str, str]:
-    """``--wheels PLATFORM PYTHON``, checked.
+    """Check the two values of ``--wheels PLATFORM PYTHON``.
 
     Raises:
-        KDError: where there is no such platform or Python.
+        KDError: if there is no such platform or Python.
     """
     platform, python = asked
     if platform not in PLATFORMS:
@@ -47,14 +47,14 @@ def target_of(asked: Sequence[str]) -> tuple[str, str]:
 
 
 def download_wheels(folder: Path, pinned: Sequence[Pinned], platform: str, python: str) -> None:
-    """Let pip download what is pinned into a folder; it compares the hashes.
+    """Let pip download the pinned packages into a folder; pip compares the hashes.
 
     Raises:
-        KDError: where it cannot; with what it says.
+        KDError: if pip fails; contains its message.
     """
     tags, fixed = PLATFORMS[platform]
     environment = fixed | {"python_version": python, "python_full_version": f"{python}.99", "extra": ""}
-    # pip would read the markers for the machine that it runs on
+    # pip would evaluate the markers for the machine on which it runs
     wanted = [entry for entry in pinned if not entry.marker or Marker(entry.marker).evaluate(environment)]
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "requirements.txt"
@@ -66,8 +66,8 @@ def download_wheels(folder: Path, pinned: Sequence[Pinned], platform: str, pytho
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
         raise KDError(
-            f"pip cannot download the wheels for {platform}, Python {python}: {lines[-1]}\nWithout them: leave out "
-            "--wheels, and install from the internet."
+            f"pip cannot download the wheels for {platform}, Python {python}: {lines[-1]}\nTo continue without them, "
+            "leave out --wheels, and install from the internet."
         )
 
 

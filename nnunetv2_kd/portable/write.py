@@ -1,4 +1,4 @@
-"""Write the folder, and prove that it predicts what nnU-Net predicts."""
+"""Write the portable folder, and check that it predicts what nnU-Net predicts."""
 
 import json
 import os
@@ -50,13 +50,13 @@ WHEELS = "wheels"
 
 @dataclass(frozen=True)
 class PortableRequest:
-    """What ``nnUNetv2_kd export --format portable`` is asked for.
+    """The arguments of ``nnUNetv2_kd export --format portable``.
 
     Attributes:
-        base: what it has in common with the other formats; its model is the first.
+        base: the arguments that it shares with the other formats; its model is the first.
         models: folders or zips of the models that predict together.
-        openvino: write OpenVINO's files beside the ONNX ones.
-        postprocessing: nnU-Net's ``postprocessing.json``; None: the one of the model's folds, where there is one.
+        openvino: whether to write OpenVINO's files in addition to the ONNX ones.
+        postprocessing: nnU-Net's ``postprocessing.json``; None: that of the model's folds, if there is one.
         codes: JSON file with DICOM codes of the structures, by label name.
         wheels: platform and Python to download wheels for; None: none.
     """
@@ -72,11 +72,11 @@ class PortableRequest:
 
 @dataclass(frozen=True)
 class Written:
-    """What came of it.
+    """The result of an export.
 
     Attributes:
-        self_test: of the folder, against nnU-Net in PyTorch.
-        agreement: on real cases; None where there are none.
+        self_test: comparison of the folder with nnU-Net in PyTorch on the test image.
+        agreement: comparison on real cases; None if there are none.
     """
 
     self_test: SelfTest
@@ -86,11 +86,11 @@ class Written:
 def export_portable(
     request: PortableRequest, say: Callable[[str], None], progress: Callable[..., Iterable] = iter
 ) -> Written:
-    """Write the folder; it appears when it is whole and has proved itself.
+    """Write the folder. It gets its name only when it is complete and has passed its tests.
 
     Raises:
-        KDError: where a model cannot be read or does what the runner does not know, a network cannot be converted, or
-            the folder does not predict what nnU-Net predicts; nothing is left behind then.
+        KDError: if a model cannot be read or needs something that the runner cannot do, a network cannot be converted,
+            or the folder predicts something else than nnU-Net; nothing is left behind then.
     """
     base = request.base
     check_output(base)
@@ -124,7 +124,9 @@ def export_portable(
         runner = _runner(unfinished)
         tested = self_test_module.self_test(runner)
         if not tested.passed:
-            raise KDError(f"The folder does not predict what nnU-Net predicts, and was not written. {tested.summary()}")
+            raise KDError(
+                f"The exported folder predicts something else than nnU-Net, and was not kept. {tested.summary()}"
+            )
         found = _compared(runner, predictors, cases, base, say, progress)
         agreement = found if found is not None else Agreement(ms=(ms, 1000 * tested.seconds))
         about = _about(content, models, predictors[0], tested, agreement, base)
@@ -136,23 +138,24 @@ def export_portable(
             download_wheels(unfinished / WHEELS, pinned, *target)
         unfinished.chmod(0o755)
         if base.output.exists():
-            base.output.rmdir()  # empty: checked
+            base.output.rmdir()  # it is empty, as checked
         os.rename(unfinished, base.output)
     except RunnerError as error:
-        raise KDError(f"The folder that was made does not run, and was not written: {error}") from error
+        raise KDError(f"The exported folder does not run, and was not kept: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return Written(tested, found)
 
 
 def _cases(base: ExportRequest, predictors: Sequence[nnUNetPredictor], say: Callable[[str], None]) -> list[Case]:
-    """To compare on; none where there are no images, or a cascade's previous segmentations are not given."""
+    """The cases to compare on; empty if there are no images, or the previous segmentations of a cascade are not
+    given."""
     stages = [predictor.configuration_manager.previous_stage_name for predictor in predictors]
     needs_previous = any(stage is not None for stage in stages)
     if needs_previous and base.previous is None:
         if base.images is not None:
             raise KDError(
-                "This model refines segmentations of a previous stage. Name those of the images of -i: "
+                "This model refines segmentations of a previous stage. Give those for the images of -i: "
                 "-prev_stage_predictions FOLDER"
             )
         say("without -prev_stage_predictions a cascade is compared on the test image only")
@@ -174,7 +177,7 @@ def _network_names(predictors: Sequence[nnUNetPredictor], folds: Sequence[str]) 
 def _write_networks(
     folder: Path, predictors: Sequence[nnUNetPredictor], content: dict[str, Any], request: PortableRequest
 ) -> None:
-    """Every fold's network, compared with PyTorch on a patch of noise."""
+    """Convert every fold's network, and compare it with PyTorch on a patch of noise."""
     (folder / "networks").mkdir()
     for predictor, part in zip(predictors, content["configurations"], strict=True):
         for number, (name, fold) in enumerate(zip(part["networks"], request.base.folds, strict=True)):
@@ -189,7 +192,7 @@ def _write_networks(
 
 
 def _write_runner(folder: Path, content: dict[str, Any], request: PortableRequest) -> list[Pinned]:
-    """Everything but networks and test image; what ``requirements.txt`` pins."""
+    """Write everything except the networks and the test image; returns what ``requirements.txt`` pins."""
     (folder / MODEL_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (folder / "runner").mkdir()
     for file in sorted(RUNNER.glob("*.py")):
@@ -208,14 +211,14 @@ def _write_runner(folder: Path, content: dict[str, Any], request: PortableReques
     of_model = request.base.licence or "not stated"
     head = (
         f"The model (networks/, model.json): {of_model}.\n\nThe runner (predict.py, runner/), which follows nnU-Net, "
-        "batchgenerators and acvl_utils, all of the same licence:\n\n"
+        "batchgenerators and acvl_utils, all under the same licence:\n\n"
     )
     (folder / "LICENSE").write_text(head + licence, encoding="utf-8")
     return pinned
 
 
 def _write_sums(folder: Path) -> None:
-    """``SHA256SUMS``, as ``sha256sum -c`` reads it."""
+    """Write ``SHA256SUMS`` in the form of ``sha256sum -c``."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != SUMS_FILE]
     lines = [f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
     (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
@@ -236,8 +239,8 @@ def _codes(request: PortableRequest, content: dict[str, Any]) -> dict[str, list[
     codes = read_json(request.codes)
     names = [name for name in content["labels"] if name not in ("background", "ignore")]
     if not isinstance(codes, dict):
-        raise KDError(f'{request.codes} must hold an object, as {{"{names[0]}": ["10200004", "SCT", "Liver"]}}')
-    problems = [f"{name} is no label; labels are {', '.join(names)}" for name in codes if name not in names]
+        raise KDError(f'{request.codes} must contain an object such as {{"{names[0]}": ["10200004", "SCT", "Liver"]}}')
+    problems = [f"{name} is not a label; labels are {', '.join(names)}" for name in codes if name not in names]
     problems += [
         f"{name}: expected [value, scheme, meaning], found {code}"
         for name, code in codes.items()
@@ -249,7 +252,7 @@ def _codes(request: PortableRequest, content: dict[str, Any]) -> dict[str, list[
 
 
 def _runner(folder: Path) -> Predictor:
-    """The folder as it will be used; logits that are large are kept in it for a while."""
+    """A predictor that uses the folder as its users will; it keeps large logits in the folder for a while."""
     return Predictor(read_model(folder), threads=allowed_threads(), scratch=folder.parent)
 
 
@@ -261,10 +264,10 @@ def _compared(
     say: Callable[[str], None],
     progress: Callable[..., Iterable],
 ) -> Agreement | None:
-    """On real cases, with nnU-Net in PyTorch.
+    """Compare with nnU-Net in PyTorch on real cases.
 
     Raises:
-        KDError: where they differ by more than is allowed.
+        KDError: if more voxels differ than allowed.
     """
     if not cases:
         return None
@@ -297,7 +300,7 @@ def _about(
     agreement: Agreement,
     base: ExportRequest,
 ) -> dict[str, Any]:
-    """What ``export.json`` says: what was exported, and its proof."""
+    """The content of ``export.json``: what was exported, and the comparison."""
     return {
         "format": "portable",
         "precision": "f32",

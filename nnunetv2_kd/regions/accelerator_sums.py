@@ -19,8 +19,8 @@ def fits(codes: Tensor, count: int, size: tuple[int, ...]) -> bool:
 class DenseSums:
     """See `nnunetv2_kd.regions.grid_sums.GridSums`; arguments as for `grid_sums`.
 
-    It makes only a few calls for a whole batch, and the host waits for none of them: a small training
-    step on a GPU takes as long as its launches.
+    It makes only a few calls for an entire batch, and the CPU waits for none of them: a small training step on a GPU
+    takes as long as launching its operations.
     """
 
     def __init__(self, codes: Tensor, count: int, size: tuple[int, ...]) -> None:

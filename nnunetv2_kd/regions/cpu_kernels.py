@@ -43,7 +43,7 @@ class _CacheIfPossible:
     def load_overload(self, *signature: Any) -> Any:
         try:
             return self._cache.load_overload(*signature)
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):  # numba compiles what it is not given
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):  # numba then compiles the function
             return None
 
     def save_overload(self, *compiled_code: Any) -> None:

@@ -48,7 +48,7 @@ def grid_sums(codes: Tensor, count: int, size: tuple[int, ...]) -> GridSums:
         size: the grid ``(*S')``; ``S`` must be a multiple of it.
 
     Raises:
-        ValueError: where the grid does not divide the codes' own.
+        ValueError: if the grid does not divide that of the codes.
     """
     own = tuple(codes.shape[1:])
     if len(own) != len(size) or any(fine % coarse for fine, coarse in zip(own, size, strict=True)):

@@ -29,7 +29,7 @@ class Labels:
         return label_regions(target, self.num_heads, self.ignore_label)
 
     def valid(self, target: Tensor) -> Tensor | None:
-        """``(B, 1, *S)`` bool, False at ignored voxels; None where the dataset has no ignore label."""
+        """``(B, 1, *S)`` bool, False at ignored voxels; None if the dataset has no ignore label."""
         if self.ignore_label is None:
             return None
         return ~target[:, -1:].bool() if self.has_regions else target != self.ignore_label

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from nnunetv2_kd.regions.grid_sums import GridSums, grid_sums, project, region_sums, spread
 
-MOST_BITS = 8  # up to so many regions, the table has a row for every set of regions; beyond, only for sets that occur
+MOST_BITS = (
+    8  # up to this many regions, the table has a row for every set of regions; above, only for the sets that occur
+)
 
 
 class Regions:
@@ -94,7 +96,7 @@ class Regions:
         return self._inside[size]
 
     def foreground(self) -> Tensor:
-        """1 at voxels of any region but the first, the background: ``(B, 1, *S)`` float32."""
+        """1 at voxels of any region except the first, which is the background: ``(B, 1, *S)`` float32."""
         return self.table[:, 1:].amax(dim=1)[self.codes].unsqueeze(1)
 
     def dense(self) -> Tensor:

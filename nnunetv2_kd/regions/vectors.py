@@ -35,7 +35,7 @@ def region_vectors(features: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
 
 
 def region_cosines(features: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
-    """How alike the regions look to a network: ``cos(r_i, r_j)`` for every pair.
+    """How similar the regions are in a network's features: ``cos(r_i, r_j)`` for every pair.
 
     Args:
         features: ``(B, C, *S)``.
@@ -50,7 +50,7 @@ def region_cosines(features: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
 
 
 def region_graph(features: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
-    """How alike the regions of all samples of a batch look to a network (ours).
+    """How similar the regions of all samples of a batch are in a network's features (ours).
 
     Args:
         features: ``(B, C, *S)``.

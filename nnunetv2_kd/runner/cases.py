@@ -1,4 +1,4 @@
-"""Which cases there are to predict, and where their segmentations go."""
+"""Which cases to predict, and where their segmentations are written."""
 
 import os
 import re
@@ -20,9 +20,9 @@ class Case:
     """One case.
 
     Attributes:
-        name: of it, and of its segmentation's file.
-        files: of its channels, in order; a DICOM series is one folder.
-        previous: a cascade's segmentation of the previous stage.
+        name: of the case, and of its segmentation's file.
+        files: its channels, in order; for a DICOM series, one folder.
+        previous: the segmentation of the previous stage, for a cascade.
     """
 
     name: str
@@ -31,13 +31,13 @@ class Case:
 
 
 def cases_in(where: Path, model: Model, previous: Path | None = None) -> list[Case]:
-    """The cases of a folder with ``CASE_0000.nii.gz`` and so on, or the one that a file is of.
+    """The cases of a folder with ``CASE_0000.nii.gz`` and so on, or the case of a single file.
 
     Args:
-        previous: a cascade's folder with ``CASE.nii.gz``.
+        previous: for a cascade, the folder with ``CASE.nii.gz`` of the previous stage.
 
     Raises:
-        RunnerError: where there are none, or segmentations of the previous stage are missing.
+        RunnerError: if there are no cases, or segmentations of the previous stage are missing.
     """
     if not where.exists():
         raise RunnerError(f"-i {where} does not exist.")
@@ -76,7 +76,7 @@ def check_writable(folder: Path) -> None:
     """Make the output folder.
 
     Raises:
-        RunnerError: where it cannot be made or written to.
+        RunnerError: if it cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,10 +89,11 @@ def check_writable(folder: Path) -> None:
 
 
 def write_atomically(folder: Path, name: str, write: Callable[[Path], None]) -> Path:
-    """Write a file of that name, which appears in its folder when it is whole; what is written beside it comes too.
+    """Write a file under a temporary name, and rename it once it is complete. Files that ``write`` creates beside it
+    are moved too.
 
     Raises:
-        RunnerError: where that is not possible; nothing is left behind then.
+        RunnerError: if that fails; nothing is left behind then.
     """
     try:
         with _unfinished(folder) as beside:

@@ -1,4 +1,4 @@
-"""``python predict.py``: the arguments, the cases one after another, and what is told of them."""
+"""``python predict.py``: the arguments, the cases one after another, and what is printed about them."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ AXES = [sorted(axes) for axes in product("RL", "AP", "SI")]
 
 @dataclass
 class Result:
-    """What became of one case."""
+    """The outcome of one case."""
 
     case: str
     output: str | None = None
@@ -41,23 +41,29 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="predict.py",
         description="Segment images with the model in this folder. Images are named CASE_0000.nii.gz (the model's "
-        "file ending), with a further _0001 and so on per channel; segmentations are named CASE.nii.gz.",
-        epilog="Exit status: 0 all is done; 1 some cases failed, which are named, the others are done; 2 nothing was "
-        "begun; 130 interrupted.",
+        "file ending), with _0001 and so on for further channels; segmentations are named CASE.nii.gz.",
+        epilog="Exit status: 0 all cases are done; 1 some cases failed (they are named) and the others are done; "
+        "2 nothing was started; 130 interrupted.",
     )
-    made.add_argument("-i", type=Path, metavar="IN", help="folder of images, or one image's file")
+    made.add_argument("-i", type=Path, metavar="IN", help="folder of images, or a single image file")
     made.add_argument("-o", type=Path, metavar="OUT", help="folder for the segmentations")
-    made.add_argument("--previous", type=Path, metavar="FOLDER", help="of a cascade: segmentations of the stage before")
+    made.add_argument(
+        "--previous", type=Path, metavar="FOLDER", help="for a cascade: segmentations of the previous stage"
+    )
     made.add_argument("--dicom", action="store_true", help="-i is a DICOM series (or folders of one each); writes SEG")
-    made.add_argument("--orientation", metavar="RAS", help="of the model's training images, where it does not tell it")
+    made.add_argument(
+        "--orientation", metavar="RAS", help="of the model's training images, if the model does not have it"
+    )
     made.add_argument("--runtime", choices=RUNTIMES, default=RUNTIMES[0], help=f"default: {RUNTIMES[0]}")
     made.add_argument("--threads", type=int, metavar="N", help="default: as many processors as this process may use")
     made.add_argument("--no-mirroring", action="store_true", help="up to 8 times as fast, a little less accurate")
     made.add_argument("--no-postprocessing", action="store_true", help="keep all components")
-    made.add_argument("--memory", type=float, default=1.0, metavar="GB", help="for logits; more are kept in a file")
+    made.add_argument(
+        "--memory", type=float, default=1.0, metavar="GB", help="for logits; larger ones are kept in a file"
+    )
     made.add_argument("--scratch", type=Path, metavar="FOLDER", help="of that file; default: -o")
     made.add_argument("--profile", action="store_true", help="show seconds and memory of every stage")
-    made.add_argument("--json", action="store_true", help="print one JSON object, and all else to stderr")
+    made.add_argument("--json", action="store_true", help="print one JSON object, and everything else to stderr")
     made.add_argument("--quiet", action="store_true", help="print problems only")
     made.add_argument("--self-test", action="store_true", help="segment the test image of this folder, and compare")
     return made
@@ -67,8 +73,8 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        folder: the exported one.
-        arguments: None: those of the process.
+        folder: the exported folder.
+        arguments: None for those of the process.
 
     Returns:
         The exit status.
@@ -109,7 +115,7 @@ def _predict(folder: Path, args: argparse.Namespace) -> int:
     _check_numbers(args)
     model = read_model(folder)
     if args.dicom:
-        import highdicom  # noqa: F401 - what is missing is told before any time is spent
+        import highdicom  # noqa: F401 - a missing package is reported before any time is spent
 
         from .dicom import series_in
 
@@ -118,7 +124,7 @@ def _predict(folder: Path, args: argparse.Namespace) -> int:
         cases = cases_in(args.i, model, args.previous)
     check_writable(args.o)
     if args.scratch is not None and not args.scratch.is_dir():
-        raise RunnerError(f"--scratch {args.scratch} is no folder.")
+        raise RunnerError(f"--scratch {args.scratch} is not a folder.")
     started = time.perf_counter()
     predictor = Predictor(
         model,
@@ -131,7 +137,7 @@ def _predict(folder: Path, args: argparse.Namespace) -> int:
     )
     opened = time.perf_counter() - started
     results: list[Result] = []
-    shown = None if not args.quiet else True  # None: where a person looks on
+    shown = None if not args.quiet else True  # None: shown only on a terminal
     interrupted = False
     try:
         for case in tqdm(cases, unit="case", disable=True if len(cases) == 1 else shown, file=sys.stderr):
@@ -148,7 +154,10 @@ def _predict(folder: Path, args: argparse.Namespace) -> int:
         lines = [f"{len(failed)} of {len(cases)} cases were not predicted; {done} were:"]
         print("\n".join(lines + [f"  - {r.case}: {r.error}" for r in failed]), file=sys.stderr)
     if interrupted:
-        print(f"Interrupted after {len(results)} of {len(cases)} cases. What was written is whole.", file=sys.stderr)
+        print(
+            f"Interrupted after {len(results)} of {len(cases)} cases. The files that were written are complete.",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     return SOME_FAILED if failed else DONE
 
@@ -159,11 +168,11 @@ def _check_numbers(args: argparse.Namespace) -> None:
     if not args.memory >= 0:
         raise RunnerError(f"--memory must be 0 or more, found {args.memory:g}.")
     if args.orientation is not None and sorted(args.orientation) not in AXES:
-        raise RunnerError(f"--orientation must be as RAS, LPS or LAS, found {args.orientation}.")
+        raise RunnerError(f"--orientation must be like RAS, LPS or LAS, found {args.orientation}.")
 
 
 def _predict_case(predictor: Predictor, case: Case, args: argparse.Namespace, hide_tiles: bool | None) -> Result:
-    """Predict and write one case. Whatever fails is told, and the other cases go on."""
+    """Predict and write one case. Any failure is recorded in the result, so that the other cases continue."""
     profile = Profile()
     result = Result(case.name, seconds=profile.seconds, peak_mb=profile.peak_mb)
 
@@ -178,18 +187,18 @@ def _predict_case(predictor: Predictor, case: Case, args: argparse.Namespace, hi
         else:
             result.output = str(segment_files(predictor, case, args.o, profile, progress))
     except MemoryError:
-        result.error = "too little memory. Keep less in memory: --memory 0"
+        result.error = "not enough memory. Keep less in memory: --memory 0"
     except (RunnerError, ImportError) as error:
         result.error = str(error)
-    except Exception as error:  # of any kind: the other cases go on, and it is told at the end
+    except Exception as error:  # any error: the other cases continue, and it is reported at the end
         result.error = first_line(error)
     return result
 
 
 def segment_files(predictor: Predictor, case: Case, folder: Path, profile: Profile, progress: Any = iter) -> Path:
-    """Read, segment and write one case; the file that is written."""
+    """Read, segment and write one case; returns the file that was written."""
     model = predictor.model
-    place: list[Image] = []  # what is needed to write, without the voxels
+    place: list[Image] = []  # what writing needs, without the voxels
 
     def read() -> tuple[Any, list[float]]:
         with profile.stage("reading"):
@@ -211,11 +220,13 @@ def _previous(case: Case, model: Model) -> Any:
 
 
 def _print_result(result: Result, args: argparse.Namespace) -> None:
-    """One line per case, and with --profile its stages."""
+    """Print one line per case, and with --profile its stages."""
     if result.error is not None or args.quiet:
         return
     stream = sys.stderr if args.json else sys.stdout
-    took = sum(seconds for stage, seconds in result.seconds.items() if stage != "reading")  # within preprocessing
+    took = sum(
+        seconds for stage, seconds in result.seconds.items() if stage != "reading"
+    )  # reading is part of preprocessing
     tqdm.write(f"{result.case}: {took:.1f} s, {result.output}", file=stream)
     if args.profile:
         for stage, seconds in result.seconds.items():

@@ -1,4 +1,4 @@
-"""Whether a NIfTI file is whole. ITK reads one that was cut short without a word and takes what is missing for 0."""
+"""Whether a NIfTI file is complete. ITK reads a truncated file without a warning, and takes missing voxels for 0."""
 
 import gzip
 import math
@@ -10,8 +10,8 @@ NIFTI_HEADER = 348  # bytes, of NIfTI-1
 
 
 def why_incomplete(file: Path) -> str:
-    """What keeps a NIfTI file (``.nii``, ``.nii.gz``) from holding all the voxels that its header tells of; "" for
-    nothing, and for files of other kinds, which are their readers' matter."""
+    """Why a NIfTI file (``.nii``, ``.nii.gz``) does not have all the voxels that its header announces; "" if it has
+    them, and for files of other kinds, which their readers check."""
     is_zipped = file.name.endswith(".nii.gz")
     if not file.is_file() or not (is_zipped or file.suffix == ".nii"):
         return ""
@@ -30,9 +30,9 @@ def why_incomplete(file: Path) -> str:
 
 
 def _expected_bytes(header: bytes) -> int | None:
-    """The size of a NIfTI-1 file by its header; None where that is not told."""
+    """The size of a NIfTI-1 file according to its header; None if the header does not say."""
     if len(header) < NIFTI_HEADER:
-        return NIFTI_HEADER + 1  # every file is longer
+        return NIFTI_HEADER + 1  # longer than what was read
     order = next((order for order in "<>" if struct.unpack_from(f"{order}i", header)[0] == NIFTI_HEADER), None)
     if order is None:
         return None
@@ -45,7 +45,7 @@ def _expected_bytes(header: bytes) -> int | None:
 
 
 def _bytes_zipped(file: Path) -> int:
-    """The size modulo 2^32 that a gzip file of one part says at its end to have unzipped."""
+    """The size modulo 2^32 of the unzipped content, as a gzip file with a single part states it at its end."""
     with file.open("rb") as stream:
         stream.seek(-4, 2)
         return int(struct.unpack("<I", stream.read(4))[0])

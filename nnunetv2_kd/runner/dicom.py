@@ -1,4 +1,4 @@
-"""A DICOM series in, a DICOM segmentation object out."""
+"""Read a DICOM series, and write a DICOM segmentation object."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,10 @@ from .model import Model
 from .predictor import Predictor, Profile, Progress
 
 Array = NDArray[Any]
-SAME = 1e-3  # mm, and of direction cosines
-UNEVEN = 0.02  # of the distance of slices, that two of them may differ by
+SAME = 1e-3  # tolerance, in mm and for direction cosines
+UNEVEN = 0.02  # share of the slice distance by which two distances may differ
 ANATOMY, TISSUE = ("123037004", "SCT", "Anatomical Structure"), ("85756007", "SCT", "Tissue")
-REORIENTED = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")  # readers that turn every image to RAS
+REORIENTED = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")  # readers that reorient every image to RAS
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Series:
     Attributes:
         slices: pydicom's datasets.
         spacing: mm, along slices, rows, columns.
-        direction: of columns, rows and slices, in patient coordinates, as columns of a matrix.
+        direction: of columns, rows and slices, in patient coordinates, as the columns of a matrix.
     """
 
     slices: list[Any]
@@ -38,29 +38,32 @@ def series_in(where: Path, model: Model) -> list[Case]:
     """The series of a folder, or of every folder in it.
 
     Raises:
-        RunnerError: where there is none, or the model takes more than one image.
+        RunnerError: if there is none, or the model needs more than one image.
     """
     if len(model.channels) != 1 or model.needs_previous:
         raise RunnerError(
-            "--dicom segments one series; this model takes several images. Convert them, and leave it out."
+            "--dicom segments a single series, but this model needs several images. Convert them, and leave out "
+            "--dicom."
         )
     if not where.is_dir():
-        raise RunnerError(f"-i {where} is no folder of a DICOM series.")
+        raise RunnerError(f"-i {where} is not a folder with a DICOM series.")
     folders = [folder for folder in sorted(where.iterdir()) if folder.is_dir()]
     has_files = any(file.is_file() for file in where.iterdir())
     if has_files and folders:
-        raise RunnerError(f"-i {where} holds both files and folders. Name a folder of one series, or of such folders.")
+        raise RunnerError(
+            f"-i {where} holds both files and folders. Name the folder of one series, or a folder of such folders."
+        )
     if not has_files and not folders:
         raise RunnerError(f"-i {where} is empty.")
     return [Case(folder.resolve().name, [folder]) for folder in ([where] if has_files else folders)]
 
 
 def read_series(folder: Path) -> Series:
-    """Read the one series of a folder, and see whether it fills a box of equal voxels.
+    """Read the series of a folder, and check that its slices form a regular grid.
 
     Raises:
-        RunnerError: names what is wrong: no or several series, several frames in a file, missing or double slices,
-            slices of several sizes or directions, a tilted gantry.
+        RunnerError: names the problem: no series or several, several frames in a file, missing or duplicate slices,
+            slices of different sizes or directions, a tilted gantry.
     """
     import pydicom
 
@@ -69,23 +72,25 @@ def read_series(folder: Path) -> Series:
         try:
             read = pydicom.dcmread(file)
         except pydicom.errors.InvalidDicomError:
-            continue  # notes, and what else lies in such folders
+            continue  # notes, and whatever else is in such folders
         if "PixelData" in read:
             slices.append(read)
     if not slices:
-        raise RunnerError(f"{folder.name} holds no DICOM image.")
+        raise RunnerError(f"{folder.name} contains no DICOM image.")
     uids = {str(read.SeriesInstanceUID): str(read.get("SeriesDescription", "")) for read in slices}
     if len(uids) > 1:
         listed = ", ".join(f"{description or 'without description'} ({uid})" for uid, description in uids.items())
-        raise RunnerError(f"{folder.name} holds {len(uids)} series: {listed}. Keep one of them in a folder.")
+        raise RunnerError(f"{folder.name} holds {len(uids)} series: {listed}. Give each its own folder.")
     if any(int(read.get("NumberOfFrames", 1)) > 1 for read in slices):
-        raise RunnerError(f"{folder.name} has several frames in a file, which is not read here. Convert it to NIfTI.")
+        raise RunnerError(
+            f"{folder.name} has several frames in a file, which cannot be read here. Convert it to NIfTI."
+        )
     if any(int(read.get("SamplesPerPixel", 1)) != 1 for read in slices):
-        raise RunnerError(f"{folder.name} is in colours; --dicom segments gray images.")
+        raise RunnerError(f"{folder.name} is a colour image; --dicom segments grey images.")
     needed = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
     lacking = [name for name in needed if any(not read.get(name) for read in slices)]
     if lacking:
-        raise RunnerError(f"{folder.name} does not say where its slices lie: {', '.join(lacking)} missing.")
+        raise RunnerError(f"{folder.name} does not say where its slices are: {', '.join(lacking)} missing.")
     for name in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
         values = [np.atleast_1d(np.array(read.get(name), dtype=float)) for read in slices]
         if not all(np.allclose(value, values[0], rtol=0, atol=SAME) for value in values):
@@ -103,7 +108,9 @@ def _sorted(slices: list[Any], name: str) -> Series:
     steps = np.diff(positions @ normal)
     if len(steps) and steps.min() < SAME:
         place = positions[int(steps.argmin())] @ normal
-        raise RunnerError(f"{name} has two slices at {place:.2f} mm along its normal. Keep one of each place.")
+        raise RunnerError(
+            f"{name} has two slices at {place:.2f} mm along its normal. Keep one slice for each position."
+        )
     if len(steps):
         distance = float(np.median(steps))
         gaps = np.flatnonzero(np.abs(steps - distance) > UNEVEN * distance)
@@ -129,13 +136,13 @@ def _sorted(slices: list[Any], name: str) -> Series:
 def segment_series(
     predictor: Predictor, case: Case, folder: Path, profile: Profile, progress: Progress, orientation: str | None
 ) -> Path:
-    """Read, segment and write one series; the file that is written, after it was read back and compared.
+    """Read, segment and write one series. The file is read back and compared; returns the file.
 
     Args:
-        orientation: of the model's training images, as ``RAS`` or ``LPS``; None: as the model tells.
+        orientation: of the model's training images, such as ``RAS`` or ``LPS``; None: as recorded in the model.
 
     Raises:
-        RunnerError: where the series is none that can be segmented, or the file read back is another one.
+        RunnerError: if the series cannot be segmented, or the file that is read back differs.
     """
     import SimpleITK as sitk  # noqa: N813
 
@@ -143,8 +150,9 @@ def segment_series(
     code = "RAS" if model.reader in REORIENTED else orientation or model.orientation
     if code is None:
         raise RunnerError(
-            "This model does not tell how its training images lie in their files, so that left and right might be "
-            "exchanged. Name it: --orientation RAS (or LPS, LAS, ...: nibabel.aff2axcodes of a training image's affine)"
+            "It is not known how this model's training images are oriented in their files, so left and right might "
+            "be exchanged. State it: --orientation RAS (or LPS, LAS, ...: nibabel.aff2axcodes of a training image's "
+            "affine)"
         )
     with profile.stage("reading"):
         series = read_series(case.files[0])
@@ -168,7 +176,7 @@ def segment_series(
 
 
 def _intensities(series: Series, name: str) -> Array:
-    """``(slices, rows, columns)`` float32, in Hounsfield units of a CT."""
+    """``(slices, rows, columns)`` float32; for a CT in Hounsfield units."""
     try:
         return np.stack(
             [
@@ -176,7 +184,7 @@ def _intensities(series: Series, name: str) -> Array:
                 for read in series.slices
             ]
         ).astype(np.float32)
-    except Exception as error:  # pydicom's decoders', of any kind
+    except Exception as error:  # pydicom's decoders may raise anything
         raise RunnerError(f"The voxels of {name} cannot be read: {first_line(error)}") from error
 
 
@@ -201,7 +209,7 @@ def structures(model: Model) -> list[tuple[str, list[int]]]:
 
 
 def masks(segmented: Array, model: Model) -> Array:
-    """``(slices, rows, columns, segments)`` uint8: what belongs to each structure."""
+    """``(slices, rows, columns, segments)`` uint8: the voxels of each structure."""
     return np.stack([np.isin(segmented, values) for _, values in structures(model)], axis=-1).astype(np.uint8)
 
 
@@ -241,10 +249,10 @@ def _segmentation_object(segmented: Array, series: Series, model: Model) -> Any:
 
 
 def check_written(file: Path, segmented: Array, series: Series, model: Model) -> None:
-    """The file has every segment's voxels, where they lie in the patient.
+    """Check that the file has every segment's voxels, at their position in the patient.
 
     Raises:
-        RunnerError: where it has not.
+        RunnerError: if it does not.
     """
     import highdicom
 
@@ -255,7 +263,7 @@ def check_written(file: Path, segmented: Array, series: Series, model: Model) ->
         uids, assert_missing_frames_are_empty=True, ignore_spatial_locations=True, rescale_fractional=False
     )
     if not np.array_equal(found, expected):
-        raise RunnerError(f"{file.name} read back has other voxels than were written.")
+        raise RunnerError(f"{file.name} has other voxels than were written, when it is read back.")
     shared = read.SharedFunctionalGroupsSequence[0]
     turned = shared.PlaneOrientationSequence[0].ImageOrientationPatient
     size = shared.PixelMeasuresSequence[0].PixelSpacing
@@ -267,4 +275,4 @@ def check_written(file: Path, segmented: Array, series: Series, model: Model) ->
         place = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
         fits = fits and np.allclose(place, places[str(source)], atol=SAME)
     if not fits:
-        raise RunnerError(f"{file.name} read back lies at another place than the series.")
+        raise RunnerError(f"{file.name} is at another position than the series, when it is read back.")

@@ -22,7 +22,7 @@ class Image:
     Attributes:
         voxels: ``(C, Z, Y, X)`` float32.
         spacing: mm, along Z, Y, X.
-        write: writes a segmentation ``(Z, Y, X)`` of it into a file, with its place in space.
+        write: writes a segmentation ``(Z, Y, X)`` of this image to a file, with the image's position in space.
     """
 
     voxels: Array
@@ -32,10 +32,10 @@ class Image:
 
 @dataclass(frozen=True)
 class Reader:
-    """Of nnU-Net.
+    """The counterpart of one of nnU-Net's readers.
 
     Attributes:
-        packages: that it needs, beside numpy.
+        packages: that it needs, besides numpy.
         read: reads the files of a case's channels.
     """
 
@@ -47,12 +47,12 @@ def read_image(reader: str, files: Sequence[Path], channels: int) -> Image:
     """Read one case.
 
     Args:
-        reader: nnU-Net's name of it.
-        files: of its channels, in order.
-        channels: that the model expects.
+        reader: the name of nnU-Net's reader.
+        files: the channels, in order.
+        channels: the number of channels that the model expects.
 
     Raises:
-        RunnerError: where a file cannot be read or is cut short, or the image is not what the model expects.
+        RunnerError: if a file cannot be read or is truncated, or the image is not what the model expects.
     """
     for file in files:
         problem = why_incomplete(file)
@@ -62,14 +62,14 @@ def read_image(reader: str, files: Sequence[Path], channels: int) -> Image:
         image = READERS[reader].read(files)
     except (RunnerError, ImportError, MemoryError):
         raise
-    except Exception as error:  # the reader's, of any kind
+    except Exception as error:  # readers may raise anything
         raise RunnerError(f"{files[0].name} cannot be read: {first_line(error)}") from error
     if image.voxels.size == 0:
         raise RunnerError(f"{files[0].name} is empty.")
     if len(image.voxels) != channels:
         raise RunnerError(f"{files[0].name} has {len(image.voxels)} channels, the model expects {channels}.")
     if not all(np.isfinite(channel).all() for channel in image.voxels):
-        raise RunnerError(f"{files[0].name} holds voxels that are no numbers (NaN or infinite).")
+        raise RunnerError(f"{files[0].name} contains voxels that are not finite numbers (NaN or infinity).")
     return image
 
 
@@ -77,7 +77,7 @@ def _joined(images: Sequence[Array], files: Sequence[Path]) -> Array:
     shapes = [image.shape for image in images]
     if any(shape != shapes[0] for shape in shapes):
         raise RunnerError(f"{files[0].name}: the channels differ in size: {', '.join(map(str, shapes))}.")
-    # the same call as nnU-Net's: sums over an image depend on how it lies in memory
+    # the same call as in nnU-Net, because sums over an image depend on its order in memory
     joined: Array = np.vstack(images, dtype=np.float32, casting="unsafe")
     return joined
 
@@ -130,7 +130,7 @@ def _read_itk(files: Sequence[Path], orientation: str | None = None) -> Image:
 
 
 def _itk_place(image: Any) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
-    """Spacing, origin and direction, of an image of four dimensions those of space."""
+    """Spacing, origin and direction; for an image with four dimensions, those of space."""
     count = min(3, image.GetDimension())
     direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:count, :count]
     return image.GetSpacing()[:count], image.GetOrigin()[:count], [float(value) for value in direction.ravel()]
@@ -172,7 +172,7 @@ def _read_nibabel_reoriented(files: Sequence[Path]) -> Image:
 
 
 def _read_natural(files: Sequence[Path]) -> Image:
-    """PNG, BMP, TIFF: gray or in colours."""
+    """PNG, BMP and TIFF, grey or in colour."""
     from imageio.v3 import imread, imwrite
 
     voxels = []
@@ -189,7 +189,7 @@ def _read_natural(files: Sequence[Path]) -> Image:
         elif array.ndim == 2:
             array = array[None, None]
         else:
-            raise RunnerError(f"{file.name} is of shape {array.shape}, expected a gray or a colour image.")
+            raise RunnerError(f"{file.name} is of shape {array.shape}, expected a grey or a colour image.")
         voxels.append(array)
 
     def write(segmented: Array, file: Path) -> None:
@@ -204,7 +204,7 @@ def _read_natural(files: Sequence[Path]) -> Image:
 
 
 def _read_tiff(files: Sequence[Path]) -> Image:
-    """TIFF of three dimensions, the spacing in a JSON file beside it."""
+    """TIFF with three dimensions; the spacing is in a JSON file beside it."""
     import tifffile
 
     voxels = []

@@ -1,8 +1,9 @@
-"""From logits at the network's spacing to a segmentation of the image, voxel for voxel nnU-Net's.
+"""From logits at the network's spacing to a segmentation of the image, equal to nnU-Net's at every voxel.
 
 nnU-Net resamples the logits of every class to the image's size in double precision, rounds them to half precision, and
-takes the largest, or of overlapping regions those whose sigmoid is above 0.5. Where that is linear, it is computed only
-where it has to be: a class that wins by more than the rounding at all corners around a voxel wins there.
+takes the largest; for overlapping regions, it takes those whose sigmoid is above 0.5. If the resampling is linear, this
+is computed only where it is needed: a class that wins by more than the rounding at all corners around a voxel also wins
+at the voxel.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,9 +19,9 @@ from .resampling import KNOWN, nearest_slices, resample, slice_axis
 from .scratch import Stack
 
 Array = NDArray[Any]
-ROUNDING = 2.0**-9  # half precision keeps 11 digits; twice the distance of its neighbours, relative
-ABOVE_HALF = np.float16(2.0**-23)  # the smallest of half precision whose sigmoid, in single precision, is above 0.5
-SLAB_BYTES = 8e6  # of one class in single precision, that is worked on at a time: larger ones get new pages every time
+ROUNDING = 2.0**-9  # half precision has 11 bits; twice the relative distance between neighbouring numbers
+ABOVE_HALF = np.float16(2.0**-23)  # the smallest half-precision number whose sigmoid, in single precision, is above 0.5
+SLAB_BYTES = 8e6  # of one class in single precision, processed at a time: larger arrays get new memory pages every time
 
 
 def segmentation(logits: Stack, model: Model, configuration: Configuration, frame: Frame) -> Array:
@@ -34,14 +35,14 @@ def segmentation(logits: Stack, model: Model, configuration: Configuration, fram
 
 
 def in_image(inside: Array, frame: Frame, axes: Sequence[int], labels: int) -> Array:
-    """A segmentation of what is not 0 in the whole image, in its order of axes."""
+    """Place the segmentation of the nonzero box into the full image, in the image's order of axes."""
     whole: Array = np.zeros(frame.shape, dtype=np.uint8 if labels < 255 else np.uint16)
     whole[frame.window] = inside
     return whole.transpose(axes)
 
 
 def add_probabilities(logits: Stack, model: Model, configuration: Configuration, frame: Frame, total: Stack) -> None:
-    """Add a model's probabilities to those of others, in the image's shape and order of axes.
+    """Add a model's probabilities to a total, in the image's shape and order of axes.
 
     Args:
         total: per class ``(Z, Y, X)`` float32.
@@ -52,7 +53,7 @@ def add_probabilities(logits: Stack, model: Model, configuration: Configuration,
         for number in range(len(total)):
             values = resampled.whole(number).astype(np.float32).transpose(configuration.transpose_backward)
             here = total[number][window]
-            with np.errstate(over="ignore"):  # 1 / infinity is the 0 that it should be
+            with np.errstate(over="ignore"):  # 1 / infinity is 0, as it should be
                 here += 1 / (1 + np.exp(-values))
         return
     shape = tuple(part.stop - part.start for part in window)
@@ -67,13 +68,13 @@ def add_probabilities(logits: Stack, model: Model, configuration: Configuration,
         values = resampled.whole(number).astype(np.float32).transpose(configuration.transpose_backward)
         here = total[number]
         added = np.zeros(here.shape, dtype=np.float32)
-        added += 1 if number == 0 else 0  # outside of what is not 0 all is background
+        added += 1 if number == 0 else 0  # outside of the nonzero box, everything is background
         added[window] = np.exp(values - largest) / summed
         here += added
 
 
 def decided_by_probabilities(total: Stack, models: int, model: Model) -> Array:
-    """The segmentation of the mean of several models' probabilities."""
+    """The segmentation from the mean of several models' probabilities."""
     means = (total[number] / np.float32(models) for number in range(len(total)))
     regions = model.region_values
     found = _largest(means) if regions is None else _regions(means, regions, lambda values: values > 0.5)
@@ -81,10 +82,10 @@ def decided_by_probabilities(total: Stack, models: int, model: Model) -> Array:
 
 
 def keep_largest(segmented: Array, rules: Sequence[Any]) -> Array:
-    """nnU-Net's postprocessing: for every rule, what its labels have outside of their largest component becomes 0.
+    """nnU-Net's postprocessing: for every rule, voxels of its labels outside of their largest component become 0.
 
     Args:
-        rules: a label, a region as list of labels, or a list of both.
+        rules: each is a label, a region as a list of labels, or a list of both.
     """
     found = segmented.copy()
     for rule in rules:
@@ -98,7 +99,7 @@ def keep_largest(segmented: Array, rules: Sequence[Any]) -> Array:
 
 
 class _Resampled:
-    """Logits in the image's spacing, cropped to what is not 0."""
+    """Logits at the image's spacing, cropped to the nonzero box."""
 
     def __init__(self, logits: Stack, configuration: Configuration, frame: Frame) -> None:
         self._logits = logits
@@ -113,17 +114,17 @@ class _Resampled:
         ) or logits.shape == self._shape
 
     def whole(self, number: int) -> Array:
-        """One class, ``(*S)`` float16, resampled as it is."""
+        """One class, ``(*S)`` float16, fully resampled."""
         values = np.asarray(self._logits[number]).astype(np.float32)
         return resample(values, self._shape, self._rule, *self._spacing).astype(np.float16)
 
     def decided(self, regions: Sequence[int] | None) -> Array:
-        """The index of the largest class, or with regions the value that is written last."""
+        """The index of the largest class; with regions, the value that is written last."""
         if not self._is_linear:
             classes = (self.whole(number) for number in range(len(self._logits)))
             return _largest(classes) if regions is None else _regions(classes, regions, _is_inside)
         shape = list(self._shape)
-        if self._axis is not None:  # slices are picked where they are decided
+        if self._axis is not None:  # slices are picked when they are decided
             shape[self._axis] = self._logits.shape[self._axis]
         found: Array = np.zeros(shape, dtype=np.uint16 if len(self._logits) > 255 or regions else np.uint8)
         corners = [_corners(have, want) for have, want in zip(self._logits.shape, shape, strict=True)]
@@ -160,15 +161,16 @@ Corners = tuple[Array, Array, Array]
 
 
 def _corners(have: int, want: int) -> Corners:
-    """For ``want`` places along an axis of ``have``: the index below, the one above, and the place between, as in
-    ``scipy.ndimage.zoom(grid_mode=True, mode="nearest")``."""
+    """For ``want`` positions along an axis of ``have`` voxels: the index below, the index above, and the fraction
+    between, as in ``scipy.ndimage.zoom(grid_mode=True, mode="nearest")``."""
     places = np.clip((np.arange(want, dtype=np.float64) + 0.5) * (have / want) - 0.5, 0, have - 1)
     below = np.floor(places).astype(np.int64)
     return below, np.ceil(places).astype(np.int64), places
 
 
 def _over_cells(values: Array, corners: Sequence[Corners], combine: Callable[..., Array]) -> Array:
-    """Combine the values at the corners of every cell: from a voxel to the next one, along axes that are resampled."""
+    """Combine the values at the corners of every cell, from each voxel to the next one, along the axes that are
+    resampled."""
     for axis, (below, above, _) in enumerate(corners):
         if (above != below).any():
             following = np.minimum(np.arange(1, values.shape[axis] + 1), values.shape[axis] - 1)
@@ -177,7 +179,7 @@ def _over_cells(values: Array, corners: Sequence[Corners], combine: Callable[...
 
 
 def _interpolated(values: Array, open_: Sequence[Array], corners: Sequence[Corners]) -> Array:
-    """Linear interpolation at some places of a slab, rounded to half precision."""
+    """Linear interpolation at some positions of a slab, rounded to half precision."""
     where = np.stack([places[index] for (_, _, places), index in zip(corners, open_, strict=True)])
     found: Array = ndimage.map_coordinates(values, where, output=np.float64, order=1, mode="nearest")
     return found.astype(np.float16)
@@ -188,7 +190,7 @@ def _slab_of_largest(source: _Rows, corners: Sequence[Corners]) -> Array:
     winner = np.zeros(first.shape, dtype=np.uint16)
     second = np.full(first.shape, -np.inf, dtype=np.float32)
     size = np.abs(first)
-    surest = _over_cells(first, corners, np.minimum).copy()  # some class is nowhere in the cell below this
+    surest = _over_cells(first, corners, np.minimum).copy()  # some class is above this everywhere in the cell
     for number in range(1, len(source)):
         values = source[number]
         np.maximum(size, np.abs(values), out=size)
@@ -215,12 +217,12 @@ def _slab_of_largest(source: _Rows, corners: Sequence[Corners]) -> Array:
 def _largest_of_candidates(
     source: _Rows, open_: Sequence[Array], cell: Array, surest: Array, corners: Sequence[Corners]
 ) -> Array:
-    """The index of the first largest at some places, of the classes that can be the largest in their cell.
+    """The index of the first largest class at some positions, among the classes that can be the largest in their cell.
 
     Args:
-        open_: indices of the places in the slab.
-        cell: of every place, in the flattened slab of source voxels.
-        surest: per cell a value below which no class is the largest.
+        open_: indices of the positions in the slab.
+        cell: of every position, in the flattened slab of source voxels.
+        surest: per cell, a value; a class that stays below it is not the largest.
     """
     best: Array = np.full(len(cell), -np.inf, dtype=np.float16)
     found: Array = np.zeros(len(cell), dtype=np.uint16)
@@ -266,7 +268,7 @@ def _largest(classes: Iterable[Array]) -> Array:
 
 
 def _regions(classes: Iterable[Array], regions: Sequence[int], is_inside: Callable[[Array], Array]) -> Array:
-    """The value of the last region that a voxel is inside of."""
+    """The value of the last region that contains the voxel."""
     out = None
     for values, label in zip(classes, regions, strict=True):
         if out is None:

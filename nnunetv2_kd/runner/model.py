@@ -1,4 +1,4 @@
-"""What ``model.json`` tells, and whether the folder is as it was written."""
+"""Read ``model.json``, and check that the folder is unchanged."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 from .errors import RunnerError
 
 MODEL_FILE, SUMS_FILE = "model.json", "SHA256SUMS"
-VERSION = 1  # of model.json
+VERSION = 1  # version of model.json's format
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Normalization:
 
     Attributes:
         scheme: nnU-Net's class name.
-        inside_mask: of ZScoreNormalization, only where the image is not 0.
+        inside_mask: for ZScoreNormalization: use only voxels that are not 0.
         statistics: of the training cases' foreground: mean, std, percentile_00_5, percentile_99_5.
     """
 
@@ -33,9 +33,9 @@ class Resampling:
 
     Attributes:
         function: its name.
-        order, order_z: of the splines; ``order_z`` along the axis of thick slices, where they are resampled separately.
-        force_separate_z: whether they are; None: where the spacing is anisotropic.
-        threshold: spacing is anisotropic where its largest is more than so many times its smallest.
+        order, order_z: of the splines; ``order_z`` is for the axis of thick slices, if it is resampled separately.
+        force_separate_z: whether it is; None: if the spacing is anisotropic.
+        threshold: spacing is anisotropic if the largest is more than this many times the smallest.
     """
 
     function: str
@@ -52,12 +52,12 @@ class Configuration:
     Attributes:
         name: nnU-Net's configuration, such as ``3d_fullres``.
         transpose_forward, transpose_backward: order of the axes in the network, and back.
-        spacing: that the network sees, mm, two numbers of a 2d network.
-        patch_size: voxels, two or three.
+        spacing: of the network's input, in mm; two numbers for a 2d network.
+        patch_size: in voxels, two or three numbers.
         normalization: one per channel.
         resample_image, resample_labels, resample_logits: the rules.
         mirroring_axes: of a patch.
-        previous_stage: a cascade's configuration whose segmentation is given as further channels; None: no cascade.
+        previous_stage: for a cascade, the configuration whose segmentation is added as channels; None: no cascade.
         networks: files, one per fold.
     """
 
@@ -80,19 +80,20 @@ class Model:
     """All that a prediction needs.
 
     Attributes:
-        folder: the exported one.
+        folder: the exported folder.
         name: of the dataset.
-        labels: names to a value or, of a region, several.
+        labels: the value of each label by name; for a region, several values.
         channels: names, in order.
-        reader: nnU-Net's reader of images.
+        reader: name of nnU-Net's reader.
         file_ending: of images and segmentations.
         foreground_labels: values other than 0.
-        region_values: with overlapping regions, the value that each writes, in the order of writing; None: no regions.
+        region_values: for overlapping regions, the value that each one writes, in the order of writing; None: no
+            regions.
         heads: channels of a network's output.
         configurations: the models that predict together.
-        postprocessing: labels, or lists of them, of which in turn only the largest component is kept.
+        postprocessing: labels, or lists of labels; of each in turn, only the largest component is kept.
         codes: DICOM codes by label name: value, scheme, meaning.
-        orientation: towards what the axes of the training images' files go, as ``RAS``; None: not known.
+        orientation: the directions of the axes in the files of the training images, such as ``RAS``; None: not known.
     """
 
     folder: Path
@@ -115,15 +116,15 @@ class Model:
 
 
 def read_model(folder: Path) -> Model:
-    """Read an exported folder, after every file of it was compared with ``SHA256SUMS``.
+    """Read an exported folder, after comparing all of its files with ``SHA256SUMS``.
 
     Raises:
-        RunnerError: where a file is missing or is not the one that was written.
+        RunnerError: if a file is missing or was changed.
     """
     check_files(folder)
     content = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
     if content.get("version") != VERSION:
-        raise RunnerError(f"{MODEL_FILE} is of version {content.get('version')}, this runner reads {VERSION}.")
+        raise RunnerError(f"{MODEL_FILE} has version {content.get('version')}, this runner reads {VERSION}.")
     return model_of(folder, content)
 
 
@@ -144,14 +145,14 @@ def model_of(folder: Path, content: dict[str, Any]) -> Model:
 
 
 def check_files(folder: Path) -> None:
-    """Every file is there, as it was written.
+    """Check that every file exists and is unchanged.
 
     Raises:
-        RunnerError: names those that are not.
+        RunnerError: names the files that are not.
     """
     sums = folder / SUMS_FILE
     if not sums.is_file():
-        raise RunnerError(f"{folder} lacks {SUMS_FILE}: it is no exported folder, or a part of one. Copy it again.")
+        raise RunnerError(f"{folder} lacks {SUMS_FILE}: it is not an exported folder, or is incomplete. Copy it again.")
     problems = []
     for line in sums.read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition("  ")
@@ -159,7 +160,7 @@ def check_files(folder: Path) -> None:
         if not file.is_file():
             problems.append(f"  - {name} is missing")
         elif sha256(file) != digest:
-            problems.append(f"  - {name} is not the file that was written (its SHA-256 differs)")
+            problems.append(f"  - {name} was changed since the export (its SHA-256 differs)")
     if problems:
         raise RunnerError("\n".join([f"{folder} is damaged. Copy it again, or export it again:", *problems]))
 

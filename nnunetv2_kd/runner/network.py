@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from .errors import RunnerError, first_line
 
 Array = NDArray[Any]
-Network = Callable[[Array], Array]  # (1, C, *patch) to (1, K, *patch), float32; its next call overwrites what it gave
+Network = Callable[[Array], Array]  # (1, C, *patch) to (1, K, *patch), float32; the next call overwrites the result
 RUNTIMES = ("onnxruntime", "openvino")
 
 
 def allowed_threads() -> int:
-    """As many as this process has processors, and no more than OMP_NUM_THREADS."""
+    """As many threads as this process has processors, but no more than OMP_NUM_THREADS."""
     try:
         count = len(os.sched_getaffinity(0))  # type: ignore[attr-defined, unused-ignore]
     except AttributeError:  # not on Windows and macOS
@@ -26,16 +26,16 @@ def allowed_threads() -> int:
 
 
 def open_network(file: Path, runtime: str, threads: int, shape: tuple[int, ...]) -> Network:
-    """A network, ready to run.
+    """Open a network.
 
     Args:
-        file: ``.onnx``; OpenVINO takes the ``.xml`` beside it where there is one.
+        file: ``.onnx``; OpenVINO uses the ``.xml`` beside it if there is one.
         runtime: one of `RUNTIMES`.
-        threads: at most so many.
+        threads: the maximum.
         shape: of its output, ``(1, K, *patch)``.
 
     Raises:
-        RunnerError: where the runtime is not installed, or cannot open the file.
+        RunnerError: if the runtime is not installed, or cannot open the file.
     """
     try:
         if runtime == "openvino":
@@ -49,15 +49,15 @@ def open_network(file: Path, runtime: str, threads: int, shape: tuple[int, ...])
         return _onnx(onnxruntime, file, threads, shape)
     except ImportError as error:
         raise RunnerError(f"{runtime} is not installed. Type: {install_line(file.parents[1], runtime)}") from error
-    except Exception as error:  # the runtime's, of any kind
+    except Exception as error:  # runtimes may raise anything
         raise RunnerError(
-            f"{runtime} {version} cannot open {file.name}: {first_line(error)}\nIt is older than the one this folder "
-            f"was made with, or another one. Type: {install_line(file.parents[1], runtime)}"
+            f"{runtime} {version} cannot open {file.name}: {first_line(error)}\nIts version differs from the one "
+            f"with which this folder was made. Type: {install_line(file.parents[1], runtime)}"
         ) from error
 
 
 def install_line(folder: Path, runtime: str) -> str:
-    """The line that installs what a runtime needs."""
+    """The command that installs a runtime's requirements."""
     name = "requirements-openvino.txt" if runtime == "openvino" else "requirements.txt"
     wheels = f"--no-index --find-links {folder / 'wheels'} " if (folder / "wheels").is_dir() else ""
     return f"python -m pip install {wheels}-r {folder / name}"
@@ -73,7 +73,7 @@ def _onnx(onnxruntime: Any, file: Path, threads: int, shape: tuple[int, ...]) ->
     out = np.empty(shape, dtype=np.float32)
 
     def run(patch: Array) -> Array:
-        binding = session.io_binding()  # the output is written where it is wanted, and not copied there
+        binding = session.io_binding()  # the output is written directly to its place, without a copy
         binding.bind_input(given.name, "cpu", 0, np.float32, patch.shape, patch.ctypes.data)
         binding.bind_output(made.name, "cpu", 0, np.float32, out.shape, out.ctypes.data)
         session.run_with_iobinding(binding)
@@ -84,7 +84,7 @@ def _onnx(onnxruntime: Any, file: Path, threads: int, shape: tuple[int, ...]) ->
 
 def _openvino(openvino: Any, file: Path, threads: int) -> Network:
     options = {
-        "INFERENCE_PRECISION_HINT": "f32",  # it would take bfloat16 by itself where the processor can
+        "INFERENCE_PRECISION_HINT": "f32",  # its own default is bfloat16 if the processor supports it
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",

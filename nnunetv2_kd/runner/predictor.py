@@ -25,7 +25,7 @@ Progress = Callable[[list[Tile]], Iterable[Tile]]
 
 @dataclass
 class Profile:
-    """Seconds by stage, and the most memory that the process had by the end of it, in MB (0 where that is unknown)."""
+    """Seconds per stage, and the peak memory of the process at the end of each stage, in MB (0 if not known)."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     peak_mb: dict[str, float] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Profile:
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process had; 0 where the system does not tell."""
+    """The peak memory of this process; 0 if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -55,14 +55,14 @@ class Predictor:
     Args:
         model: from `model.read_model`.
         runtime: ``onnxruntime`` or ``openvino``.
-        threads: at most so many; None: those that the process may use.
-        memory_gb: that logits may take before they are kept in a file.
+        threads: the maximum; None: as many as the process may use.
+        memory_gb: logits that take more than this are kept in a file.
         scratch: folder of that file.
         mirroring: whether to predict mirrored copies too, as the model was trained to.
-        postprocessing: whether to keep only the largest components, where nnU-Net found that this helps.
+        postprocessing: whether to keep only the largest components, if nnU-Net found that this helps.
 
     Raises:
-        RunnerError: where the runtime is not there or cannot open the networks.
+        RunnerError: if the runtime is not installed or cannot open the networks.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class Predictor:
         """Segment one image.
 
         Args:
-            read: gives the image ``(C, Z, Y, X)`` float32, which is changed, and its spacing, mm along Z, Y, X. Several
-                models read it several times, so that it takes no memory while their networks run.
+            read: returns the image ``(C, Z, Y, X)`` float32, which is changed, and its spacing, mm along Z, Y, X. It is
+                called once per model, so that the image takes no memory while the networks run.
             previous: a cascade's segmentation of the previous stage, ``(Z, Y, X)``.
-            profile: is told how long everything took.
+            profile: records how long each stage took.
             progress: wraps the tiles of every fold.
-            look: is shown the first model's logits in its own spacing, per class ``(*S)`` float16.
+            look: called with the first model's logits at its own spacing, per class ``(*S)`` float16.
 
         Returns:
             ``(Z, Y, X)``, uint8 or uint16.

@@ -1,5 +1,4 @@
-"""From an image to what the network sees, as nnU-Net's DefaultPreprocessor does it: transpose, crop, normalise,
-resample."""
+"""From an image to the network's input, as in nnU-Net's DefaultPreprocessor: transpose, crop, normalise, resample."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ Box = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Frame:
-    """Where what the network sees lies in the image; axes are in the network's order.
+    """Where the network's input is in the image; axes are in the network's order.
 
     Attributes:
-        shape: of the image, voxels.
+        shape: of the image, in voxels.
         box: first and last (exclusive) voxel that is not 0, along each axis.
         spacing: of the image, mm.
         network_spacing: mm.
@@ -50,7 +49,7 @@ def preprocess(
     previous: Array | None = None,
     labels: Sequence[int] = (),
 ) -> tuple[Array, Frame]:
-    """Make the network's input of an image, which is changed on the way.
+    """Turn an image into the network's input. The image is changed.
 
     Args:
         image: ``(C, Z, Y, X)`` float32.
@@ -59,19 +58,19 @@ def preprocess(
         labels: values of the structures that become channels.
 
     Returns:
-        ``(C, *S)`` float32, and where it lies in the image.
+        ``(C, *S)`` float32, and where it is in the image.
 
     Raises:
-        RunnerError: where a channel cannot be normalised, or the previous segmentation has another size.
+        RunnerError: if a channel cannot be normalised, or the previous segmentation has another size.
     """
     if previous is not None and previous.shape != image.shape[1:]:
         sizes = f"{previous.shape}, the image of {image.shape[1:]}"
-        raise RunnerError(f"The previous stage's segmentation is of size {sizes}.")
+        raise RunnerError(f"The previous stage's segmentation has size {sizes}.")
     axes = configuration.transpose_forward
     image = image.transpose([0, *(axis + 1 for axis in axes)])
     spacing = [spacing[axis] for axis in axes]
     target = list(configuration.spacing)
-    if len(target) < image.ndim - 1:  # of a 2d network: slices keep their distance
+    if len(target) < image.ndim - 1:  # for a 2d network, slices keep their distance
         target = [spacing[0], *target]
     needs_mask = previous is not None or any(channel.inside_mask for channel in configuration.normalization)
     mask = _mask(image, needs_mask)
@@ -99,10 +98,10 @@ def normalize(image: Array, mask: Array, how: Normalization) -> None:
     """Normalise one channel ``(D, H, W)`` float32 in place.
 
     Args:
-        mask: where the image is not 0, holes filled.
+        mask: True at voxels that are not 0, holes filled.
 
     Raises:
-        RunnerError: where the scheme is unknown, or RGB values are none.
+        RunnerError: if the scheme is unknown, or the values are not RGB values.
     """
     if how.scheme == "CTNormalization":
         statistics = how.statistics
@@ -128,7 +127,7 @@ def normalize(image: Array, mask: Array, how: Normalization) -> None:
 
 
 def _mask(image: Array, filled: bool) -> Array:
-    """Where any channel is not 0. The box around it is the same with its holes filled, which takes long."""
+    """True where any channel is not 0. Holes are not filled, which would take long: the box around it is the same."""
     mask: Array = image[0] != 0
     for channel in image[1:]:
         mask |= channel != 0
@@ -136,7 +135,7 @@ def _mask(image: Array, filled: bool) -> Array:
 
 
 def _box(mask: Array) -> Box:
-    """Around what is True; the whole where nothing is."""
+    """The box around the voxels that are True; the full image if none is."""
     box = []
     for axis in range(mask.ndim):
         found = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))

@@ -1,8 +1,8 @@
-"""nnU-Net's resampling, bit for bit, by scipy alone.
+"""nnU-Net's resampling, bit for bit, with scipy alone.
 
-nnU-Net calls scikit-image's ``resize``, which calls ``scipy.ndimage.zoom`` and clips; here that is done directly, from
-single precision to single precision with doubles between, as nnU-Net's result is one of single precision too.
-Where slices are thick, nnU-Net resamples each slice, and then along the axis of slices, by default to the nearest.
+nnU-Net calls scikit-image's ``resize``, which calls ``scipy.ndimage.zoom`` and clips. Here this is done directly, from
+single precision to single precision with doubles in between, because nnU-Net's result has single precision too. If
+slices are thick, nnU-Net resamples each slice, and then along the axis of slices, by default to the nearest one.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ def new_shape(shape: Sequence[int], old: Sequence[float], new: Sequence[float]) 
 
 
 def slice_axis(rule: Resampling, current: Sequence[float], new: Sequence[float]) -> int | None:
-    """The axis of thick slices, along which is resampled separately; None: all axes are resampled together."""
+    """The axis of thick slices, which is resampled separately; None: all axes are resampled together."""
     if rule.force_separate_z is False:
         return None
     if rule.force_separate_z or _is_anisotropic(current, rule.threshold):
@@ -47,7 +47,7 @@ def resize(image: Array, shape: Sequence[int], order: int, dtype: Any = np.float
     factors = [1 / factor for factor in np.divide(image.shape, shape)]
     out = np.empty(tuple(shape), dtype=dtype)
     ndimage.zoom(image, factors, output=out, order=order, mode="nearest", grid_mode=True)
-    if order > 1:  # lower orders stay between their values
+    if order > 1:  # lower orders stay within the range of their values
         np.clip(out, image.min(), image.max(), out=out)
     return out
 
@@ -55,7 +55,7 @@ def resize(image: Array, shape: Sequence[int], order: int, dtype: Any = np.float
 def resample(
     image: Array, shape: Sequence[int], rule: Resampling, current: Sequence[float], new: Sequence[float]
 ) -> Array:
-    """Resample an image ``(D, H, W)`` float32 from one spacing to another, that is to ``shape``."""
+    """Resample an image ``(D, H, W)`` float32 from one spacing to another, to ``shape``."""
     if not _changes(image, shape, rule):
         return image
     axis = slice_axis(rule, current, new)
@@ -74,7 +74,7 @@ def resample(
 def resample_labels(
     labels: Array, shape: Sequence[int], rule: Resampling, current: Sequence[float], new: Sequence[float]
 ) -> Array:
-    """As `resample`, a segmentation: every label on its own, and the largest wins."""
+    """Like `resample`, for a segmentation: every label is resampled by itself, and the largest wins."""
     if not _changes(labels, shape, rule):
         return labels
     axis = slice_axis(rule, current, new)
@@ -95,7 +95,7 @@ def resample_labels(
 def _slice_by_slice(
     image: Array, shape: Sequence[int], axis: int, dtype: np.dtype, resize_one: Callable[[Array, Sequence[int]], Array]
 ) -> Array:
-    """Every slice along ``axis`` resized to the other sides of ``shape``; their number stays."""
+    """Resize every slice along ``axis`` to the other sides of ``shape``; the number of slices is unchanged."""
     inside = [size for i, size in enumerate(shape) if i != axis]
     slices = np.empty([*shape[:axis], image.shape[axis], *shape[axis + 1 :]], dtype=dtype)
     for number in range(image.shape[axis]):
@@ -106,19 +106,19 @@ def _slice_by_slice(
 
 def _changes(image: Array, shape: Sequence[int], rule: Resampling) -> bool:
     if rule.function not in KNOWN:
-        raise RunnerError(f"This runner does not resample by {rule.function}, only by {' and '.join(KNOWN)}.")
+        raise RunnerError(f"This runner cannot resample with {rule.function}, only by {' and '.join(KNOWN)}.")
     return rule.function == KNOWN[0] and tuple(image.shape) != tuple(shape)
 
 
 def nearest_slices(have: int, want: int) -> Array:
-    """For every one of ``want`` slices the number of the nearest of ``have``."""
+    """For each of ``want`` slices, the number of the nearest of ``have`` slices."""
     places = float(have) / want * (np.arange(want) + 0.5) - 0.5
     found: Array = ndimage.map_coordinates(np.arange(have, dtype=float), [places], order=0, mode="nearest")
     return found.astype(np.int64)
 
 
 def _between_slices(slices: Array, shape: Sequence[int], order: int) -> Array:
-    """Along the axis of slices by a spline of an order above 0."""
+    """Resample along the axis of slices with a spline of an order above 0."""
     places = [
         float(have) / want * (grid + 0.5) - 0.5
         for have, want, grid in zip(slices.shape, shape, np.mgrid[tuple(slice(size) for size in shape)], strict=True)
@@ -128,7 +128,7 @@ def _between_slices(slices: Array, shape: Sequence[int], order: int) -> Array:
 
 
 def _resize_labels(labels: Array, shape: Sequence[int], order: int) -> Array:
-    """``resize_segmentation`` of batchgenerators: where two labels tie, the nearest neighbour decides."""
+    """``resize_segmentation`` of batchgenerators: if two labels tie, the nearest neighbour decides."""
     values = np.unique(labels)
     if order == 0:
         return resize(labels.astype(float), shape, 0, float)

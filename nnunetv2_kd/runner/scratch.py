@@ -1,4 +1,4 @@
-"""Large arrays: in memory, or in a file without a name, of which only what is looked at takes memory."""
+"""Large arrays, in memory or in a file without a name, of which only the parts in use take memory."""
 
 import os
 import shutil
@@ -17,17 +17,17 @@ Array = NDArray[Any]
 
 
 class Stack:
-    """Arrays of one shape, zero at first, taken one by one.
+    """Arrays of one shape, initially 0, accessed one at a time.
 
     Args:
-        count: how many.
+        count: number of arrays.
         shape: of each.
         dtype: of their values.
-        limit: bytes up to which all of them are kept in memory.
-        folder: of the file in which they are kept otherwise. It has no name, and is gone with the process.
+        limit: total size in bytes up to which they are kept in memory.
+        folder: of the file in which larger ones are kept. The file has no name, and disappears with the process.
 
     Raises:
-        RunnerError: where that folder has no room for them.
+        RunnerError: if that folder does not have enough space.
     """
 
     def __init__(self, count: int, shape: Sequence[int], dtype: DTypeLike, limit: float, folder: Path) -> None:
@@ -39,30 +39,30 @@ class Stack:
         if count * self._bytes <= limit:
             self._memory = np.zeros((count, *self.shape), dtype=self.dtype)
             return
-        self._file = tempfile.TemporaryFile(dir=folder, prefix=".scratch_")  # noqa: SIM115 - until it is closed
+        self._file = tempfile.TemporaryFile(dir=folder, prefix=".scratch_")  # noqa: SIM115 - open until `close`
         _reserve(self._file, count * self._bytes, folder)
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, number: int) -> Array:
-        """Array number ``number``, to read and to change. It should not be kept: what is mapped takes memory."""
+        """Array number ``number``, to read and to change. Do not keep it: what is mapped takes memory."""
         if self._memory is not None:
             found: Array = self._memory[number]
             return found
         return np.memmap(self._file, self.dtype, "r+", number * self._bytes, self.shape)
 
     def close(self) -> None:
-        """Give memory and disk back."""
+        """Release memory and disk space."""
         self._memory = None
         if self._file is not None:
             self._file.close()
 
 
 def _reserve(file: Any, size: int, folder: Path) -> None:
-    """Writing to a mapped file on a full disk would end the process."""
+    """Reserve the space, because writing to a mapped file on a full disk would kill the process."""
     message = f"{size / 1e6:.0f} MB of scratch space are needed in {folder}"
-    mend = "Make room there, or name another folder: --scratch FOLDER, or keep more in memory: --memory GB"
+    mend = "Free some space there, name another folder (--scratch FOLDER), or keep more in memory (--memory GB)."
     free = shutil.disk_usage(folder).free
     if free < size:
         raise RunnerError(f"{message}, found {free / 1e6:.0f} MB. {mend}")

@@ -1,4 +1,4 @@
-"""A test image with the result that nnU-Net itself had for it, when the folder was made."""
+"""A test image, with nnU-Net's own result for it from the time of the export."""
 
 import json
 import time
@@ -14,17 +14,18 @@ from .scratch import Stack
 
 FOLDER = "self_test"
 NAME, EXPECTED, PREVIOUS, LOGITS = "image", "expected", "previous", "logits.json"
-MOST_VOXELS = 1e-3  # of all voxels that may differ: runtimes round differently, and noise is full of ties
-MOST_LOGITS = 1e-2  # of the largest logit that the others may differ by
+MOST_VOXELS = 1e-3  # share of voxels that may differ: runtimes round differently, and noise is full of ties
+MOST_LOGITS = 1e-2  # share of the largest logit by which logits may differ
 
 
 @dataclass
 class SelfTest:
-    """What the test found.
+    """The result of the self-test.
 
     Attributes:
-        voxels, differing: of the segmentation.
-        logits_differ_by: at most, of some places in the network's space, divided by the largest; 0: not compared.
+        voxels, differing: number of voxels of the segmentation, and how many of them differ.
+        logits_differ_by: largest difference at some positions at the network's spacing, divided by the largest logit; 0
+            if not compared.
         seconds: of the prediction.
     """
 
@@ -77,7 +78,7 @@ def self_test(predictor: Predictor) -> SelfTest:
 
 
 def _largest_difference(logits: Stack, expected_logits: dict[str, Any]) -> float:
-    """By how much logits differ from those that were written down, of the largest."""
+    """The largest difference from the stored logits, divided by the largest of these."""
     if list(logits.shape) != expected_logits["shape"]:
         return float("inf")
     places = tuple(np.array(expected_logits["places"]).T)

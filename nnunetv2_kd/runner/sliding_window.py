@@ -1,4 +1,5 @@
-"""The network on tiles of the image: nnU-Net's tiles, weights, mirroring and sums of half precision, in its order."""
+"""Apply the network to tiles of the image: nnU-Net's tiles, weights, mirroring and half-precision sums, in nnU-Net's
+order."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations, product
@@ -14,12 +15,12 @@ from .network import Network
 from .scratch import Stack
 
 Array = NDArray[Any]
-STEP = 0.5  # of a patch, between tiles
+STEP = 0.5  # share of a patch from one tile to the next
 Tile = tuple[Any, ...]
 
 
 def tile_places(shape: Sequence[int], patch: Sequence[int]) -> list[Tile]:
-    """The tiles of a padded image, each as indices of ``(D, H, W)``; of a 2d network slice by slice."""
+    """The tiles of a padded image, each as indices of ``(D, H, W)``; for a 2d network, slice by slice."""
     if len(patch) < len(shape):
         return [(number, *tile) for number in range(shape[0]) for tile in tile_places(shape[1:], patch)]
     steps = []
@@ -31,18 +32,18 @@ def tile_places(shape: Sequence[int], patch: Sequence[int]) -> list[Tile]:
 
 
 def gaussian_weights(patch: Sequence[int]) -> Array:
-    """Weights of a patch's voxels, 10 in the middle, nowhere 0; float16."""
+    """Weights of a patch's voxels, 10 in the middle and 0 nowhere; float16."""
     point = np.zeros(tuple(patch))
     point[tuple(size // 2 for size in patch)] = 1
     found = ndimage.gaussian_filter(point, [size / 8 for size in patch], 0, mode="constant", cval=0)
     found /= found.max() / 10
-    weights: Array = found.astype(np.float32).astype(np.float16)  # as torch rounds doubles
+    weights: Array = found.astype(np.float32).astype(np.float16)  # rounds doubles as torch does
     weights[weights == 0] = weights[weights != 0].min()
     return weights
 
 
 def pad(image: Array, patch: Sequence[int]) -> tuple[Array, tuple[slice, ...]]:
-    """``(C, *S)`` with zeros around it where it is smaller than a patch, and where it lies in that."""
+    """``(C, *S)`` padded with zeros if it is smaller than a patch, and where the image is in the result."""
     missing = [0] * (image.ndim - len(patch)) + [
         max(0, length - size) for length, size in zip(patch, image.shape[-len(patch) :], strict=True)
     ]
@@ -60,7 +61,7 @@ class MirroredNetwork:
         self._total: Array | None = None
 
     def __call__(self, patch: Array) -> Array:
-        """``(1, C, *patch)`` to ``(1, K, *patch)``, in memory that the next call overwrites."""
+        """``(1, C, *patch)`` to ``(1, K, *patch)``; the next call overwrites the result."""
         output = self._network(patch)
         if not self._axes:
             return output
@@ -82,21 +83,21 @@ def predict_logits(
     make_stack: Callable[[Sequence[int]], Stack],
     progress: Callable[[list[Tile]], Iterable[Tile]],
 ) -> Stack:
-    """The mean over the networks of the logits of an image.
+    """The logits of an image, averaged over the networks.
 
     Args:
-        image: ``(C, *S)`` float32, as the network sees it.
+        image: ``(C, *S)`` float32, the network's input.
         networks: one per fold.
-        patch: voxels, of a tile.
+        patch: size of a tile, in voxels.
         mirroring: axes of a patch.
-        make_stack: makes room for the logits of a space.
-        progress: wraps the tiles of a fold, to show how far it is.
+        make_stack: allocates the logits of an image.
+        progress: wraps the tiles of a fold, to show the progress.
 
     Returns:
         Per class ``(*S)`` float16.
 
     Raises:
-        RunnerError: where the network computes what is no number, or what half precision cannot hold.
+        RunnerError: if the network's output is not finite, or too large for half precision.
     """
     image, inside = pad(image, patch)
     weights = gaussian_weights(patch)
@@ -139,17 +140,17 @@ def _one_fold(
         counts[tile] += weights
     for number in range(len(sums)):
         here = sums[number]
-        with np.errstate(all="ignore"):  # looked at below
+        with np.errstate(all="ignore"):  # checked below
             here /= counts
         if not np.isfinite(here).all():
             raise RunnerError(
-                f"The network computes what is no number, or too large for half precision, in output {number}."
+                f"The network's output is not finite, or too large for half precision, in channel {number}."
             )
     return sums
 
 
 def _inside(logits: Stack, place: tuple[slice, ...], make_stack: Callable[[Sequence[int]], Stack]) -> Stack:
-    """Without the padding."""
+    """Remove the padding."""
     shape = tuple(part.stop - part.start for part in place)
     if shape == logits.shape:
         return logits

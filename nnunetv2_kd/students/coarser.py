@@ -61,7 +61,7 @@ def coarser_spacing(spacing: Sequence[float], times: float) -> list[float]:
 
 
 def check_spacing(before: Sequence[float], wanted: Sequence[float]) -> list[float]:
-    """Check a spacing that was asked for, and return it.
+    """Check the user's spacing, and return it.
 
     Raises:
         KDError: if it has the wrong number of axes, is not a spacing, or does not give fewer voxels.

@@ -140,7 +140,7 @@ def _stage_norms(student: Any, teacher: Any) -> Tensor:
 
 
 def _conv_names(block: Any) -> list[str]:
-    """Two in a BasicBlockD, three in a BottleneckD."""
+    """The names of a block's convolutions: two in a BasicBlockD, three in a BottleneckD."""
     return [name for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
 
 

@@ -141,7 +141,7 @@ def shrink_plans(
             else shape_architecture(architecture, channels, convs_per_stage)
         )
     student["plans_name"] = name or plans["plans_name"]
-    student.get("kd", {}).pop("student", None)  # the plans themselves now have the size that it asked for
+    student.get("kd", {}).pop("student", None)  # the plans now have the size from this option
     by_hand = {key: list(channels) for key, channels in features.items()} if features else None
     student[RECORD] = asdict(
         ShrinkRecord(plans["plans_name"], dict(widths), convs_per_stage, by_hand, dict(latency) if latency else None)

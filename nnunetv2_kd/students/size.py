@@ -16,7 +16,7 @@ NEARLY_THE_TEACHER = 0.9  # share of the teacher's parameters, or FLOPs
 
 
 def width_for(plans: Plans, configuration: str, dataset_json: dict[str, Any], student: StudentOptions) -> float:
-    """The width that the options ask for; for a budget, the largest width within it.
+    """The width for the user's options; for a budget, the largest width within it.
 
     Args:
         plans: the teacher's.

@@ -94,7 +94,7 @@ def move_plans_commands(source: Path, student: StudentIdentity, trainer: str) ->
 
 
 def plans_of_teacher(path: CheckpointPath, plans: Plans, configuration: str, student: StudentIdentity) -> list[str]:
-    """The commands that give a student the plans of a teacher that sees other voxels.
+    """The commands that give a student the plans of a teacher with other voxels.
 
     Args:
         path: where the teacher is.
@@ -133,7 +133,7 @@ def store_commands(
     student: StudentIdentity,
     labels: Named | None,
 ) -> list[str]:
-    """The commands that let a teacher that sees other voxels teach through a store; none if a store is impossible too.
+    """The commands that let a teacher with other voxels teach through a store; none if a store is impossible too.
 
     Args:
         path: where the teacher is.

@@ -147,7 +147,7 @@ def renamed_channel(teacher: dict[str, Any], student: dict[str, Any]) -> list[st
 
 
 def _channel_names(dataset_json: dict[str, Any]) -> list[str] | None:
-    """In the order of their numbers; None if they are not written in nnU-Net's form."""
+    """The channel names in the order of their numbers; None if they are not written in nnU-Net's form."""
     named = channels(dataset_json)
     if not isinstance(named, dict) or not all(str(key).isdigit() for key in named):
         return None
@@ -181,7 +181,7 @@ def check_patch(network: nn.Module, own: list[int], wanted: list[int]) -> None:
 def divisibility_problems(teacher_configuration: dict[str, Any], patch_size: list[int]) -> list[str]:
     """Why the teacher cannot run on a patch: a side that its total stride does not divide."""
     per_stage = teacher_configuration["architecture"]["arch_kwargs"].get("strides")
-    if per_stage is None:  # no U-Net
+    if per_stage is None:  # not a U-Net
         return []
     strides = np.prod(np.vstack(per_stage), axis=0)
     if all(side % stride == 0 for side, stride in zip(patch_size, strides, strict=True)):

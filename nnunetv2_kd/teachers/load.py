@@ -131,8 +131,8 @@ def _find(
 
 
 ADD_TRAINER = (
-    "That trainer may build another network than the plans describe: add the folder that holds it to the environment "
-    "variable nnUNet_extTrainer."
+    "That trainer may build another network than the plans describe: add its folder to the environment variable "
+    "nnUNet_extTrainer."
 )
 
 
@@ -156,7 +156,7 @@ def teacher_record(
             sha256=sha256(path.checkpoint),
             trainer=str(
                 (checkpoint.get("kd") or {}).get("trainer", checkpoint["trainer_name"])
-            ),  # ours save stock names
+            ),  # our trainers save the names of stock trainers
             epoch=int(checkpoint["current_epoch"]) if "current_epoch" in checkpoint else None,
             params=params,
             seen_validation_cases=seen_validation_cases,
@@ -178,8 +178,8 @@ def _not_here(trainer: str) -> str:
 
 
 def mirrored_axes(checkpoint: Mapping[str, Any]) -> tuple[int, ...]:
-    """Axes of a patch along which training mirrored, read from the checkpoint as nnU-Net's predictor does; none if it
-    does not say."""
+    """Axes of a patch along which training mirrored, read from the checkpoint as nnU-Net's predictor does; empty if the
+    checkpoint does not say."""
     return tuple(checkpoint.get("inference_allowed_mirroring_axes") or ())
 
 
@@ -205,7 +205,7 @@ def running_map(
 
 
 def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: CheckpointPath) -> None:
-    """Load weights, of which every name and shape must fit.
+    """Load weights; every name and shape must fit.
 
     Raises:
         KDError: names what differs, or is not finite.
@@ -220,7 +220,7 @@ def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: Checkpoi
         if key in weights and weights[key].shape != expected[key].shape
     ]
     problems += [
-        f"{key}: numbers of another kind in the checkpoint ({weights[key].dtype}) than in the network ({value.dtype})"
+        f"{key}: another kind of number in the checkpoint ({weights[key].dtype}) than in the network ({value.dtype})"
         for key, value in expected.items()
         if key in weights and not _same_kind(weights[key], value)
     ]
@@ -231,18 +231,20 @@ def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: Checkpoi
     if lost:
         raise KDError(
             f"{len(lost)} of {len(expected)} weights in {path.checkpoint} are not finite numbers, such as "
-            f"{lost[0]}: its training went wrong, and it teaches nothing. Take another checkpoint, or train it again."
+            f"{lost[0]}: its training diverged, and it cannot teach. Use another checkpoint, or train it again."
         )
     network.load_state_dict(weights)
 
 
 def plain_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by the names that they have in the network, out of what wrapped it while it was trained."""
+    """Weights under the names that they have in the network, without the prefixes of wrappers that were used in
+    training."""
     return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
 
 
 def _same_kind(mine: Tensor, expected: Tensor) -> bool:
-    """Whole numbers are no weights, and a complex one would lose its second half; half precision is as good."""
+    """Whether two types hold the same kind of number: integers are not weights, and a complex number would lose its
+    imaginary part. Half precision counts as float."""
     if expected.is_floating_point():
         return mine.is_floating_point() and mine.layout == torch.strided
     return mine.dtype == expected.dtype

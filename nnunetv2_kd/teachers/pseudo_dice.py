@@ -41,7 +41,7 @@ def pseudo_dice(pairs: Iterable[tuple[Tensor, Tensor]], labels: Labels) -> list[
 
 
 def mean_of_present(dice: Sequence[float]) -> float:
-    """Over the classes or regions that are there; nan for none."""
+    """The mean over the classes or regions that are present; nan if none is."""
     present = [d for d in dice if not math.isnan(d)]
     return sum(present) / len(present) if present else math.nan
 

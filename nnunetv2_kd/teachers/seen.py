@@ -46,7 +46,7 @@ class TrainingCases:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainingCases":
-        """Of `as_dict`."""
+        """The inverse of `as_dict`."""
         trained_on = values["trained_on"]
         known = None if trained_on is None else frozenset(trained_on)
         inherited = tuple(values["inherited"])

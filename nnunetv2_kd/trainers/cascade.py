@@ -34,26 +34,26 @@ def previous_stage_folder(
 
 
 def missing_cases(folder: str, cases: Sequence[str]) -> list[str]:
-    """Those of which a folder has no segmentation."""
+    """The cases of which a folder has no segmentation."""
     present = {file.stem for file in Path(folder).glob("*")} if Path(folder).is_dir() else set()
     return [case for case in cases if case not in present]
 
 
 def content(folder: str, cases: Sequence[str]) -> str:
-    """SHA-256 of the segmentations of these cases."""
+    """SHA-256 over the segmentations of these cases."""
     files = (file for case in sorted(cases) for file in sorted(Path(folder).glob(f"{glob.escape(case)}.*")))
     return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
 
 
 def check_same_previous_stage(before: PreviousStageRecord | None, folder: str, cases: Sequence[str]) -> None:
-    """A training is resumed with the segmentations that it began with.
+    """Check that a training is resumed with the segmentations that it began with.
 
     Args:
-        before: recorded in the checkpoint; None: nothing is.
-        folder, cases: those at hand.
+        before: as recorded in the checkpoint; None if nothing is recorded.
+        folder, cases: the segmentations that would be used now.
 
     Raises:
-        KDError: where they are others.
+        KDError: if they are not the same.
     """
     if before is None:
         return
@@ -62,7 +62,7 @@ def check_same_previous_stage(before: PreviousStageRecord | None, folder: str, c
         raise KDError(
             f"The training to resume began with other segmentations of the previous stage than those in {folder} now:"
             f"\n  until now, SHA-256: {before.sha256}\n  now, SHA-256:       {now}"
-            f"\nPut them back, or train anew without --c:\n  {restart_command(nnUNet_kd_overwrite='1')}"
+            f"\nPut the earlier ones back, or start again without --c:\n  {restart_command(nnUNet_kd_overwrite='1')}"
         )
 
 

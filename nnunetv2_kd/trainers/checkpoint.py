@@ -65,7 +65,7 @@ def check_same_size(
 
     Args:
         file: the checkpoint.
-        plans: of the student that is asked for now.
+        plans: of the student that the command asks for now.
         configuration, dataset_json: as in nnU-Net.
         plans_file: the file that gives the size; None: the options give it.
 
@@ -89,13 +89,17 @@ def check_same_size(
 
 
 def _without(file: Path) -> str:
-    """How to go on where a checkpoint of a training is damaged."""
-    others = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # in the order that --c has
+    """How to continue if a checkpoint of a training is damaged."""
+    others = (
+        "checkpoint_final.pth",
+        "checkpoint_latest.pth",
+        "checkpoint_best.pth",
+    )  # in the order in which --c looks for them
     there = [name for name in others if name != file.name and (file.parent / name).is_file()]
     away = f"mv {shlex.quote(str(file))} {shlex.quote(f'{file}.damaged')}"
     if not there:
-        return "No other checkpoint of this training is there: begin anew, by the same line without --c."
-    return f"Beside it is {there[0]}, from which --c goes on once the damaged one is out of the way: {away}"
+        return "This training has no other checkpoint: start again with the same command without --c."
+    return f"There is also {there[0]}, from which --c continues once the damaged one is moved away: {away}"
 
 
 def _same_size_again(file: Path, before: dict[str, Any], plans_file: Path | None) -> str:
@@ -150,11 +154,12 @@ def check_same_method(before: Record | None, options: dict[str, Any], folder: st
 
 
 def check_same_teachers(before: Record | None, now: Record, folder: str) -> None:
-    """A training is resumed with the very checkpoints that taught it, and not with others that lie in their place.
+    """Check that a training is resumed with the same checkpoints that taught it before, even if others have taken their
+    place.
 
     Args:
-        before: the record in the checkpoint; None where nothing is resumed.
-        now: of the teachers that are loaded.
+        before: the record in the checkpoint; None if nothing is resumed.
+        now: the record of the teachers that are loaded.
         folder: the fold's output folder.
 
     Raises:
@@ -168,7 +173,7 @@ def check_same_teachers(before: Record | None, now: Record, folder: str) -> None
         raise KDError(
             f"The training to resume in {folder} was taught by another checkpoint than the one that is there now:"
             f"\n  until now, SHA-256: {' '.join(mine)}\n  now, SHA-256:       {' '.join(others)}\n  ({where})"
-            f"\nPut the one from before back, or train anew without --c:\n  " + restart_command(nnUNet_kd_overwrite="1")
+            f"\nPut the earlier one back, or start again without --c:\n  " + restart_command(nnUNet_kd_overwrite="1")
         )
 
 
@@ -180,8 +185,7 @@ def recorded_options(record: Record) -> dict[str, Any]:
 
 
 def without_trust(options: dict[str, Any]) -> dict[str, Any]:
-    """Options without what their teachers are trusted with, which makes no other student; its key once had another
-    name."""
+    """Options without the teachers' ``trust``, which does not change the student. That key once had another name."""
 
     def of(teacher: Any) -> Any:
         keys = ("trust", "trust_pickle")

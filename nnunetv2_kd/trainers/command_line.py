@@ -21,7 +21,7 @@ def current_command(*added: str, **environment: str | Path | None) -> str:
 
 
 def restart_command(**environment: str | Path | None) -> str:
-    """As `current_command`, of a training that does not go on from another."""
+    """Like `current_command`, for a training that starts from scratch."""
     program, *arguments = sys.argv
     kept = [argument for argument in arguments if argument != "--c"]
     return command_with([Path(program).name, *kept], (), **{**_own_environment(), **environment})

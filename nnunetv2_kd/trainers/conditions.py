@@ -20,7 +20,7 @@ def training_conditions(trainer: Any) -> TrainingRecord:
     return TrainingRecord(
         epochs=trainer.num_epochs,
         iterations_per_epoch=trainer.num_iterations_per_epoch,
-        batch_size=trainer.configuration_manager.batch_size,  # of all processes; trainer.batch_size is this process's
+        batch_size=trainer.configuration_manager.batch_size,  # all processes; trainer.batch_size: this one
         cases=len(trainer.do_split()[0]),
         optimizer=describe_optimizer(trainer.optimizer, trainer.lr_scheduler),
         ema=trainer.options.ema,

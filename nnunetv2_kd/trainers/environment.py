@@ -39,23 +39,23 @@ def check_results_folder() -> None:
 
 
 def check_fold_folder(folder: Path) -> None:
-    """The folder of a fold, which is made where it is missing, and that of its model can be written to.
+    """Check that the folder of a fold, which is made if it is missing, and that of its model can be written to.
 
     Raises:
-        KDError: names the one that cannot, and says what to type.
+        KDError: names the folder that cannot, and says what to type.
     """
     for place in (folder, folder.parent):
         problem = why_not_writable(place)
         if problem:
             there = next(parent for parent in (place, *place.parents) if parent.exists())
             raise KDError(
-                f"{place} cannot be written to ({problem}), so nothing of this training could be kept. Mend it: chmod "
-                f"u+w '{there}'"
+                f"{place} cannot be written to ({problem}), so nothing of this training could be kept. Correct its "
+                f"permissions: chmod u+w '{there}'"
             )
 
 
 def splits_as_nnunet(trainer: type, mixin: type) -> bool:
-    """Whether a trainer, ours aside, leaves it to nnU-Net which cases are in a fold."""
+    """Whether the trainer that ours extends leaves the choice of a fold's cases to nnU-Net."""
     own = [c for c in trainer.__mro__ if "do_split" in vars(c) and c is not mixin]
     return own[:1] == [nnUNetTrainer]
 

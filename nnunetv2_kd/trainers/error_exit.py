@@ -1,4 +1,4 @@
-"""How nnU-Net's commands end if they cannot go on: with our reason, printed once, and without a traceback."""
+"""How nnU-Net's commands end if they cannot continue: with a message, printed once, and without a traceback."""
 
 import difflib
 import os
@@ -29,8 +29,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 def install_exit_messages() -> None:
-    """From now on, errors of ours end this process with their reason and no traceback; all others are shown as before.
-    Only in nnU-Net's commands."""
+    """From now on, our errors end this process with their message and without a traceback; all other errors are shown
+    as before. This is done in nnU-Net's commands only."""
     let_print_everything()
     if Path(sys.argv[0]).name.startswith("nnUNetv2_") and not isinstance(sys.excepthook, _Hook):
         sys.excepthook = _Hook(sys.excepthook)
@@ -104,7 +104,7 @@ class _Hook:
         else:
             print(f"\n{words}", file=sys.stderr)
             if isinstance(error, Interrupted):
-                sys.exit(status_of(error))  # from here the status of the process
+                sys.exit(status_of(error))  # sets the exit status of the process
 
 
 def _with_epochs(trainer: str, ending: str) -> str:

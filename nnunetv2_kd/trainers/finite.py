@@ -1,5 +1,5 @@
-"""Steps that would put NaN or infinity into the weights: left out, counted and told. After too many the training
-stops."""
+"""Steps that would put NaN or infinity into the weights are skipped, counted and reported. After too many of them, the
+training stops."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,12 +20,12 @@ TEACHER = "the teacher's output"
 
 
 class NotFiniteError(ArithmeticError):
-    """A step whose gradient holds NaN or infinity, before the optimizer makes it."""
+    """The gradient of a step contains NaN or infinity; raised before the optimizer makes the step."""
 
 
 def refuse_non_finite_steps(optimizer: torch.optim.Optimizer) -> None:
-    """The optimizer makes no step with a gradient that is not finite: it raises `NotFiniteError`. On a GPU nnU-Net's
-    GradScaler leaves such steps out itself, and nothing is looked at twice."""
+    """Make the optimizer raise `NotFiniteError` instead of making a step with a gradient that is not finite. On a GPU,
+    nnU-Net's GradScaler skips such steps itself, so nothing is checked twice."""
 
     def before_step(stepped: torch.optim.Optimizer, *_: Any) -> None:
         gradients = [p.grad for group in stepped.param_groups for p in group["params"] if p.grad is not None]
@@ -36,13 +36,13 @@ def refuse_non_finite_steps(optimizer: torch.optim.Optimizer) -> None:
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every number is, by sums, which are not finite where one number is not."""
+    """Whether all numbers are finite. This looks at their sums, which are not finite if any number is not."""
     sums = [tensor.detach().sum(dtype=torch.float32) for tensor in tensors if tensor.is_floating_point()]
     return not sums or bool(torch.isfinite(torch.stack(sums).sum()))
 
 
 def bad_cases(batch: Batch) -> list[str]:
-    """Names of the cases of a batch whose images hold NaN or infinity."""
+    """Names of the cases of a batch whose images contain NaN or infinity."""
     data: Tensor = batch["data"]
     if are_finite([data]):
         return []
@@ -51,11 +51,12 @@ def bad_cases(batch: Batch) -> list[str]:
 
 
 def first_not_finite(output: TeacherOutput | None, values: Mapping[str, Tensor]) -> str:
-    """What was not finite first in a step: the teacher's output, a part of the loss, or else the gradient.
+    """What was the first to be not finite in a step: the teacher's output, a part of the loss, or otherwise the
+    gradient.
 
     Args:
-        output: the teacher's; None where it had no part in the step.
-        values: of nnU-Net's loss and every term; empty where they are not known.
+        output: the teacher's output; None if the step used none.
+        values: nnU-Net's loss and every term; empty if they are not known.
     """
     if output is not None and not are_finite([*output.logits, *output.features.values()]):
         return TEACHER
@@ -66,10 +67,10 @@ def first_not_finite(output: TeacherOutput | None, values: Mapping[str, Tensor])
 
 
 class FiniteSteps:
-    """The steps of a training, and those that were left out.
+    """The steps of a training, and how many were skipped.
 
     Args:
-        say: told at once of every case that cannot be trained on, and of every new reason.
+        say: called with a message for every case that cannot be trained on, and for every new reason.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -82,11 +83,11 @@ class FiniteSteps:
         """The first batch that can be trained on.
 
         Args:
-            first: the one at hand.
-            others: where to take more from.
+            first: the current batch.
+            others: gives further batches.
 
         Raises:
-            KDError: where there were too many in a row that cannot.
+            KDError: if too many batches in a row cannot be trained on.
         """
         batch = first
         while cases := bad_cases(batch):
@@ -94,41 +95,42 @@ class FiniteSteps:
                 what = f"the image of {case}"
                 self._leave_out(
                     what,
-                    f"{what} holds numbers that are not finite (NaN or infinity). Batches with it are left out and "
-                    "others drawn. Mend the image and preprocess it again, or take it out of the training split.",
+                    f"{what} contains numbers that are not finite (NaN or infinity). Batches with it are skipped and "
+                    "replaced. Correct the image and preprocess it again, or remove it from the training split.",
                 )
             batch = next(others)
         return batch
 
     def skipped(self, what: str) -> None:
-        """A step was left out because this was not finite.
+        """Count a step that was skipped because ``what`` was not finite.
 
         Raises:
-            KDError: where there were too many in a row.
+            KDError: if too many steps in a row were skipped.
         """
-        self._leave_out(what, f"{what} was not finite: the step was left out.")
+        self._leave_out(what, f"{what} was not finite: the step was skipped.")
 
     def scaled_down(self) -> None:
-        """On a GPU nnU-Net has left out a step whose gradient was too large for float16, as it does now and then.
+        """Count a step that nnU-Net skipped on a GPU because its gradient was too large for float16, which happens now
+        and then.
 
         Raises:
-            KDError: where that has happened too often in a row.
+            KDError: if this has happened too often in a row.
         """
         self._in_a_row += 1
         self._stop_if_too_many(GRADIENT)
 
     def taken(self) -> None:
-        """A step was made."""
+        """Note that a step was made."""
         self._in_a_row = 0
 
     def close_epoch(self, epoch: int, steps: int) -> list[str]:
-        """What the log is to say of an epoch, and a fresh count.
+        """The lines for the log after an epoch; the count starts again from 0.
 
         Args:
-            steps: of the epoch, those that were left out among them.
+            steps: number of steps in the epoch, including the skipped ones.
 
         Raises:
-            KDError: where none was made.
+            KDError: if all steps were skipped.
         """
         if not self.left_out:
             return []
@@ -137,7 +139,7 @@ class FiniteSteps:
         self.left_out.clear()
         if self._in_a_row >= steps:
             self._stop(what)
-        return [f"WARNING: steps left out in epoch {epoch} because something was not finite: {counts}."]
+        return [f"WARNING: steps skipped in epoch {epoch} because something was not finite: {counts}."]
 
     def _leave_out(self, what: str, message: str) -> None:
         self.left_out[what] += 1
@@ -153,23 +155,23 @@ class FiniteSteps:
 
     def _stop(self, what: str) -> None:
         raise KDError(
-            f"{what[0].upper()}{what[1:]} was not finite, and {self._in_a_row} steps in a row were left out for such "
-            f"reasons. {_advice(what)} No checkpoint holds numbers that are not finite."
+            f"{what[0].upper()}{what[1:]} was not finite, and {self._in_a_row} steps in a row were skipped for such "
+            f"reasons. {_advice(what)} All checkpoints contain finite numbers only."
         )
 
 
 def fill_in_losses(outputs: list[dict]) -> list[dict]:
-    """What the steps of an epoch gave, where the mean loss stands for that of a step that was left out."""
+    """The outputs of an epoch's steps, with the mean loss in place of the loss of every skipped step."""
     made = [float(output["loss"]) for output in outputs if np.isfinite(output["loss"])]
     mean = np.float32(np.mean(made)) if made else np.float32(np.nan)
     return [output if np.isfinite(output["loss"]) else {**output, "loss": mean} for output in outputs]
 
 
 def check_weights(network: nn.Module, file: str) -> None:
-    """What is about to be saved can be used.
+    """Check that the weights to save are finite.
 
     Raises:
-        KDError: where a weight is not finite; nothing is written then.
+        KDError: if a weight is not finite; nothing has been written then.
     """
     named = [*network.named_parameters(), *network.named_buffers()]
     if are_finite(tensor for _, tensor in named):
@@ -177,16 +179,16 @@ def check_weights(network: nn.Module, file: str) -> None:
     bad = [name for name, tensor in named if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise KDError(
-            f"{len(bad)} of {len(named)} weights are not finite ({bad[0]} first), so {file} is not written and the one "
-            "before it stays. A smaller learning rate may help (optimizer.lr in the options)."
+            f"{len(bad)} of {len(named)} weights are not finite ({bad[0]} first), so {file} is not written, and the "
+            "previous checkpoint is kept. A smaller learning rate may help (optimizer.lr in the options)."
         )
 
 
 def _advice(what: str) -> str:
     if what == TEACHER:
-        return "Its checkpoint is damaged, or it was trained until it broke: name another one."
+        return "Its checkpoint is damaged, or its training diverged: name another teacher."
     if what.startswith("the image"):
-        return "Mend the images and preprocess them again, or take them out of the training split."
+        return "Correct the images and preprocess them again, or remove them from the training split."
     if what.startswith("the term"):
         return "Give the term a smaller weight or another temperature, or leave it out."
     return "A smaller learning rate may help (optimizer.lr in the options)."

@@ -1,9 +1,8 @@
 """Teacher and student trained together (Liu et al., doi 10.1007/978-3-031-51455-5_21).
 
 From the paper's abstract: both are trained simultaneously, and the teacher's best weights teach the student. The rest
-is
-ours: both see the same batches, the teacher learns from nnU-Net's loss alone, and "best" means the highest running mean
-of nnU-Net's pseudo Dice.
+is ours: both see the same batches, the teacher learns from nnU-Net's loss alone, and "best" means the highest running
+mean of nnU-Net's pseudo Dice.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Lines in which a trainer tells the user about its student and its teacher."""
+"""Lines for the log about the student and its teacher."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ POOR_DICE = 0.5
 
 
 def about_student(plans: Plans, configuration: str, dataset_json: dict[str, Any], made_here: bool) -> str:
-    """The student's size, and where that comes from."""
+    """The student's size, and what determines it."""
     cost = network_cost(plans, configuration, dataset_json)
     record = shrink_record(plans)
     features = PlansManager(plans).get_configuration(configuration).network_arch_init_kwargs["features_per_stage"]
@@ -68,17 +68,18 @@ def about_labels(labels: TeacherLabelsRecord | None, validation: int) -> list[st
 
 
 def about_no_better(student: float, teacher: float | None) -> list[str]:
-    """That a teacher can no longer be expected to show its student anything; nothing while it is better.
+    """A note that the student is as good as its teacher, which may have nothing more to teach; empty while the teacher
+    is better.
 
     Args:
         student: running mean of its pseudo Dice.
-        teacher: pseudo Dice; None: not known.
+        teacher: pseudo Dice; None if not known.
     """
     if teacher is None or not student >= teacher > 0:
         return []
     return [
-        f"NOTE: the student's pseudo Dice (running mean {student:.4f}) has reached its teacher's ({teacher:.4f}). From "
-        "a teacher that is no better a student may learn nothing more. The same student alone tells "
+        f"NOTE: the student's pseudo Dice (running mean {student:.4f}) has reached its teacher's ({teacher:.4f}). A "
+        "student may learn nothing more from a teacher that is no better. To find out, train the same student alone "
         "(-tr nnUNetTrainerKDBaseline)."
     ]
 
@@ -109,7 +110,7 @@ def _seen(record: TeacherRecord, student_fold: int | str) -> str:
             "the student's validation Dice will be too good."
         )
     return (
-        f"{folds}it is not known whether the teacher was trained on this student's validation cases, because nothing "
-        "tells which cases it used (no validation folder, log, or splits_final.json of its dataset). If it was, the "
-        "student's validation Dice will be too good."
+        f"{folds}it is not known whether the teacher was trained on this student's validation cases, because there "
+        "is no record of the cases that it used (no validation folder, log, or splits_final.json of its dataset). If "
+        "it was, the student's validation Dice will be too good."
     )

@@ -139,7 +139,7 @@ class DistillationMixin(Base):
         folder = self._fold_folder(plans, configuration, fold)
         check_not_training(folder)
         self._start = Start(folder)
-        atexit.register(self._start.undo)  # nnU-Net may also fail where nothing is caught here
+        atexit.register(self._start.undo)  # nnU-Net may also fail outside of what is caught here
         with self._start.undo_on_failure():
             environment.check_fold_folder(self._start.folder)
             super().__init__(plans, configuration, fold, dataset_json, device)
@@ -163,7 +163,7 @@ class DistillationMixin(Base):
         self._average: WeightAverage | None = None
         self._finite = finite.FiniteSteps(self._say)
         self._unsaved = unsaved.UnsavedEpochs(self)
-        self._output: TeacherOutput | None = None  # the teacher's, of the step that is made
+        self._output: TeacherOutput | None = None  # the teacher's output in the current step
         self._held = ExitStack()  # locks
         self._has_reached_teacher = False
         self.precision: str = cpu_mode.STOCK
@@ -184,7 +184,7 @@ class DistillationMixin(Base):
                 f"{name} needs at least {self.least_teachers} teachers, named in the options file that "
                 "nnUNet_kd_config points to, such as 'teachers: [{fold: 5}, {fold: 6}]'. The command nnUNetv2_kd "
                 f"split-teachers -d {dataset} gives each its own share of the cases, writes that file and prints the "
-                "lines that train them."
+                "commands that train them."
             )
 
     # ---- before the training
@@ -208,7 +208,8 @@ class DistillationMixin(Base):
 
     @contextmanager
     def _workers_ended(self) -> Iterator[None]:
-        """Whatever ends what is inside, nnU-Net's data workers end, and its threads do not miss them."""
+        """However this context ends, end nnU-Net's data workers, and keep its threads from reporting that they are
+        missing."""
         try:
             yield
         finally:
@@ -217,23 +218,25 @@ class DistillationMixin(Base):
                     abort.set()
 
     def about_saved(self) -> str:
-        """Of a training that cannot go on: which checkpoint is there, and the line that goes on from it."""
+        """For a training that cannot continue: which checkpoint it has, and the command that continues from it."""
         saved = self._saved()
         if saved is None:
-            return "Nothing was saved yet: the same line begins anew."
-        return f"{saved} is whole. Go on from it:\n  {self._line_to_go_on()}"
+            return "Nothing was saved yet: the same command starts again."
+        return f"{saved} is complete. To continue from it:\n  {self._line_to_go_on()}"
 
     def _saved(self) -> str | None:
         names = (unsaved.LATEST, "checkpoint_best.pth")
         return next((name for name in names if (Path(self.output_folder) / name).is_file()), None)
 
     def _about_interruption(self) -> str:
-        """What happened, and the command to go on."""
+        """What happened, and the command that continues."""
         saved = self._saved()
         if not self._start.is_over:
             return "Interrupted before the first iteration: nothing was kept."
         if saved is None:
-            return f"Interrupted in epoch {self.current_epoch}, before anything was saved: the same line restarts it."
+            return (
+                f"Interrupted in epoch {self.current_epoch}, before anything was saved: the same command starts again."
+            )
         return f"Interrupted in epoch {self.current_epoch}. Go on from {saved}:\n  {self._line_to_go_on()}"
 
     def _line_to_go_on(self, flag: str = "--c") -> str:
@@ -252,7 +255,7 @@ class DistillationMixin(Base):
             check_pretrained(Path(pretrained), plain_network(self.network), self.options.student)
 
     def _check_data(self) -> None:
-        """All cases of the fold are there. Not of a trainer that makes its own folds."""
+        """Check that all cases of the fold exist. Trainers that make their own folds are not checked."""
         plans, configuration = self.plans_manager, self.configuration_name
         if not environment.splits_as_nnunet(type(self), DistillationMixin):
             return
@@ -426,8 +429,8 @@ class DistillationMixin(Base):
         cases, validation = self.do_split()
         if writer := self._held.enter_context(hold_lock(readers_lock(store.folder), shared=True)):
             raise KDError(
-                f"{store.folder} is being written: {writer} (process id on host). Train once that has ended, or from "
-                "another store."
+                f"{store.folder} is being written: {writer} (process id on host). Train after that has ended, or "
+                "with another store."
             )
         store.check(data, (labels.num_heads, labels.has_regions), self.dataset_json, cases)
         records = stored_records(store, data.parent.name, validation)
@@ -495,7 +498,7 @@ class DistillationMixin(Base):
         return result
 
     def _finite_step(self, batch: Batch) -> dict:
-        """A step that is left out where its loss or gradient is not finite; its loss is then NaN."""
+        """Make a step, or skip it if its loss or gradient is not finite; the loss of a skipped step is NaN."""
         scale = 0.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
         try:
             result = self.plain_train_step(batch) if self.teacher is None else self._taught_step(self.teacher, batch)

@@ -128,7 +128,7 @@ class Options(CheckedOptions):
 
 
 def options_file() -> Path | None:
-    """The file that ``nnUNet_kd_config`` names, or None where the variable is not set."""
+    """The file that ``nnUNet_kd_config`` names; None if the variable is not set."""
     name = os.environ.get(VARIABLE, "").strip()
     return _expanded_file(name) if name else None
 
@@ -136,7 +136,7 @@ def options_file() -> Path | None:
 def _expanded_file(name: str) -> Path:
     try:
         return Path(name).expanduser()
-    except RuntimeError:  # no such user: the file is then told to be missing
+    except RuntimeError:  # no such user: the file is then reported as missing
         return Path(name)
 
 
@@ -201,10 +201,10 @@ def line_finder(root: yaml.Node | None, content: Mapping[str, Any]) -> Callable[
 
 
 def _check_methods_of_plans(options: Mapping[str, Any]) -> None:
-    """Plans come from elsewhere more often than options files do: they name no Python file.
+    """Check that plans name no Python file. Plans come from strangers more often than options files do.
 
     Raises:
-        KDError: where they do.
+        KDError: if they name one.
     """
     terms = options.get("terms")
     files = [str(name) for name in terms if ":" in str(name)] if isinstance(terms, Mapping) else []

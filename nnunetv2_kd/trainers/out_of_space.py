@@ -1,4 +1,4 @@
-"""Where memory or disk run out: what to change, and the line that goes on from the last checkpoint."""
+"""If memory or disk space runs out, say what to change, and how to continue from the last checkpoint."""
 
 import errno
 import re
@@ -14,21 +14,23 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.nnunet.datasets import dataset_id
 
 MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
-WRITER = re.compile(r"PytorchStreamWriter|inline_container|cannot be opened|Parent directory")  # of torch.save
+WRITER = re.compile(
+    r"PytorchStreamWriter|inline_container|cannot be opened|Parent directory"
+)  # in messages of torch.save
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
 def explain_out_of_memory(who: str, trainer: Any) -> Iterator[None]:
-    """Where memory runs out inside, it is told whose step it was and what needs less.
+    """If memory runs out within this context, say whose step it was, and what would need less.
 
     Args:
         who: ``the teacher`` or ``the student``.
         trainer: one of ours.
 
     Raises:
-        KDError: in place of torch's error.
+        KDError: instead of torch's error.
     """
     try:
         yield
@@ -43,31 +45,31 @@ def _out_of_memory_message(who: str, trainer: Any) -> str:
     patch = "x".join(str(int(side)) for side in configuration.patch_size)
     where = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "this machine"
     lines = [
-        f"{where} has not enough memory for a step of {who}, at {trainer.batch_size} patches of {patch} voxels.",
-        "End what else uses it, or take less of it:",
+        f"{where} does not have enough memory for a step of {who}, at {trainer.batch_size} patches of {patch} voxels.",
+        "End other programs that use it, or use less:",
     ]
     data = Path(trainer.preprocessed_dataset_folder)
     if who == "the teacher" and trainer.names_teacher and trainer.options.stored_teacher is None:
         line = f"nnUNetv2_kd store -d {dataset_id(data.parent.name)} -c {trainer.configuration_name} -f {trainer.fold}"
-        lines.append(f"  - no teacher in memory: {line}, and then train with stored_teacher: fold_{trainer.fold}")
+        lines.append(f"  - keep the teacher out of memory: {line}, then train with stored_teacher: fold_{trainer.fold}")
     if who == "the student":
-        lines.append("  - a smaller student: student: {width: 0.25} in the options")
+        lines.append("  - use a smaller student: student: {width: 0.25} in the options")
     lines.append(
-        f"  - fewer patches: a smaller batch_size of {trainer.configuration_name} in plans of another name, -p"
+        f"  - use fewer patches: a smaller batch_size for {trainer.configuration_name} in plans with another name, -p"
     )
     return "\n".join([*lines, trainer.about_saved()])
 
 
 @contextmanager
 def explain_failed_writes(folder: Path, saved: Callable[[], str]) -> Iterator[None]:
-    """Where a file cannot be written inside, it is told which and why.
+    """If a file cannot be written within this context, say which one and why.
 
     Args:
         folder: of the training.
-        saved: what is to be said of the checkpoints that are there.
+        saved: returns the message about existing checkpoints.
 
     Raises:
-        KDError: in place of the error of the system, or of ``torch.save``.
+        KDError: instead of the error of the system or of ``torch.save``.
     """
     try:
         yield
@@ -82,7 +84,7 @@ def explain_failed_writes(folder: Path, saved: Callable[[], str]) -> Iterator[No
 
 
 def _errno_of(folder: Path) -> int:
-    """What kept torch from writing, which it does not say."""
+    """The error that kept torch from writing, which torch does not report."""
     try:
         probe = folder / ".probe"
         probe.write_bytes(b"0" * 2**20)
@@ -96,7 +98,7 @@ def _write_error_message(error: OSError, folder: Path) -> str:
     file = error.filename or folder
     if error.errno in FULL:
         free = shutil.disk_usage(folder).free / 2**20
-        return f"{file} cannot be written: the disk or the quota is full ({free:.0f} MiB free). Make room."
+        return f"{file} cannot be written: the disk or the quota is full ({free:.0f} MiB free). Free some space."
     if error.errno == errno.EROFS:
-        return f"{file} cannot be written: its file system is read-only now. Have it mounted for writing again."
-    return f"{file} cannot be written: {error.strerror}. Give the right to write back: chmod -R u+w '{folder}'"
+        return f"{file} cannot be written: its file system is read-only now. Have it mounted with write access again."
+    return f"{file} cannot be written: {error.strerror}. Restore the write permission: chmod -R u+w '{folder}'"

@@ -102,8 +102,8 @@ class TermHistory:
         self._counts: dict[str, Tensor] = {}
 
     def resume(self, epoch: int) -> list[str]:
-        """Read back the epochs before ``epoch``; later ones are of a training that was cut off. A file that cannot be
-        read is set aside: the training does not depend on it.
+        """Read back the epochs before ``epoch``; later ones are from a training that was interrupted. A file that
+        cannot be read is set aside, because the training does not need it.
 
         Returns:
             Lines for the log.

@@ -13,7 +13,7 @@ from nnunetv2_kd.trainers.baseline import ALONE_TRAINER, baseline_command, varia
 
 
 def result_message(fold: Path) -> str:
-    """One paragraph; empty if nothing was validated.
+    """The paragraph at the end of the log; empty if nothing was validated.
 
     Args:
         fold: the student's folder, ``DATASET/TRAINER__PLANS__CONFIGURATION/fold_0``.
@@ -57,7 +57,7 @@ def _of_alone(record: Record, fold: Path, name: ModelName) -> float | None:
 
 
 def _of_teachers(record: Record | None, fold: Path) -> list[float]:
-    """Of those that were validated on the same cases, after they were trained."""
+    """Dice of the teachers that were validated on the same cases after their training."""
     teachers = record.teachers if record is not None else ()
     same = [(Path(t.folder) / f"fold_{t.fold}", t.checkpoint) for t in teachers if t.seen_validation_cases == 0]
     return [
@@ -68,7 +68,7 @@ def _of_teachers(record: Record | None, fold: Path) -> list[float]:
 
 
 def _is_older(validation: Path, checkpoint: Path) -> bool:
-    """Whether a validation is of another checkpoint than the one that is there now."""
+    """Whether a validation is older than the checkpoint beside it."""
     return checkpoint.is_file() and (validation / "summary.json").stat().st_mtime < checkpoint.stat().st_mtime
 
 

@@ -63,7 +63,8 @@ def describe_differences(
     """The first few differences between two flat mappings, in words.
 
     Args:
-        places: what to call the two.
+        there, now: the mappings.
+        places: what to call them in the text.
     """
     keys = [key for key in dict.fromkeys([*there, *now]) if there.get(key) != now.get(key)]
     lines = [f"{key}: {_word(there.get(key))} {places[0]}, {_word(now.get(key))} {places[1]}" for key in keys[:AT_MOST]]

@@ -100,7 +100,7 @@ class Start:
             self._refuse_other(file, teacher_differences(there, now))
 
     def keep(self) -> None:
-        """Called after the first iteration: from now on, everything is kept."""
+        """Keep everything from now on; called after the first iteration."""
         self._is_over = True
 
     def set_aside(self) -> None:

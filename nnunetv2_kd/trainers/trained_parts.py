@@ -12,14 +12,14 @@ State = dict[str, Any]
 def start_training_parts(
     adapters: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, resumed: State, is_ddp: bool
 ) -> bool:
-    """Train the adapters from now on; in a resumed training, from where it left them.
+    """Start to train the adapters, or continue if the training is resumed.
 
     Args:
         resumed: what the checkpoint keeps for resuming; empty if nothing is resumed.
         is_ddp: whether there are other workers.
 
     Returns:
-        Whether the adapters start afresh.
+        Whether the adapters start from scratch.
     """
     if not list(adapters.parameters()):
         return False

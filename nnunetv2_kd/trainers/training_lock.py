@@ -1,4 +1,4 @@
-"""One training of a fold at a time: a second one is refused, whichever machine it is started on."""
+"""Only one training of a fold at a time: a second one is refused, even on another machine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,31 +14,31 @@ LOCK = "lock_of_training"
 
 
 def check_not_training(fold: Path) -> None:
-    """Before anything of a training is made.
+    """Check that no other process trains or validates this fold, before anything is created.
 
     Args:
-        fold: its output folder, which need not be there.
+        fold: its output folder, which may not exist yet.
 
     Raises:
-        KDError: where another process trains or validates this fold.
+        KDError: if another process does.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
-        return  # the first of the workers holds it
+        return  # the first worker holds the lock
     if others := holders(fold / LOCK):
         raise KDError(_taken_message(fold, others))
 
 
 @contextmanager
 def hold_training_lock(fold: Path, rank: int, start: Start) -> Iterator[None]:
-    """Inside, no other process trains or validates this fold.
+    """Within this context, no other process trains or validates this fold.
 
     Args:
         fold: its output folder.
-        rank: of this worker; only the first holds the lock.
-        start: of the training, which takes nothing back where another one has come first.
+        rank: of this worker; only the first one holds the lock.
+        start: of the training; it undoes nothing if another training was first.
 
     Raises:
-        KDError: where another process does.
+        KDError: if another process does.
     """
     if rank != 0:
         yield
@@ -52,7 +52,7 @@ def hold_training_lock(fold: Path, rank: int, start: Start) -> Iterator[None]:
 
 def _taken_message(fold: Path, others: str) -> str:
     return (
-        f"Another process trains or validates {fold}: {others} (process id on host). Two would write over each other's "
-        "checkpoints. Wait until it has ended, or end it and go on with --c. If there is no such process: "
+        f"Another process trains or validates {fold}: {others} (process id on host). Two would overwrite each other's "
+        "checkpoints. Wait until it has ended, or end it and continue with --c. If there is no such process: "
         f"rm '{fold / LOCK}'"
     )

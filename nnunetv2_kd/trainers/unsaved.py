@@ -1,4 +1,4 @@
-"""The epochs since the last checkpoint, so that a training that is ended early keeps them."""
+"""The state since the last checkpoint, so that a training that ends early loses no complete epoch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +15,11 @@ LATEST = "checkpoint_latest.pth"
 
 
 class UnsavedEpochs:
-    """Keeps the state at the end of every epoch that nnU-Net does not save, in memory.
+    """Keeps in memory the state at the end of every epoch that nnU-Net does not save.
 
-    What is saved of it is the same as nnU-Net would have saved there: a training that goes on from it is the one that
-    was never cut off. A trainer whose base saves checkpoints in a way of its own keeps what that saves, and no more.
+    A checkpoint written from it is the one that nnU-Net would have saved there, so a training that continues from it
+    gives the same result as one that was never interrupted. If the trainer that ours extends saves checkpoints in its
+    own way, only those are kept.
 
     Args:
         trainer: one of ours.
@@ -31,7 +32,7 @@ class UnsavedEpochs:
         self._can = base is nnUNetTrainer
 
     def remember(self) -> None:
-        """After an epoch, whose number nnU-Net has counted up already."""
+        """Keep the state at the end of an epoch. nnU-Net has already counted up its number."""
         trainer = self._trainer
         done = trainer.current_epoch
         saves = trainer.local_rank == 0 and not trainer.disable_checkpointing
@@ -45,10 +46,10 @@ class UnsavedEpochs:
             trainer.current_epoch = done
 
     def write(self) -> None:
-        """Into checkpoint_latest.pth, where there is anything that is not saved.
+        """Write the state to checkpoint_latest.pth, if there is one that is not saved.
 
         Raises:
-            OSError: where that is not possible; the file is as before then.
+            OSError: if it cannot be written; the file is then unchanged.
         """
         if self._content is not None:
             write_atomically(Path(self._trainer.output_folder) / LATEST, self._content)
@@ -56,7 +57,7 @@ class UnsavedEpochs:
 
     @contextmanager
     def write_on_failure(self) -> Iterator[None]:
-        """Whatever ends what is inside, the epochs that were trained are kept where they can be written."""
+        """However this context fails, write the state of the last complete epoch if possible."""
         try:
             yield
         except BaseException:
@@ -68,7 +69,7 @@ class UnsavedEpochs:
 
     def _serialised(self) -> bytes:
         with BytesIO() as plain, BytesIO() as ours:
-            nnUNetTrainer.save_checkpoint(self._trainer, plain)  # torch.save takes either
+            nnUNetTrainer.save_checkpoint(self._trainer, plain)  # torch.save accepts a file name or a stream
             plain.seek(0)
             checkpoint = torch.load(plain, map_location="cpu", weights_only=False)
             torch.save(self._trainer.as_stock(checkpoint, LATEST), ours)

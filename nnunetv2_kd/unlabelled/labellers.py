@@ -68,7 +68,7 @@ class Labeller:
             load_strictly(network, checkpoint["network_weights"], path)
         params = count_params(network)
         self.records = [
-            teacher_record(path, checkpoint, params, None)  # of a student's fold it is asked when that is trained
+            teacher_record(path, checkpoint, params, None)  # for a student's fold, this is found out when it is trained
             for path, checkpoint in zip(paths, checkpoints, strict=True)
         ]
         self.training_cases = [
@@ -130,7 +130,7 @@ class Labeller:
             probabilities = np.asarray(probabilities, dtype=np.float32)
             if not np.isfinite(probabilities).all():
                 raise KDError(
-                    f"what {self.folder.name} says of it is not finite: its weights are damaged, or the image"
+                    f"the output of {self.folder.name} for it is not finite: the weights or the image are damaged"
                 )
             yield label_map.sums(torch.from_numpy(probabilities), 0).numpy(), properties
 

@@ -40,7 +40,7 @@ from nnunetv2_kd.unlabelled.output import PROGRESS, Output, output_name, unset_v
 from nnunetv2_kd.unlabelled.pseudo_labels import Mean, Member, PseudoLabels, Rules, as_segmentation, pseudo_labels
 from nnunetv2_kd.unlabelled.scans import Scan, check_scans, find_scans
 
-STUDENT_KEYS = ("kd", "kd_student")  # left out of the new plans, whose size counts as not shrunken
+STUDENT_KEYS = ("kd", "kd_student")  # removed from the new plans, which count as not shrunken
 
 
 @dataclass(frozen=True)

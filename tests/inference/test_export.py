@@ -245,7 +245,7 @@ def test_models_that_cannot_be_exported(here, capsys, monkeypatch):
         assert not [f.name for f in here.iterdir() if "out" in f.name]
 
     checkpoint.write_bytes(whole[:5000])
-    refused("it is cut short, empty, or something else", "--format", "nnunet")
+    refused("it is truncated, empty, or not a checkpoint", "--format", "nnunet")
     shutil.copyfile(other / "fold_0" / "checkpoint_final.pth", checkpoint)
     refused("must be from the same training", "--format", "nnunet")
     checkpoint.rename(checkpoint.with_name("checkpoint_latest.pth"))

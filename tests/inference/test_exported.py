@@ -39,14 +39,14 @@ def test_files_outside_are_not_read(folder, name):
     (folder / "link").symlink_to(folder.parent / "secret")
     files = {"plans.json": "", "dataset.json": "", name: sha256(folder.parent / "secret")}
     write(folder, files=files, folds={"0": name})
-    with pytest.raises(KDError, match="is no file of this folder"):
+    with pytest.raises(KDError, match="is not a file in this folder"):
         read_export(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"folds": {"0": "fold_0/other.onnx"}}, "folds: fold_0/other.onnx is none of files"),
+        ({"folds": {"0": "fold_0/other.onnx"}}, "folds: fold_0/other.onnx is not among files"),
         ({"folds": []}, "folds, files: expected names with files"),
         ({"format": "pickle"}, "format: expected one of onnx, openvino, found pickle"),
         ({"format": {}}, "format: expected"),
@@ -70,5 +70,5 @@ def test_an_export_json_that_is_none(folder, content):
 
 def test_a_replaced_network_is_reported(folder):
     (folder / "fold_0" / "model.onnx").write_text("another")
-    with pytest.raises(KDError, match=r"fold_0/model\.onnx is not the file that was exported"):
+    with pytest.raises(KDError, match=r"fold_0/model\.onnx was changed since the export"):
         check_files(folder, read_export(folder))

@@ -130,7 +130,7 @@ def test_a_file_cut_short_and_a_training_that_goes_on(here, capsys):
     for content in (whole[:5000], b""):
         (fold / "checkpoint_final.pth").write_bytes(content)
         assert main(command) == 1
-        assert "it is cut short, empty, or something else" in capsys.readouterr().err
+        assert "it is truncated, empty, or not a checkpoint" in capsys.readouterr().err
     (fold / "checkpoint_final.pth").unlink()
     (fold / "checkpoint_best.pth").write_bytes(whole)
     assert main(command) == 1

@@ -118,7 +118,7 @@ def test_a_compressed_archive_is_none_of_torchs(tmp_path):
     [
         ({"network_weights": None}, "network_weights: expected tensors by name, found NoneType"),
         ({"network_weights": {}}, "network_weights: expected tensors"),
-        ({"network_weights": {"w": 3}}, "network_weights: holds something else than tensors"),
+        ({"network_weights": {"w": 3}}, "network_weights: contains something other than tensors"),
         ({"init_args": {}}, "init_args: expected the trainer's arguments"),
         ({"init_args": None}, "init_args: expected"),
         ({"init_args": {"configuration": "2d", "plans": [1]}}, "init_args: plans: expected keys"),

@@ -40,10 +40,10 @@ def test_what_is_well(data):
         ({"train": ["a.nii.gz"], "val": ["b.nii.gz"]}, r"Names of cases are without \.nii\.gz"),
         ({"train": ["a", "b"], "val": []}, "has no validation cases"),
         ({"train": [], "val": ["a"]}, "has no training cases"),
-        ({"train": ["../a"], "val": ["b"]}, "holds no list of folds"),
-        ({"train": "ab", "val": ["b"]}, "holds no list of folds"),
-        ({"train": ["a"]}, "holds no list of folds"),
-        ([], "holds no list of folds"),
+        ({"train": ["../a"], "val": ["b"]}, "does not contain a list of folds"),
+        ({"train": "ab", "val": ["b"]}, "does not contain a list of folds"),
+        ({"train": ["a"]}, "does not contain a list of folds"),
+        ([], "does not contain a list of folds"),
     ],
 )
 def test_a_fold_that_cannot_be_trained(data, split, message):

@@ -91,7 +91,7 @@ def test_configurations_that_cannot_be_used(model, change, message):
         ({"labels": {}}, "labels"),
         ({"labels": {"a": 1.5}}, "found 1.5"),
         ({"labels": {"a": -1}}, "found -1"),
-        ({"labels": {"\x1b]0;owned\x07": 1}}, "no name that can be printed"),
+        ({"labels": {"\x1b]0;owned\x07": 1}}, "not a printable name"),
         ({"channel_names": []}, "channel_names"),
         ({"labels": {"0": "background", "1": "liver"}}, "labels: by number, as in nnU-Net v1's files"),
         ({"regions_class_order": "1"}, "regions_class_order"),

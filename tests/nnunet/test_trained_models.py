@@ -37,7 +37,7 @@ def test_half_finished_trainings_are_reported(family):
         "with --c)"
     )
     assert by_name["2"].startswith("trained, but not validated: no validation/summary.json")
-    assert "cut short" in by_name["3"]
+    assert "truncated" in by_name["3"]
     assert "4" not in by_name  # an empty folder is no training
 
 

@@ -12,16 +12,16 @@ BOMB = 'a: &a ["x","x","x","x","x","x","x","x","x"]\n' + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(7)
 )
 HOSTILE = {
-    "alias bomb": (BOMB + "terms: *h\n", "once every alias is put in its place"),
-    "alias in itself": ("a: &a [*a]\n", "levels inside each other|once every alias|unhashable|recursive"),
-    "brackets": ("[" * 5000, "levels inside each other"),
+    "alias bomb": (BOMB + "terms: *h\n", "after every alias is replaced"),
+    "alias in itself": ("a: &a [*a]\n", "nested levels|after every alias|unhashable|recursive"),
+    "brackets": ("[" * 5000, "nested levels"),
     "indentation": ("".join(f"{' ' * i}a:\n" for i in range(200)), "line 51: more than 50 levels"),
     "digits": ("epochs: " + "9" * 6000, "line 1: a number of 6000 digits"),
     "sexagesimal digits": ("epochs: " + ":".join(["59"] * 3000), "digits"),
     "twice": ("seed: 1\nterms: {}\nseed: 2\n", "line 3: seed is given twice, first in line 1"),
     "twice inside": ("teacher:\n  fold: 1\n  fold: 2\n", "line 3: fold is given twice, first in line 2"),
     "objects": ("a: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
-    "no UTF-8": (b"\xff\xfe\xff", "no text in UTF-8"),
+    "no UTF-8": (b"\xff\xfe\xff", "not UTF-8 text"),
     "zero bytes": (b"a: \x00", "special characters|unacceptable|no YAML"),
     "large": (b"#" * (LARGEST + 1), "larger than 1 MiB"),
     "a list as key": ("? [1, 2]\n: 3\n", "a key must be a word"),

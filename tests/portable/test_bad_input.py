@@ -41,7 +41,7 @@ def lose(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (damage, "networks/model_0_fold_0.onnx is not the file that was written"),
+        (damage, "networks/model_0_fold_0.onnx was changed since the export"),
         (lose, "runner/labels.py is missing"),
         (lambda folder: (folder / "SHA256SUMS").unlink(), "lacks SHA256SUMS"),
     ],
@@ -63,7 +63,7 @@ def test_a_damaged_folder(copied, images, tmp_path, spoil, message, capsys):
         (["-i", "images", "-o", "a file"], "cannot be written to"),
         (["-i", "images", "-o", "found", "--threads", "0"], "--threads must be at least 1"),
         (["-i", "images", "-o", "found", "--memory", "-1"], "--memory must be 0 or more"),
-        (["-i", "images", "-o", "found", "--scratch", "nowhere"], "--scratch nowhere is no folder"),
+        (["-i", "images", "-o", "found", "--scratch", "nowhere"], "--scratch nowhere is not a folder"),
     ],
 )
 def test_arguments(copied, images, tmp_path, monkeypatch, arguments, message, capsys):

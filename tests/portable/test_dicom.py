@@ -167,8 +167,8 @@ def no_image(folder, voxels):
         (two_directions, "differ in ImageOrientationPatient"),
         (nowhere, "ImagePositionPatient missing"),
         (lambda folder, voxels: write_series(folder, voxels, skew=0.4), "the gantry was tilted"),
-        (colours, "is in colours"),
-        (no_image, "holds no DICOM image"),
+        (colours, "is a colour image"),
+        (no_image, "contains no DICOM image"),
     ],
 )
 def test_series_that_are_refused(tmp_path, voxels, make, message):
@@ -183,5 +183,5 @@ def test_left_and_right_are_not_guessed(copied, tmp_path, voxels, capsys):
     assert command.main(copied, arguments) == command.SOME_FAILED
     assert "Name it: --orientation RAS" in capsys.readouterr().err
     assert command.main(copied, [*arguments, "--orientation", "RAA"]) == command.NOT_BEGUN
-    assert "--orientation must be as RAS" in capsys.readouterr().err
+    assert "--orientation must be like RAS" in capsys.readouterr().err
     assert list((tmp_path / "found").iterdir()) == []

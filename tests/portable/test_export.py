@@ -116,7 +116,7 @@ def test_files_of_other_people(here, capsys):
     shutil.make_archive(str(here / "model"), "zip", here / "results", DATASET)
     flags = ["--format", "portable"]
     assert main(["export", "-m", "model.zip", "-o", "of zip", *flags]) == 0
-    assert "The trainer nnUNetTrainerOfSomebody is not here" in capsys.readouterr().out
+    assert "The trainer nnUNetTrainerOfSomebody is not installed" in capsys.readouterr().out
     assert main(["export", "-m", "model.zip", "-f", "3", "-o", "lacks", *flags]) == 1
     error = capsys.readouterr().err
     assert "by -f FOLD and -chk CHECKPOINT" in error

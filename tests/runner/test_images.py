@@ -137,7 +137,7 @@ def test_what_cannot_be_read(spoil, channels, message, tmp_path):
 def test_what_is_no_number(tmp_path):
     file = tmp_path / "a_0000.mha"  # in NIfTI files ITK takes it for 0
     sitk.WriteImage(sitk.GetImageFromArray(np.full((4, 5, 6), np.nan, np.float32)), str(file))
-    with pytest.raises(RunnerError, match="no numbers"):
+    with pytest.raises(RunnerError, match="not finite numbers"):
         read_image("SimpleITKIO", [file], 1)
 
 

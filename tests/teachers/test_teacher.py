@@ -180,7 +180,7 @@ def test_weights_of_another_kind_are_not_cast(kind):
     weights = dict(network().state_dict())
     name = next(iter(weights))
     weights[name] = weights[name].to(kind)
-    with pytest.raises(KDError, match=rf"{name}: numbers of another kind in the checkpoint \({kind}\)"):
+    with pytest.raises(KDError, match=rf"{name}: another kind of number in the checkpoint \({kind}\)"):
         load_strictly(network(), weights, CheckpointPath(Path("m"), 0, "c.pth"))
 
 

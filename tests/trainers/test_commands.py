@@ -297,8 +297,8 @@ def test_regions_and_ignore_label(tmp_path, change):
     ("break_it", "expected"),
     [
         (lambda w: shutil.rmtree(w.model("nnUNetTrainer") / "fold_0"), "Train it with: nnUNetv2_train 4 3d_fullres 0"),
-        (lambda w: _checkpoint(w).write_bytes(_checkpoint(w).read_bytes()[:5000]), "cut short, empty, or"),
-        (lambda w: _checkpoint(w).write_bytes(b""), "cut short, empty, or"),
+        (lambda w: _checkpoint(w).write_bytes(_checkpoint(w).read_bytes()[:5000]), "truncated, empty, or"),
+        (lambda w: _checkpoint(w).write_bytes(b""), "truncated, empty, or"),
         (lambda w: _edit(w, "dataset.json", lambda d: d["labels"].update(Third=3)), "labels: teacher"),
         (lambda w: _edit(w, "dataset.json", lambda d: d.update(channel_names={"0": "CT"})), "input channels: teacher"),
         (lambda w: _edit(w, "plans.json", _other_spacing), "spacing: teacher [2.0, 1.0, 1.0]"),

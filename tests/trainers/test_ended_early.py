@@ -217,7 +217,7 @@ def test_out_of_memory_says_whose_and_what_needs_less(here, monkeypatch, who, er
     ) as message:
         trainer.run_training()
     assert ("nnUNetv2_kd store -d 4 -c 3d_fullres -f 0" in str(message.value)) is (who == "teacher")
-    assert str(message.value).endswith("Nothing was saved yet: the same line begins anew.")
+    assert str(message.value).endswith("Nothing was saved yet: the same command starts again.")
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_room(tmp_path):

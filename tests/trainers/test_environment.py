@@ -50,7 +50,7 @@ def test_a_damaged_checkpoint_names_the_one_beside_it(tmp_path, content):
     file = tmp_path / "my fold" / "checkpoint_latest.pth"
     file.parent.mkdir()
     file.write_bytes(content)
-    with pytest.raises(KDError, match=r"checkpoint_latest\.pth .*begin anew, by the same line without --c"):
+    with pytest.raises(KDError, match=r"checkpoint_latest\.pth .*start again with the same command without --c"):
         check_same_size(file, plans(), "3d_fullres", DATASET_JSON)
     (file.parent / "checkpoint_best.pth").touch()
     with pytest.raises(KDError) as refusal:

@@ -56,7 +56,7 @@ def test_another_batch_takes_the_place_of_one_that_is_not_finite(steps):
     ]
     steps.taken()
     (line,) = steps.close_epoch(3, 5)
-    assert "left out in epoch 3" in line
+    assert "skipped in epoch 3" in line
     assert "1 for the image of case_0, 1 for the image of case_1" in line
     assert steps.close_epoch(4, 5) == []
 
@@ -75,7 +75,7 @@ def test_too_many_in_a_row_end_the_training_with_the_reason(steps):
 def test_an_epoch_without_a_step_ends_the_training(steps):
     for _ in range(3):
         steps.skipped(finite.TEACHER)
-    with pytest.raises(KDError, match=r"The teacher's output was not finite[\s\S]*name another one"):
+    with pytest.raises(KDError, match=r"The teacher's output was not finite[\s\S]*name another teacher"):
         steps.close_epoch(0, 3)
 
 
@@ -108,8 +108,8 @@ def test_one_case_with_nan_voxels_is_left_out(here):
     blosc2.asarray(image, urlpath=str(file))
     trainer = make_trainer(nnUNetTrainerKD, here, iterations_per_epoch=6, epochs=1)
     log = train(trainer)
-    assert f"WARNING: the image of {case} holds numbers that are not finite" in log
-    assert "steps left out in epoch 0" in log
+    assert f"WARNING: the image of {case} contains numbers that are not finite" in log
+    assert "steps skipped in epoch 0" in log
     weights = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)["network_weights"]
     assert all(torch.isfinite(value).all() for value in weights.values())
     assert trainer._iteration == 6
@@ -127,7 +127,7 @@ def test_a_teacher_that_is_not_finite_ends_the_training_and_nothing_is_saved(her
     trainer = make_trainer(nnUNetTrainerKD, here, epochs=1)
     with pytest.raises(KDError, match="The teacher's output was not finite"):
         trainer.run_training()
-    assert "the teacher's output was not finite: the step was left out" in log_of(trainer)
+    assert "the teacher's output was not finite: the step was skipped" in log_of(trainer)
 
 
 def test_weights_that_are_not_finite_are_not_saved(here):

@@ -157,7 +157,7 @@ def other_teacher(world):
             "data_identifier: nnUNetPlans_2d in the store, nnUNetPlans_3d_fullr",
         ),
         (edited(heads=[5, False]), r"heads: \[5, False\] in the store, \[3, False\] in this training"),
-        (other_data, r"(?s)_001.b2nd: not the file that the teacher saw"),
+        (other_data, r"(?s)_001.b2nd: changed since the teacher saw it"),
         (a_case_more, "added: not in the store"),
         (other_teacher, "has changed since .*--overwrite"),
         (lambda world: (store_of(world) / "store.json").write_text("{"), "is not valid JSON"),
@@ -176,7 +176,7 @@ def test_a_deleted_case_is_reported(here):
     trainer.initialize()
     trainer.do_split()
     a_case_less(here)
-    with pytest.raises(KDError, match=r"not the file that the teacher saw \(missing\)"):
+    with pytest.raises(KDError, match=r"changed since the teacher saw it \(missing\)"):
         trainer._start_distillation()
 
 

@@ -1,4 +1,4 @@
-"""A teacher's mean feature vector in every region of a whole case, for the terms that compare regions (ours).
+"""A teacher's mean feature vector in every region of a full case, for the terms that compare regions (ours).
 
 Features are summed over the patches of nnU-Net's sliding window, without mirroring and weighted by nnU-Net's Gaussian,
 like its predictions. Regions come from the preprocessed segmentation. If an image is smaller than a patch, the padding

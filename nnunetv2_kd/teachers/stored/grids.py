@@ -1,7 +1,8 @@
-"""Where the voxels of a preprocessed case lie in the image, and resampling of predictions between two such grids.
+"""Where the voxels of a preprocessed case are in the image, and how to resample predictions from one such grid to
+another.
 
 nnU-Net transposes the axes of an image, crops it to its nonzero box, and resamples that box from ``C`` to ``S`` voxels
-per axis. Voxel ``j`` of ``S`` then lies at ``(j + 0.5) * C / S - 0.5`` in the box. This amounts to one shift and one
+per axis. Voxel ``j`` of ``S`` is then at ``(j + 0.5) * C / S - 0.5`` in the box. This amounts to one shift and one
 scale per axis, so one linear interpolation takes a prediction from a teacher's grid to a student's.
 """
 
@@ -56,7 +57,8 @@ class Grid:
         return low + (np.arange(self.size[axis]) + 0.5) * (high - low) / self.size[axis] - 0.5
 
     def from_image(self, axis: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Convert positions in the image to positions along an axis of the grid; and which of them lie in the box."""
+        """Convert positions in the image to positions along an axis of the grid, and tell which of them are in the
+        box."""
         low, high = self.box[axis]
         inside = (positions >= low - 0.5) & (positions < high - 0.5)
         # rounded, so that equal grids give whole numbers

@@ -1,15 +1,15 @@
-"""Whether the JSON files of a store are as they are written, whoever wrote them."""
+"""Check that the JSON files of a store have the form in which they are written."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from nnunetv2_kd.nnunet.model_files import is_plain_name, printable
 
-TEXTS = ("folder", "fold", "checkpoint", "sha256", "trainer")  # that are known of every teacher
+TEXTS = ("folder", "fold", "checkpoint", "sha256", "trainer")  # keys that every teacher has
 
 
 def header_problems(header: Any) -> Iterator[str]:
-    """What of a header is not as it is written, one line each."""
+    """The problems of a header, one line each."""
     if not isinstance(header, dict):
         yield f"expected keys with values, found {type(header).__name__}"
         return
@@ -69,7 +69,7 @@ def _is_fingerprint(value: Any) -> bool:
 
 
 def is_case_record(record: Any, case: str) -> bool:
-    """Whether a case's record is as it is written: of these two files, and of preprocessed files by name."""
+    """Whether a case's record has the form in which it is written."""
     if not isinstance(record, dict):
         return False
     files, data, dice = record.get("files"), record.get("data"), record.get("dice")

@@ -58,7 +58,7 @@ class StoredDataset:
 
     def load_case(self, identifier: str) -> tuple[Any, ...]:
         image, *others = self.plain.load_case(identifier)
-        mapped = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net opens its own
+        mapped = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net opens its own files
         stored = blosc2.open(
             urlpath=str(self.store / f"{identifier}.b2nd"), mode="r", dparams={"nthreads": 1}, **mapped
         )

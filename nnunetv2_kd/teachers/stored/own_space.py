@@ -52,7 +52,7 @@ class OwnSpace:
     """A teacher's plans applied to the images of a student's dataset.
 
     Attributes:
-        problems: images that it will not be able to read, one line each, as far as their headers tell.
+        problems: images that the teacher cannot read according to their headers, one line each.
 
     Args:
         plans: the teacher's.

@@ -1,4 +1,4 @@
-"""A teacher run over whole cases by nnU-Net's own predictor."""
+"""Run a teacher over full cases with nnU-Net's own predictor."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -88,7 +88,7 @@ class CasePredictor:
         self.bfloat16 = bfloat16
         network = self.teacher.network.to(device)
         self.strides: dict[str, Stride] = {}
-        with suppress(KDError):  # a training that then asks for terms on regions is refused
+        with suppress(KDError):  # a training with terms on regions is then refused
             self.strides = {name: stride for name, (_, stride) in stage_modules(network).items()}
         self.taps = Taps(network, {name: name for name in self.strides}) if self.strides else None
         if bfloat16:

@@ -16,10 +16,10 @@ from torch import Tensor
 from nnunetv2_kd.errors import KDError
 
 NOT_FINITE = (
-    "the teacher's probabilities are not finite numbers: its weights or the image hold some that are none. Look at the "
-    "raw image; where it is well, take another checkpoint"
+    "the teacher's probabilities are not finite, because its weights or the image contain NaN or infinity. Check the "
+    "raw image; if it is all right, use another checkpoint"
 )
-MAX_ERROR = math.pi / 4 / 255  # half a step, where the steps are widest: at p = 0.5
+MAX_ERROR = math.pi / 4 / 255  # half of the widest step, at p = 0.5
 TABLE = (np.sin(np.arange(256) * (math.pi / 510)) ** 2).astype(np.float32)
 # replaces a stored 0, which only means "below the smallest step": an exact 0 would stay certain at any temperature
 FLOOR = math.sin(math.pi / 510 / 4) ** 2
@@ -29,7 +29,7 @@ def encode(probabilities: np.ndarray) -> np.ndarray:
     """Probabilities in [0, 1] as bytes, of the same shape.
 
     Raises:
-        KDError: where one is no number: as a byte it would be "surely background".
+        KDError: if one is NaN, which would become the byte for "certainly background".
     """
     if not np.isfinite(probabilities).all():
         raise KDError(NOT_FINITE)

@@ -1,10 +1,10 @@
-"""What a store consists of, and whether a training can use it.
+"""The files of a store, and whether a training can use it.
 
 ``<nnUNet_preprocessed>/<dataset>/<data_identifier>_teacher_<name>/`` holds
 
 * ``store.json``: the teachers, the data, the settings (`Store.header`);
-* ``<case>.b2nd``: class probabilities as bytes, see `codes`;
-* ``<case>.npz``: every teacher's region vectors, see `vectors`;
+* ``<case>.b2nd``: class probabilities as bytes, see `quantization`;
+* ``<case>.npz``: every teacher's region vectors, see `case_vectors`;
 * ``<case>.json``: written last, so that a case that has one is complete: fingerprints of its two files and of the
   preprocessed ones, the largest quantization error, and the Dice against the labels.
 """
@@ -96,8 +96,8 @@ class Store:
         return record if is_case_record(record, case) else None
 
     def mean_dice(self, cases: Sequence[str]) -> float | None:
-        """Of what is stored of these cases against their labels, mean over classes and cases; None where that is not
-        known of all classes, as of teachers that do not know all."""
+        """Dice of the stored predictions of these cases against their labels, mean over classes and cases; None if it
+        is not known for all classes, as for teachers that do not know all of them."""
         found = [
             value for case in cases for value in (self.cases.get(case) or {"dice": []})["dice"] if value is not None
         ]
@@ -107,7 +107,7 @@ class Store:
         """Region vectors ``(K, C)`` by ``<number of the teacher>/<its stage>``."""
         file = self.folder / f"{case}.npz"
         try:
-            with np.load(file) as arrays:  # never objects, which could run code
+            with np.load(file) as arrays:  # never load objects, which could run code
                 return dict(arrays)
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             problem = f"{file} cannot be read ({type(error).__name__}). Delete it, and store again"
@@ -130,7 +130,7 @@ class Store:
         found = {file.name for file in data_files(data, case)}
         for name in sorted(found | set(record["data"])):
             if name not in record["data"] or not is_same(data / name, record["data"][name]):
-                return f"{data / name}: not the file that the teacher saw ({_found(data / name)})"
+                return f"{data / name}: changed since the teacher saw it ({_found(data / name)})"
         return ""
 
     def check(self, data: Path, heads: tuple[int, bool], dataset_json: Mapping[str, Any], cases: Sequence[str]) -> None:
@@ -188,6 +188,6 @@ def _no_store(folder: Path) -> str:
     there = sorted(f.parent.name for f in folder.parent.glob(f"*_teacher_*/{HEADER}"))
     names = [name.removeprefix(f"{identifier}_teacher_") if name.startswith(identifier) else name for name in there]
     return (
-        f"There is no stored teacher in {folder}. Stores beside it: {', '.join(names) or 'none'}. Make one: "
+        f"There is no stored teacher in {folder}. Other stores there: {', '.join(names) or 'none'}. Make one: "
         "nnUNetv2_kd store -d DATASET -c CONFIGURATION -f FOLD -o NAME"
     )

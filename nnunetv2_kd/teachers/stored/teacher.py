@@ -194,7 +194,7 @@ class StoredTeacher(Teacher):
 
 
 def first_stored(store: Store) -> TeacherOptions:
-    """Where the first of a store's teachers was when it was stored."""
+    """Options that name the first of a store's teachers at the place where it was when it was stored."""
     teacher = store.header["teachers"][0]
     fold = teacher["fold"]
     return TeacherOptions(
@@ -221,14 +221,14 @@ def stored_records(store: Store, dataset: str, validation: list[str]) -> list[Te
         TeacherRecord(
             **{name: teacher[name] for name in names},
             seen_validation_cases=_seen(teacher, dataset, validation),
-            mirrored_axes=teacher.get("mirrored_axes"),  # older stores do not say
+            mirrored_axes=teacher.get("mirrored_axes"),  # not recorded in older stores
         )
         for teacher in store.header["teachers"]
     ]
 
 
 def _seen(teacher: dict[str, Any], dataset: str, validation: list[str]) -> int | None:
-    """How many validation cases a teacher was trained on; None for an older store, which does not say."""
+    """How many validation cases a teacher was trained on; None for an older store, which does not record it."""
     cases = teacher.get("training_cases")
     if cases is None:
         return None

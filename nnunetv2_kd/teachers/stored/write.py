@@ -30,19 +30,19 @@ from nnunetv2_kd.teachers.stored.case_vectors import case_region_vectors, target
 from nnunetv2_kd.teachers.stored.predictor import CasePredictor
 from nnunetv2_kd.teachers.stored.store import HEADER, SCHEMA, Store, data_files, label_definition
 
-SLAB = 32  # planes whose class probabilities are held in float32 at a time
+SLAB = 32  # planes whose class probabilities are in memory in float32 at a time
 
 
 @dataclass
 class Task:
-    """What is to be stored.
+    """What to store, and where.
 
     Attributes:
         folder: of the store.
         data: of the preprocessed cases.
-        manager: of the plans that the student is trained on.
+        manager: of the plans that the student is trained with.
         configuration: of those plans.
-        command: the line that the user typed.
+        command: the command that the user typed.
     """
 
     folder: Path
@@ -66,17 +66,17 @@ def make(task: Task, models: Sequence[CasePredictor], overwrite: bool, say: Call
     """Store every preprocessed case that is not in the store yet.
 
     Args:
-        task: what and where.
+        task: what to store, and where.
         models: the teachers; several are averaged, each structure over those that know it.
-        overwrite: replace a store that other teachers or settings have made.
-        say: where to tell the user something.
+        overwrite: replace a store with other teachers or settings.
+        say: called with messages for the user.
 
     Raises:
-        KDError: where another process is at it, the store is of other teachers, or the disk is full.
+        KDError: if another process writes the store, the store has other teachers, or the disk is full.
     """
     dataset = infer_dataset_class(str(task.data))(str(task.data))
     _check_folder(task.folder)
-    line = f"{task.command} --overwrite" if overwrite else task.command  # until the header is another one
+    line = f"{task.command} --overwrite" if overwrite else task.command  # until the header is replaced
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(task.folder) as news, hold_lock(readers_lock(task.folder)) as readers:
@@ -99,17 +99,17 @@ def make(task: Task, models: Sequence[CasePredictor], overwrite: bool, say: Call
                     failed.append(f"{case}: {error}")
             if failed:
                 title = f"{len(failed)} of {len(todo)} cases cannot be stored; the others are:"
-                raise KDError(listing(title, failed) + f"\nOnce that is mended, go on with: {task.command}")
+                raise KDError(listing(title, failed) + f"\nOnce that is solved, continue with: {task.command}")
     except OSError as error:
         raise KDError(_cannot_write(task, error, line)) from error
     return Store(task.folder)
 
 
 def _check_folder(folder: Path) -> None:
-    """A store writes into a folder of its own only.
+    """Check that the folder is new, empty or a store: nothing is written among other files.
 
     Raises:
-        KDError: where the folder holds something else.
+        KDError: if it holds something else.
     """
     if not folder.is_dir() or (folder / HEADER).is_file():
         return
@@ -117,8 +117,9 @@ def _check_folder(folder: Path) -> None:
     others = sorted(file.name for file in folder.iterdir() if file.name not in own and file.suffix != UNFINISHED)
     if others:
         raise KDError(
-            f"{folder} is no stored teacher: it has no {HEADER}, but holds {', '.join(others[:3])}"
-            f"{' and more' if len(others) > 3 else ''}. Nothing was changed. Name another, or a new folder, with -o."
+            f"{folder} is not a stored teacher: it has no {HEADER}, but holds {', '.join(others[:3])}"
+            f"{' and more' if len(others) > 3 else ''}. Nothing was changed. Name another folder, or a new one, with "
+            "-o."
         )
 
 
@@ -128,13 +129,13 @@ def known_structures(models: Sequence[CasePredictor]) -> list[int]:
 
 
 def shares(models: Sequence[CasePredictor], known: Sequence[int]) -> np.ndarray:
-    """How much every teacher counts for every known structure ``(M, U)``: 0 where it does not know it (ours)."""
+    """The weight of every teacher for every known structure ``(M, U)``: 0 if the teacher does not know it (ours)."""
     weights = np.array([[model.weight * (s in model.map.known) for s in known] for model in models])
     return np.asarray(weights / weights.sum(axis=0))
 
 
 def _header(task: Task, models: Sequence[CasePredictor], cases: list[str]) -> dict[str, Any]:
-    """All that is equal for all cases."""
+    """Everything that is the same for all cases."""
     labels, known = task.labels, known_structures(models)
     is_partial = len(known) < labels.num_heads - (not labels.has_regions)
     return {
@@ -152,10 +153,10 @@ def _header(task: Task, models: Sequence[CasePredictor], cases: list[str]) -> di
 
 
 def _prepare(task: Task, header: dict[str, Any], overwrite: bool) -> None:
-    """Write the header where none is there yet, or the same but for the list of cases.
+    """Write the header, unless the store already has the same one, apart from the list of cases.
 
     Raises:
-        KDError: where the store is of other teachers, data or settings.
+        KDError: if the store has other teachers, data or settings.
     """
     if (task.folder / HEADER).is_file() and not overwrite:
         before = Store(task.folder).header
@@ -165,7 +166,7 @@ def _prepare(task: Task, header: dict[str, Any], overwrite: bool) -> None:
                 f"The store {task.folder} was made with other teachers or settings, by: {before['command']}. It was "
                 "kept as it is. Choose another name with -o, or add --overwrite to replace it."
             )
-    new = task.folder / f"{HEADER}.new"  # on the disk before a case of the old store is given up
+    new = task.folder / f"{HEADER}.new"  # written to disk before any case of the old store is discarded
     write_atomically(new, (json.dumps(header, indent=1) + "\n").encode())
     if overwrite:
         for case in header["cases"]:
@@ -174,10 +175,15 @@ def _prepare(task: Task, header: dict[str, Any], overwrite: bool) -> None:
 
 
 def _kept(header: dict[str, Any], key: str) -> Any:
-    """What must not change while a store grows: of the teachers not where they lie."""
+    """The part of a header that must not change while a store grows; it does not include the places of the teachers."""
     value = json.loads(json.dumps(header.get(key)))
     if key == "teachers":
-        left_out = ("folder", "fingerprint", "mirrored_axes", "training_cases")  # the last two are told of a checkpoint
+        left_out = (
+            "folder",
+            "fingerprint",
+            "mirrored_axes",
+            "training_cases",
+        )  # the last two are known only for a checkpoint
         return [{k: v for k, v in teacher.items() if k not in left_out} for teacher in value]
     return value
 
@@ -188,7 +194,8 @@ def _store_case(task: Task, models: Sequence[CasePredictor], dataset: Any, case:
 
 @dataclass
 class _Answers:
-    """What the teachers say about a case: all that is written of it. ``before``: of the preprocessed files."""
+    """The teachers' output for a case, in the form in which it is written. ``before``: fingerprints of the preprocessed
+    files."""
 
     before: dict[str, Fingerprint]
     stored: np.ndarray
@@ -201,24 +208,24 @@ def _load(task: Task, dataset: Any, case: str) -> tuple[Tensor, np.ndarray, dict
     """Image, segmentation and nnU-Net's properties of a preprocessed case.
 
     Raises:
-        KDError: where its files are damaged, or hold what no training can use.
+        KDError: if its files are damaged, or their content cannot be used for training.
     """
     line = preprocess_line(task.manager.dataset_name, task.manager.plans_name, task.configuration)
     again = f"Preprocess it again: {line}"
     try:
         data, segmentation, _, properties = dataset.load_case(case)
         image, labels = np.array(data[:], dtype=np.float32), np.asarray(segmentation[:])
-    except Exception as error:  # of any kind: pickle, blosc2 and numpy meet whatever bytes there are
+    except Exception as error:  # any error: pickle, blosc2 and numpy may meet any bytes
         problem = f"its preprocessed files in {task.data} cannot be read ({type(error).__name__})"
         raise KDError(f"{problem}. {again}") from error
     if image.shape[1:] != labels.shape[1:]:
-        raise KDError(f"its preprocessed image and segmentation have other sizes. {again}")
+        raise KDError(f"its preprocessed image and segmentation differ in size. {again}")
     if not np.isfinite(image).all():
-        raise KDError(f"its preprocessed image holds values that are not finite. Mend the raw image. {again}")
+        raise KDError(f"its preprocessed image contains values that are not finite. Correct the raw image. {again}")
     manager = task.label_manager
     strange = sorted({int(v) for v in np.unique(labels)} - {-1, 0, *manager.all_labels, manager.ignore_label})
     if strange:
-        raise KDError(f"its preprocessed segmentation holds labels that dataset.json does not have: {strange}. {again}")
+        raise KDError(f"its preprocessed segmentation has labels that dataset.json does not have: {strange}. {again}")
     return torch.from_numpy(image), labels, properties
 
 
@@ -226,7 +233,7 @@ def _answers(task: Task, models: Sequence[CasePredictor], dataset: Any, case: st
     """Run the teachers over a case.
 
     Raises:
-        KDError: where its files are damaged, or a teacher says something that is no number.
+        KDError: if its files are damaged, or a teacher's output is not finite.
     """
     before = {file.name: fingerprint(file) for file in data_files(task.data, case)}
     image, segmentation, properties = _load(task, dataset, case)
@@ -251,7 +258,7 @@ def _answers(task: Task, models: Sequence[CasePredictor], dataset: Any, case: st
 
 
 def _write_case(task: Task, case: str, answers: _Answers) -> None:
-    """The record is written last: a case that has one is whole."""
+    """Write the files of a case. The record is written last, so that a case with a record is complete."""
     (task.folder / f"{case}.json").unlink(missing_ok=True)
     patch = task.manager.get_configuration(task.configuration).patch_size
     write_atomically(task.folder / f"{case}.b2nd", compress(answers.stored, patch))
@@ -268,12 +275,12 @@ def _write_case(task: Task, case: str, answers: _Answers) -> None:
 
 
 def _slabs(planes: int) -> Iterator[slice]:
-    """A few planes at a time: all classes of a case in float32 are large."""
+    """Slices of a few planes each, because all classes of a case in float32 take much memory."""
     return (slice(start, start + SLAB) for start in range(0, planes, SLAB))
 
 
 def merge_unknown(task: Task, known: Sequence[int], target: Tensor) -> tuple[Tensor, Labels]:
-    """A target ``(R, *S)`` with what no teacher knows as "anything else", and how it is to be read."""
+    """A target ``(R, *S)`` in which everything that no teacher knows is "anything else", and how to read it."""
     labels = task.labels
     partial = known_heads(labels, [structure + (not labels.has_regions) for structure in known])
     return (target, labels) if partial is None else (partial.target(target[None])[0], partial.merged_labels)
@@ -288,7 +295,7 @@ def _structures(logits: Tensor, label_map: LabelMap) -> Tensor:
 
 
 def _as_bytes(probabilities: np.ndarray) -> tuple[np.ndarray, float]:
-    """The bytes, and the largest error that they make."""
+    """The bytes, and the largest quantization error."""
     stored = np.empty(probabilities.shape, np.uint8)
     error = 0.0
     for slab in _slabs(probabilities.shape[1]):
@@ -298,7 +305,7 @@ def _as_bytes(probabilities: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def compress(stored: np.ndarray, patch_size: Sequence[int]) -> bytes:
-    """A blosc2 file's content, in chunks that suit patches of that size, as nnU-Net picks them for its data."""
+    """The content of a blosc2 file, in chunks that suit this patch size, chosen as nnU-Net does for its own data."""
     blocks, chunks = comp_blosc2_params(stored.shape, patch_size, bytes_per_pixel=1)
     parameters = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
     array = blosc2.asarray(np.ascontiguousarray(stored), chunks=chunks, blocks=blocks, cparams=parameters)
@@ -306,7 +313,8 @@ def compress(stored: np.ndarray, patch_size: Sequence[int]) -> bytes:
 
 
 def _dice(stored: np.ndarray, target: Tensor, labels: Labels) -> list[float | None]:
-    """Of what is stored against the labels, per foreground class or region; None where neither has it."""
+    """Dice of the stored predictions against the labels, per foreground class or region; None if neither contains
+    it."""
     from nnunetv2_kd.teachers.pseudo_dice import pseudo_dice  # trainers read stores
 
     def slabs() -> Iterator[tuple[Tensor, Tensor]]:
@@ -320,9 +328,9 @@ def _dice(stored: np.ndarray, target: Tensor, labels: Labels) -> list[float | No
 
 def _in_use_message(task: Task, readers: str) -> str:
     return (
-        f"Trainings are reading {task.folder}: {readers} (process id on host). It was left as it is, because they "
-        "would be taught by another teacher from the next batch on. Wait until they have ended, or store under another "
-        "name with -o."
+        f"Trainings are reading {task.folder}: {readers} (process id on host). It was not changed, because from the "
+        "next batch on another teacher would teach them. Wait until they have ended, or store under another name "
+        "with -o."
     )
 
 
@@ -330,7 +338,7 @@ def _cannot_write(task: Task, error: OSError, line: str) -> str:
     kept = sum(file.name != HEADER for file in task.folder.glob("*.json"))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"The disk is full: {task.folder} holds {kept} finished cases, which are kept. Make room and go on with: "
-            f"{line}"
+            f"The disk is full: {task.folder} holds {kept} finished cases, which are kept. Free some space and "
+            f"continue with: {line}"
         )
-    return f"The store {task.folder} cannot be completed: {error}. Once that is mended, go on with: {line}"
+    return f"The store {task.folder} cannot be completed: {error}. Once that is solved, continue with: {line}"

@@ -36,9 +36,9 @@ def test_a_case_that_is_well(tmp_path):
     [
         (mock.Mock(load_case=mock.Mock(side_effect=EOFError)), r"cannot be read \(EOFError\)"),
         (mock.Mock(load_case=mock.Mock(side_effect=RuntimeError("blosc2"))), r"cannot be read \(RuntimeError\)"),
-        (case(image=np.nan), "image holds values that are not finite"),
+        (case(image=np.nan), "image contains values that are not finite"),
         (case(label=7), r"labels that dataset\.json does not have: \[7\]"),
-        (case(size=5), "image and segmentation have other sizes"),
+        (case(size=5), "image and segmentation differ in size"),
     ],
     ids=["empty", "cut", "not finite", "a label 7", "sizes"],
 )
