@@ -7,7 +7,7 @@ from typing import Any
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_kd.config import OptimizerOptions
+from nnunetv2_kd.config import OptimizerOptions, Schedule
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.networks.cost import network_cost
@@ -178,8 +178,11 @@ def check_same_teachers(before: Record | None, now: Record, folder: str) -> None
 
 
 def recorded_options(record: Record) -> dict[str, Any]:
-    """A record's options in today's form. Older records list every term, but no optimizer or mirroring."""
+    """A record's options in today's form. Older records list every term, but no optimizer or mirroring, and lack what
+    has joined the schedule since."""
     options = {"optimizer": OptimizerOptions().model_dump(mode="json"), "mirroring": "teacher"} | record.options
+    if options.get("schedule"):
+        options["schedule"] = Schedule().model_dump(mode="json") | options["schedule"]
     terms = options.get("terms") or {}
     return without_trust(options | {"terms": {name: term for name, term in terms.items() if term is not None}})
 

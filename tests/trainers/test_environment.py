@@ -74,6 +74,16 @@ def test_what_a_teacher_is_trusted_with_makes_no_other_student(key, value):
         check_same_method(before, now | {"teacher": teacher | {"fold": 1}}, "folder")
 
 
+def test_a_training_of_an_earlier_version_goes_on():
+    """Its record does not have what has joined the schedule since."""
+    schedule = {"warmup": 0.0, "decay_from": 0.3, "final": 0.0}
+    before = read_record(record("nnUNetTrainerKD", teacher=None) | {"options": {"schedule": schedule}}, "f")
+    now = recorded_options(before) | {"schedule": schedule | {"every": 1}}
+    check_same_method(before, now, "folder")
+    with pytest.raises(KDError, match="started with other options"):
+        check_same_method(before, now | {"schedule": schedule | {"every": 2}}, "folder")
+
+
 @pytest.mark.commands
 def test_a_fold_that_cannot_be_trained_leaves_nothing(world, monkeypatch):
     inside(world, monkeypatch)
