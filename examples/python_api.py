@@ -33,7 +33,7 @@ demo = Path(nnunetv2_kd.__file__).parent / "demo"
 # %% [markdown]
 # ## The teacher
 #
-# Any nnU-Net model folder, or a zip that `nnUNetv2_export_model_to_zip` wrote.
+# It may be any nnU-Net model folder, or a zip from `nnUNetv2_export_model_to_zip`.
 
 # %%
 options = TeacherOptions(folder=demo / "teacher" / "teacher.zip", fold="all")
@@ -47,7 +47,7 @@ print(f"{record.trainer}, fold {record.fold}, {record.epoch} epochs, SHA-256 {re
 # %% [markdown]
 # ## A smaller student
 #
-# The same plans with half the channels; nnU-Net itself builds the network.
+# It has the same plans with half the channels. nnU-Net itself builds the network.
 
 # %%
 smaller = shrink_plans(plans, {"3d_fullres": 0.5})
@@ -57,8 +57,8 @@ print(f"teacher {count_params(teacher.network):,} parameters, student {count_par
 # %% [markdown]
 # ## A batch
 #
-# Two bundled cases, normalised as nnU-Net does and cut to 24 x 32 x 24 voxels. In a training, nnU-Net's data loaders
-# give such batches: `data` is `(B, C, *S)`, `target` `(B, 1, *S)`.
+# Two bundled cases, normalised as in nnU-Net and cut to 24 x 32 x 24 voxels. In a training, such batches come from
+# nnU-Net's data loaders: `data` is `(B, C, *S)`, `target` is `(B, 1, *S)`.
 
 # %%
 PATCH = (24, 32, 24)
@@ -81,7 +81,7 @@ batch = {"data": data, "target": target}
 # %% [markdown]
 # ## Three terms
 #
-# nnU-Net's own loss, and what three methods add to it. Outside `distilling` the loss is nnU-Net's alone.
+# nnU-Net's own loss, and the terms of three methods. Outside of `distilling`, the loss is nnU-Net's alone.
 
 # %%
 terms = read_methods({"region_kl": {}, "channel_wise": {"temperature": 4.0}, "region_affinity": {"weight": 0.5}})
@@ -114,7 +114,7 @@ for step in range(10):
 # %% [markdown]
 # ## Export
 #
-# ONNX, with a fixed patch size. A student that a trainer made is exported by `nnUNetv2_kd export`, which also proves
+# To ONNX, with a fixed patch size. For students that a trainer made, use `nnUNetv2_kd export`, which also checks
 # that it predicts the same voxels.
 
 # %%

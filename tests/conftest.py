@@ -30,7 +30,8 @@ TINY = {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 1, "
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with commands first: one of them takes minutes, for which no other worker should wait at the end."""
+    """Run files with commands first: one of them takes minutes, and the other workers should not have to wait for it at
+    the end."""
     slow = {item.path for item in items if "commands" in item.keywords}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -205,10 +206,10 @@ def preprocess(world: World, dataset_id: str, name: str, configurations: tuple[s
 
 
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that all of pytest-xdist's workers share, made by the first that needs it.
+    """A folder that all of pytest-xdist's workers share, made by the first one that needs it.
 
     Args:
-        make: is called with the folder, which does not exist yet.
+        make: called with the folder, which does not exist yet.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
@@ -232,12 +233,12 @@ def make_trained_world(root: Path) -> None:
 
 @pytest.fixture(scope="session")
 def trained_world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Preprocessed hippocampus with a tiny trained teacher of fold 0. Not to be written to: use `world`."""
+    """Preprocessed hippocampus with a tiny trained teacher of fold 0. Do not write to it: use `world`."""
     return World(made_once(tmp_path_factory, "trained_world", make_trained_world))
 
 
 def copy_of(world: World, root: Path) -> World:
-    """A few MB: a copy takes no time worth links, which a test that writes into a file would write through."""
+    """Copy a world. It has only a few MB, and with links a test that changes a file would change the original."""
     shutil.copytree(world.root, root)
     return World(root, log=world.log)
 
@@ -250,7 +251,7 @@ def world(trained_world: World, tmp_path: Path) -> World:
 
 @pytest.fixture(scope="session")
 def stored_trained_world(trained_world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """`trained_world` with its teacher's answers stored by the command. Not to be written to: use `stored_world`."""
+    """`trained_world` with its teacher's predictions stored by the command. Do not write to it: use `stored_world`."""
 
     def make(root: Path) -> None:
         world = copy_of(trained_world, root)
@@ -261,7 +262,7 @@ def stored_trained_world(trained_world: World, tmp_path_factory: pytest.TempPath
 
 
 def with_log(root: Path) -> World:
-    """A world with what the command that made it printed."""
+    """A world, and the output of the command that made it."""
     return World(root, log=(root / LOG).read_text())
 
 

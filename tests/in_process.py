@@ -54,12 +54,12 @@ def run_in_process(
 
 
 def _in_threads(context, processes: int) -> ThreadPool:
-    """What nnU-Net asks a context of multiprocessing for."""
+    """The part of a multiprocessing context that nnU-Net uses, with threads."""
     return ThreadPool(processes)
 
 
 def _exit_status(function) -> int:
-    """As the console script's ``sys.exit(function())`` ends the process."""
+    """The exit status with which the console script's ``sys.exit(function())`` ends the process."""
     try:
         sys.exit(function())
     except SystemExit as end:

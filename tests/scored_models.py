@@ -30,7 +30,7 @@ def write(file: Path, array: np.ndarray, spacing: tuple[float, ...] = SPACING) -
 
 
 def truth_of(i: int) -> np.ndarray:
-    """Two boxes, a little elsewhere in every case."""
+    """Two boxes, at slightly different positions in every case."""
     truth = np.zeros((8, 14, 14), dtype=np.uint8)
     truth[2:6, 2 + i % 3 : 8 + i % 3, 3:7] = 1
     truth[2:6, 2 + i % 3 : 8 + i % 3, 7 : 10 + i % 2] = 2
@@ -42,7 +42,7 @@ def shifted(rows: int) -> Change:
 
 
 def eroded(every: int) -> Change:
-    """Worse in some cases than in others, so that differences vary."""
+    """Worse in some cases than in others, so that the differences vary."""
     return lambda case, truth: np.roll(truth, 1 + int(case[-2:]) % every, axis=1)
 
 
@@ -102,7 +102,7 @@ class Results:
         kd: dict[str, Any] | None = None,
         dataset_json: dict[str, Any] = DATASET_JSON,
     ) -> Path:
-        """A trained and validated model whose predictions are the truth, changed."""
+        """Add a trained and validated model whose predictions are the changed truth."""
         folder = self.models / f"{trainer}__{plans_name}__3d_fullres"
         for fold in folds:
             validation = folder / f"fold_{fold}" / "validation"
@@ -144,7 +144,7 @@ class Results:
         save_summary_json(summary, str(validation / "summary.json"))
 
     def teacher_record(self, folder: Path, fold: int = 0, seen: int | None = 0) -> dict[str, Any]:
-        """What a student of this teacher records."""
+        """The record that a student of this teacher has."""
         return {
             "folder": "moved/since",
             "fold": str(fold),

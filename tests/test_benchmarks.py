@@ -1,4 +1,4 @@
-"""The benchmarks, which the suite does not run, name things that are there."""
+"""The benchmarks, which the tests do not run, use names that exist."""
 
 import ast
 import importlib

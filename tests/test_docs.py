@@ -1,4 +1,4 @@
-"""The site builds without a warning, and the README's links lead somewhere."""
+"""The site builds without a warning, and links lead to files and headings that exist."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Rooms of the package import one way."""
+"""Rooms of the package import in one direction."""
 
 import ast
 import sys
@@ -97,7 +97,7 @@ RUNNER_NEEDS = {
 
 @pytest.mark.parametrize("file", [f for f in FILES if room_of(f) == "runner"], ids=lambda file: file.name)
 def test_the_runner_imports_what_it_says(file: Path) -> None:
-    """It is copied to where neither torch nor nnU-Net nor this package is."""
+    """It is copied to machines that have neither torch nor nnU-Net nor this package."""
     for node in ast.walk(ast.parse(file.read_text())):
         names = []
         if isinstance(node, ast.Import):

@@ -31,7 +31,7 @@ TEACHER = {
 
 
 def first_form(**changes: Any) -> dict[str, Any]:
-    """As the first form of 0.1.0 was written, before trainings and environments were."""
+    """A record as the first version 0.1.0 wrote it, before it had trainings and environments."""
     return {
         "nnunetv2_kd": "0.1.0",
         "trainer": "nnUNetTrainerRegionKD",
@@ -80,7 +80,7 @@ def test_written_and_read_again():
 
 
 def test_only_plain_values_are_written():
-    """A checkpoint with a class of ours in it could not be loaded elsewhere."""
+    """A checkpoint that contains a class of ours could not be loaded elsewhere."""
 
     def types(value: Any) -> set[type]:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The published tables are those of the trainings' files."""
+"""The published tables match the files of the trainings."""
 
 import importlib.util
 import json

@@ -1,4 +1,5 @@
-"""Trained models as nnU-Net leaves them, without any training: tiny networks with random weights, that predict."""
+"""Models in the form in which nnU-Net's trainings leave them, but untrained: tiny networks with random weights that
+predict."""
 
 import json
 from pathlib import Path
@@ -24,7 +25,7 @@ def make_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def predicting_plans(name: str, features: tuple[int, ...]) -> dict[str, Any]:
-    """With all that preprocessing and export read."""
+    """Plans with everything that preprocessing and export read."""
     made = plans(name, features=features)
     made |= {
         "image_reader_writer": "SimpleITKIO",
@@ -43,7 +44,7 @@ def predicting_plans(name: str, features: tuple[int, ...]) -> dict[str, Any]:
 def add_model(
     results: Path, trainer: str, plans_name: str = "nnUNetPlans", features: tuple[int, ...] = (4, 8), fold: int = 0
 ) -> Path:
-    """A model of configuration 3d_fullres under ``results``; its folder."""
+    """Add a model of configuration 3d_fullres under ``results``; returns its folder."""
     folder = results / DATASET / f"{trainer}__{plans_name}__3d_fullres"
     (folder / f"fold_{fold}").mkdir(parents=True)
     made = predicting_plans(plans_name, features)
@@ -71,7 +72,7 @@ def add_model(
 
 
 def add_images(folder: Path, count: int = 2) -> list[str]:
-    """Images of noise; the names of their cases."""
+    """Add images of noise; returns the names of their cases."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     cases = [f"box{i}" for i in range(count)]

@@ -1,4 +1,4 @@
-"""What fits a terminal of 80 columns."""
+"""The table fits a terminal with 80 columns."""
 
 from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Help comes at once: it imports nothing that takes long."""
+"""--help appears at once, because it imports nothing slow."""
 
 import importlib
 import subprocess

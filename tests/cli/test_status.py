@@ -1,4 +1,4 @@
-"""What there is, and what can be thrown away; nothing is changed."""
+"""status lists what exists and what can be deleted, and changes nothing."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.scored_models import eroded, record, results, shifted  # noqa: F401
 
 @pytest.fixture
 def full(results):  # noqa: F811
-    """A teacher, its student of two seeds, an unfinished training, a start that failed, and what was replaced."""
+    """A teacher, its student with two seeds, an unfinished training, a failed start, and a replaced model."""
     teacher = results.add("nnUNetTrainer", shifted(0), features=(8, 16))
     kd = record("nnUNetTrainerKD", results.teacher_record(teacher) | {"folder": str(teacher)}, seed=3)
     kd["options"]["terms"] = {"voxel_kl": {"weight": 1}}

@@ -40,7 +40,7 @@ def test_bundled_teacher_is_the_one_that_its_readme_tells_of():
 
 
 def test_students_train_alike(tmp_path):
-    """Alone and distilled: the same options, so the same iterations, schedule and seed."""
+    """The student alone and the distilled one have the same options, so the same iterations, schedule and seed."""
     _, alone, distilled = MODELS
     options = [write_options(model, tmp_path, 3, smoke=False).read_text() for model in (alone, distilled)]
     assert options[0] == options[1]
@@ -92,7 +92,7 @@ def test_demo_of_few_cases(tmp_path, monkeypatch, capsys):
 
 
 def few_cases(folder):
-    """The bundled data with six cases for training and two held aside."""
+    """The bundled data with six cases for training and two held out."""
     for part, count in (("Tr", 6), ("Ts", 2)):
         for kind in ("images", "labels"):
             (folder / f"{kind}{part}").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The loss with and without a teacher, and how strongly each of its parts pulls."""
+"""The loss with and without a teacher, and the gradient of each of its parts."""
 
 import pytest
 import torch

@@ -105,7 +105,7 @@ def make_model(
 
 
 def make_images(folder: Path, count: int = 2, channels: int = 1, labels: Path | None = None) -> list[str]:
-    """Blurred noise, of a shape that is no multiple of the patch; and with ``labels`` some ground truth."""
+    """Blurred noise whose shape is not a multiple of the patch; with ``labels``, some ground truth too."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     cases = [f"box{i}" for i in range(count)]

@@ -1,4 +1,4 @@
-"""Exports, and what stock nnU-Net makes of them."""
+"""Exports, and what stock nnU-Net predicts with them."""
 
 import io
 import json
@@ -232,7 +232,7 @@ def test_images_that_cannot_be_compared_on(here, capsys):
 
 
 def test_models_that_cannot_be_exported(here, capsys, monkeypatch):
-    """A training that has not come to its end, a file cut short, weights of another model, no runtime, no converter."""
+    """An unfinished training, a truncated file, weights of another model, no runtime, no converter."""
     model = make_model(here / "results")
     other = make_model(here / "elsewhere", dims=2)
     make_images(here / "images", 1, labels=here / "labels")

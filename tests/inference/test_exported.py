@@ -1,4 +1,4 @@
-"""An exported model of a stranger: nothing outside of its folder is read, and nothing that is not listed is run."""
+"""An exported model from a stranger: nothing outside of its folder is read, and nothing that is not listed is run."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.fuzz.targets import EXPORT
 
 @pytest.fixture
 def folder(tmp_path):
-    """An export with its files; beside it something that is nobody's business."""
+    """An export with its files, and a file beside it that must not be read."""
     made = tmp_path / "export"
     (made / "fold_0").mkdir(parents=True)
     for name in ("plans.json", "dataset.json", "fold_0/model.onnx"):

@@ -50,7 +50,7 @@ def test_candidates():
 
 @pytest.mark.parametrize("runtime", ["torch"])
 def test_the_most_capacity_within_the_budget(here, monkeypatch, capsys, runtime):
-    """With a case that takes as many milliseconds as its network has channels at full resolution, squared."""
+    """In this test, a case takes as many milliseconds as the square of the network's channels at full resolution."""
     monkeypatch.setattr(latency, "_case", lambda predictor, *_: predictor.network.encoder.output_channels[0] ** 2 * 1.0)
     monkeypatch.setattr(latency, "time_in_turns", lambda runs, rounds: {"patch": 0.0})
     monkeypatch.setattr(latency, "_without_network", lambda *_: (8, 5.0))

@@ -14,7 +14,7 @@ from nnunetv2_kd.inference.mirroring import MirroredMean
 )
 @pytest.mark.parametrize("threads", [1, 2])
 def test_as_nnunet(shape, axes, threads, monkeypatch):
-    """To the last bit, twice with the same buffer, of a network whose output its next call overwrites."""
+    """Equal to the last bit, twice with the same buffer, for a network whose next call overwrites its output."""
     monkeypatch.setattr(mirroring, "WORTH_THREADS", 1)
     dims = len(shape)
     convolution = (torch.nn.Conv2d if dims == 2 else torch.nn.Conv3d)(2, 3, 3, padding=1).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What a stranger has written into a dataset.json is text on a model card, and nothing else."""
+"""Whatever a stranger wrote into a dataset.json is only text on a model card."""
 
 from nnunetv2_kd.inference.model_card import as_markdown
 

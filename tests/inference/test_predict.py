@@ -63,7 +63,7 @@ def test_every_pass_is_in_bfloat16(here, way, monkeypatch):
 
 
 def test_model_folder(here, monkeypatch):
-    """As nnUNetv2_predict_from_modelfolder takes it, which always starts processes: not here."""
+    """The arguments of nnUNetv2_predict_from_modelfolder, which itself always starts processes; this does not."""
     monkeypatch.setattr(nnUNetPredictor, "predict_from_files", lambda self, i, o, **kwargs: calls.append((i, o)))
     calls = []
     folder = here / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres"
@@ -142,7 +142,7 @@ def test_a_file_cut_short_and_a_training_that_goes_on(here, capsys):
 @pytest.mark.parametrize("swapped", [0, 1])
 @pytest.mark.parametrize("runtime", ["torch", "measure"])
 def test_weights_of_another_model(here, capsys, swapped, runtime):
-    """In the first fold, and in a later one, which nnU-Net would not load before the first case."""
+    """In the first fold, and in a later fold, which nnU-Net would only load after the first case."""
     other = add_model(here / "elsewhere", "nnUNetTrainer", features=(8, 16))
     for fold in (0, 1):
         folder = add_model(here / "results", "nnUNetTrainerTwo", fold=fold) / f"fold_{fold}"
@@ -217,7 +217,7 @@ def test_unknown_arguments_are_refused_by_nnunet_here_and_by_us_elsewhere(here, 
 
 
 def test_folds_that_are_named_are_those_of_the_cross_validation(tmp_path):
-    """``all`` beside others is no part of the ensemble."""
+    """If there are other folds, ``all`` is not part of the ensemble."""
     for fold in ("0", "1", "all"):
         (tmp_path / f"fold_{fold}").mkdir()
         (tmp_path / f"fold_{fold}" / "checkpoint_final.pth").touch()

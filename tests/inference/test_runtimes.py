@@ -93,7 +93,7 @@ def test_measured_once(here, monkeypatch, capsys):
 @needs_openvino
 @pytest.mark.skipif(not cpu_has_bfloat16(), reason="this processor has no bfloat16 instructions")
 def test_precisions_differ(here, monkeypatch):
-    """f32 is asked for by name: OpenVINO takes bfloat16 by itself where the processor has it."""
+    """f32 must be requested explicitly, because OpenVINO's own default is bfloat16 if the processor has it."""
     make_model(here / "results")
     make_images(here / "images")
     stock(monkeypatch, [*arguments("", "stock", "3d_fullres"), "--save_probabilities"])
@@ -108,7 +108,7 @@ def test_precisions_differ(here, monkeypatch):
 
 @needs_openvino
 def test_a_network_that_cannot_be_converted(here, monkeypatch, capsys):
-    """Named where the runtime is asked for; left out where it is measured."""
+    """If the runtime was named, it is refused; if it was to be measured, it is left out."""
     make_model(here / "results")
     make_images(here / "images")
 

@@ -83,14 +83,14 @@ def test_a_device_that_is_not_there(family, capsys, monkeypatch):
 
 
 def test_models_that_cannot_be_timed_are_reported(family, capsys):
-    """Their checkpoints hold no network."""
+    """Their checkpoints contain no network."""
     family.add("nnUNetTrainerOther", shifted(0))
     assert main(["leaderboard", "-d", "7", "-np", "1", "--time", "1", "-device", "cpu"]) == 0
     assert "not timed: " in capsys.readouterr().out
 
 
 def test_a_row_per_model_and_runtime(family, tmp_path, capsys, monkeypatch):
-    """Of nnU-Net's validation, which was in f32: what runs in another precision is timed, and not scored."""
+    """nnU-Net's validation was predicted in f32, so models in another precision are timed but not scored."""
     monkeypatch.setattr("nnunetv2_kd.networks.cpu_mode.cpu_has_bfloat16", lambda: True)
     timed = []
     monkeypatch.setattr(evaluate, "measured", lambda rows, costs, *_: timed.extend(rows) or costs)
@@ -163,7 +163,7 @@ def test_real_models_predict_and_are_timed(world):
 
 
 def test_files_are_written_before_anything_is_shown(family, tmp_path, monkeypatch):
-    """A terminal that fails after hours of work loses nothing."""
+    """If the terminal fails after hours of work, nothing is lost."""
     monkeypatch.setattr(
         "nnunetv2_kd.cli.leaderboard.print_board", mock.Mock(side_effect=UnicodeEncodeError("a", "–", 0, 1, ""))
     )

@@ -1,4 +1,4 @@
-"""What may have made one of two trainings stronger."""
+"""Differences that may have made one of two trainings stronger."""
 
 from dataclasses import fields, replace
 

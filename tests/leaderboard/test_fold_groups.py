@@ -1,4 +1,4 @@
-"""Rows of folds that belong together, and of trainings that differ in their seed alone."""
+"""Rows for folds that belong together, and for trainings that differ only in their seed."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def rows(board) -> dict[str, list[str]]:
 
 
 def trained_with(folder, fold: int, features: tuple[int, ...]) -> None:
-    """What a checkpoint says of the network that it was trained with."""
+    """A checkpoint that says with which network it was trained."""
     file = folder / f"fold_{fold}" / "checkpoint_final.pth"
     checkpoint = torch.load(file, weights_only=False)
     checkpoint["init_args"]["plans"] = plans("nnUNetPlans", features=features, strides=None)
@@ -33,7 +33,7 @@ def trained_with(folder, fold: int, features: tuple[int, ...]) -> None:
 
 
 def test_folds_of_another_network_are_a_row_of_their_own(results):
-    """As when the size in the options was another one for the second fold, whose plans are in plans.json now."""
+    """The second fold was trained with another size in the options, and plans.json now has its plans."""
     kd = record("nnUNetTrainerKDBaseline", seed=0)
     folder = results.add("nnUNetTrainerKDBaseline", eroded(2), folds=(0, 1), features=(4, 8), kd=kd)
     trained_with(folder, 0, (8, 16))
@@ -141,7 +141,7 @@ def test_a_chosen_model_may_be_one_of_the_seeds(results):
 
 
 def test_a_second_training_with_the_same_seed_is_a_row_of_its_own(results):
-    """As a first try is, before the series with names."""
+    """For example a first try, before a series with names."""
     for plans_name, name, seed in (
         ("nnUNetPlans", None, 0),
         ("nnUNetPlans_a_s0", "a_s0", 0),
@@ -172,7 +172,7 @@ def test_a_student_and_its_baseline_are_compared_seed_by_row(results):
 
 
 def test_folders_without_a_checkpoint_are_no_folds(results):
-    """A start that failed leaves one in older versions and in stock nnU-Net."""
+    """A failed start leaves such a folder in older versions and in stock nnU-Net."""
     results.add("nnUNetTrainer", shifted(0))
     (results.models / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_1").mkdir()
     empty = results.models / "nnUNetTrainerKD__nnUNetPlans__3d_fullres" / "fold_0"

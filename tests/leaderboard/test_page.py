@@ -127,7 +127,7 @@ def test_without_images_there_are_no_pictures(family):
 
 
 def test_a_model_of_stock_nnunet_is_in_the_plots(family):
-    """One that teaches nobody is a kind of its own."""
+    """A stock model that teaches no other is a kind of its own."""
     family.add("nnUNetTrainerOther", shifted(1))
     page = Page(to_page(boards_of(family)))
     assert len(page.all("svg")) == 2

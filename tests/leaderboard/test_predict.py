@@ -44,7 +44,7 @@ def test_images_that_fit(folders):
 
 
 def test_a_dataset_of_nnunet_v1(folders):
-    """Its dataset.json says modality."""
+    """Its dataset.json has the key modality."""
     old = {key: value for key, value in DATASET_JSON.items() if key != "channel_names"}
     assert check_images(*folders, old | {"modality": DATASET_JSON["channel_names"]}).channels == 1
 
@@ -128,7 +128,7 @@ def test_output_that_cannot_be_written(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
 def test_in_another_runtime(tmp_path, monkeypatch):
-    """The same voxels, and not taken for predictions of another runtime."""
+    """The voxels are the same, and predictions of another runtime are not reused."""
     make_folders(tmp_path, monkeypatch)
     monkeypatch.setenv("nnUNet_kd_cache", str(tmp_path / "cache"))
     add_model(tmp_path / "results", "nnUNetTrainer")
@@ -148,7 +148,7 @@ def test_in_another_runtime(tmp_path, monkeypatch):
 
 
 def test_what_a_predecessor_predicted_is_not_scored(folders, results, monkeypatch, tmp_path):
-    """A checkpoint that cannot predict any more has no scores, whatever files lie in its folder."""
+    """A checkpoint that can no longer predict has no scores, whatever files are in its folder."""
     results.add("nnUNetTrainer", shifted(0))
     images, model = check_images(*folders, DATASET_JSON), find_models(DATASET)[0][0]
     folder = tmp_path / model.name

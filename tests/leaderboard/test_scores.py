@@ -30,7 +30,8 @@ def box(shape: tuple[int, ...] = (60, 60, 60)) -> np.ndarray:
 
 @pytest.mark.parametrize(("axis", "distance"), [(0, 3.0), (1, 1.0), (2, 0.5)])
 def test_box_shifted_by_one_voxel(axis, distance):
-    """The spacing of the axis is the distance; the surface Dice is 1 from that tolerance on and below 1 before."""
+    """The distance is the spacing along that axis; the surface Dice is 1 for at least this tolerance and below 1 for a
+    smaller one."""
     truth = box()
     prediction = np.roll(truth, 1, axis=axis)
     nsd, hd95 = surface_scores(truth, prediction, (3.0, 1.0, 0.5), distance)
@@ -39,8 +40,9 @@ def test_box_shifted_by_one_voxel(axis, distance):
 
 
 def test_surface_dice_by_hand():
-    """A box of 120 × 40 × 20 mm, shifted by 3 mm along its length, at 1 mm: of each surface are out of reach the face
-    ahead, 2 mm of the four sides behind it, and the other end but for 1 mm along its edges."""
+    """A box of 120 × 40 × 20 mm, shifted by 3 mm along its length, with a tolerance of 1 mm. Out of reach on each
+    surface: the face in front, 2 mm of the four sides behind it, and the opposite face except for 1 mm along its
+    edges."""
     out_of_reach = 40 * 20 + 2 * 2 * (40 + 20) + 38 * 18
     surface = 2 * (40 * 20 + 120 * 40 + 120 * 20)
     nsd, _ = surface_scores(box(), np.roll(box(), 1, axis=0), (3.0, 1.0, 0.5), 1.0)
@@ -137,7 +139,7 @@ def test_broken_summary_and_other_labels_are_reported(results):
 
 
 def model_with_older_cases(results):
-    """Fold 0, with the predictions of two cases that were its own when it was trained before."""
+    """Fold 0, with predictions of two cases that were its validation cases in an earlier training."""
     folder = results.add("nnUNetTrainer", shifted(0))
     for case in results.cases(1)[:2]:
         write(folder / "fold_0" / "validation" / f"{case}.nii.gz", np.zeros((8, 14, 14), dtype=np.uint8))
@@ -164,7 +166,8 @@ def test_cases_of_older_folds_are_not_counted(results):
 
 
 def test_a_model_that_was_trained_with_other_folds(results):
-    """Nothing tells that its cases are not those that it was validated on: they count, and it lacks none of today's."""
+    """There is no sign that it was validated on other cases than those it has: they count, and no current case is
+    missing."""
     model_with_older_cases(results)
     cases, missing, (problem,) = validation_of(results)
     assert len(cases) == 10
@@ -191,7 +194,7 @@ def test_ignored_voxels_leave_surfaces_unknown(results, tmp_path):
 
 
 def test_a_single_slice_is_two_dimensional(results, tmp_path):
-    """Its two faces would make the surface Dice better than it is."""
+    """Otherwise, its two faces would make the surface Dice too good."""
     for name, array in (("truth", box((60, 60))), ("prediction", np.roll(box((60, 60)), 1, axis=0))):
         write(tmp_path / f"{name}.nii.gz", array[None].astype(np.uint8), (1.0, 3.0, 5.0))
     row = score(job(results, tmp_path / "prediction.nii.gz", truth=tmp_path / "truth.nii.gz"))[0]

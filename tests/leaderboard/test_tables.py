@@ -46,7 +46,7 @@ def test_terminal(boards):
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_narrow_terminals(boards, width):
-    """Model and Dice first; every number whole, in one line."""
+    """Model and Dice come first; every number is complete and on one line."""
     text = printed(boards[0], width)
     lines = table_of(text)
     assert max(len(line) for line in lines) <= width

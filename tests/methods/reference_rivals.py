@@ -1,4 +1,4 @@
-"""More of the formulas of nnunetv2_kd.methods in float64 NumPy with plain loops, as in tests/losses/reference.py."""
+"""More of the formulas of nnunetv2_kd.methods in float64 NumPy with plain loops, as in tests/methods/reference.py."""
 
 import itertools
 
@@ -76,7 +76,8 @@ def region_graph_loss(f_s: Array, f_t: Array, m_s: Array, m_t: Array, hops: int)
 
 
 def variation_values(f: Array, m: Array) -> tuple[Array, Array]:
-    """Of one sample: per voxel the weighted mean of its cosines to its regions' vectors, and if it has a region."""
+    """For one sample: per voxel the weighted mean of its cosines to its regions' vectors, and whether it has a
+    region."""
     vectors = region_vectors(f[None], m[None])[0]
     values = np.zeros(f.shape[1:])
     for v in np.ndindex(*f.shape[1:]):
@@ -133,7 +134,7 @@ def soft_dice(z_s: Array, z_t: Array, valid: Array, use_sigmoid: bool) -> float:
 
 
 def jaccard_loss(wrong: set[int], truth: set[int]) -> float:
-    """With these voxels predicted wrongly and all others rightly."""
+    """The Jaccard loss if these voxels are predicted wrongly and all others correctly."""
     predicted = truth ^ wrong
     return 1 - len(predicted & truth) / len(predicted | truth)
 

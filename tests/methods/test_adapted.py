@@ -1,4 +1,4 @@
-"""Terms with parameters of their own: FitNets, ReCo-KD, and what displacements between samples share with them."""
+"""Terms with parameters of their own: FitNets, ReCo-KD, and what DPRD has in common with them."""
 
 import copy
 
@@ -79,7 +79,8 @@ def recokd_reference(term, f_s, f_t, m):
 
 
 def recokd_that_learned(spatial, rng):
-    """Blocks that are not the identity, and what they are called with; wide, as a layer norm over two is constant."""
+    """ReCo-KD with blocks that are not the identity, and their inputs; wide enough, because a layer norm over two
+    channels is constant."""
     teacher = {"encoder.0": 6, "decoder.1": 8}
     term = term_of(ReCoKDLoss, len(spatial), teacher=teacher)
     for parameter in term.parameters():
@@ -97,7 +98,7 @@ def test_recokd_is_the_reference(spatial, rng):
 
 @pytest.mark.parametrize("spatial", SPATIAL)
 def test_recokd_has_the_references_gradient(spatial, rng):
-    """Along a random direction of every input and parameter, against central differences in float64."""
+    """Compared along a random direction of every input and parameter with central differences in float64."""
     term, f_s, f_t, m = recokd_that_learned(spatial, rng)
     for f in f_s.values():
         f.requires_grad_()
@@ -142,7 +143,7 @@ def test_region_masks_and_overlapping_regions():
 
 
 def test_recokd_counts_absent_foreground_as_zero(rng):
-    """All background: what is left is the background's part, the attentions' own, and the features'."""
+    """All voxels are background: the background's part, the attentions' part and the features' part remain."""
     term = term_of(ReCoKDLoss, 2, {"a": 2}, {"a": 2})
     torch.nn.init.dirac_(term.adapters["a"].weight)
     f_s, f_t = torch.randn(1, 2, 1, 6, generator=rng), torch.randn(1, 2, 1, 6, generator=rng)
@@ -202,7 +203,7 @@ def test_gradient_to_the_student_and_the_parameters(kind, rng):
 
 @pytest.mark.parametrize("kind", [ReCoKDLoss, DisplacementLoss])
 def test_ignored_voxels_do_not_count(kind, rng):
-    """Ignored are whole cells of the coarser stage's grid."""
+    """Complete cells of the coarser stage's grid are ignored."""
     term = term_of(kind, 2)
     f_s, f_t, m = features(STUDENT, (8, 4), rng), features(TEACHER, (8, 4), rng), labels((8, 4), rng)
     m.codes[:, :2] = len(m.table) - 1

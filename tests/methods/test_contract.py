@@ -1,4 +1,4 @@
-"""What every method keeps, each through the object that training uses."""
+"""The contract that every method keeps, checked through the object that training uses."""
 
 from nnunetv2_kd.methods import OWN_METHODS
 from nnunetv2_kd.testing import method_contract

@@ -1,4 +1,4 @@
-"""The docs list the methods that there are."""
+"""The docs list all methods."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 def test_the_docs_have_every_method_and_option():
-    """Paste the output of `methods_table` into docs/methods.md where this fails."""
+    """If this fails, paste the output of `methods_table` into docs/methods.md."""
     assert methods_table(OWN_METHODS) in DOCS.read_text()
 
 

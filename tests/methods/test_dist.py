@@ -37,7 +37,8 @@ def test_dist_is_the_reference(size, sigmoid, temperature, rng):
 
 
 def test_a_scaled_student_is_as_good():
-    """Correlations do not see that sigmoid heads are twice as sure: of two voxels any rising pair correlates at 1."""
+    """Correlations do not change if sigmoid heads are twice as certain: with two voxels, any rising pair has a
+    correlation of 1."""
     z_t = torch.tensor([1.0, -1.0]).view(1, 1, 1, 2)
     assert float(dist(2 * z_t, z_t, sigmoid=True)) == pytest.approx(0, abs=1e-5)
     assert float(dist(-z_t, z_t, sigmoid=True)) == pytest.approx(2, abs=1e-5)

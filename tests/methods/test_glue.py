@@ -1,4 +1,4 @@
-"""What lies between a method's options and its formula, where no single check of the contract sees it."""
+"""The code between a method's options and its formula, which no single check of the contract covers."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_the_term_is_its_formula_on_every_head(method, formula, kind):
 
 
 def test_region_affinity_leaves_absent_regions_out():
-    """One sample lacks a class: its pairs are fewer, and not pairs with cosines of 0."""
+    """One sample lacks a class: it has fewer pairs, not pairs with a cosine of 0."""
     stage = "encoder.0"
     world = World(RegionAffinity(stages=(stage,)), Situation(2, "labels"))
     world.targets[0][0] = world.targets[0][0].clamp(max=1)

@@ -51,7 +51,7 @@ def test_voxel_kl_closed_form():
 
 
 def test_voxel_kl_sums_over_classes():
-    """Twice as many heads that disagree alike give twice the term; a mean over classes would not change."""
+    """Twice as many heads with the same disagreement give twice the term; a mean over classes would stay the same."""
     z_s, z_t = torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4, 4)
     one = voxel_kl(z_s[:, :1], z_t[:, :1], sigmoid=True)
     assert float(voxel_kl(z_s, z_t, sigmoid=True)) == pytest.approx(2 * float(one))
@@ -70,7 +70,8 @@ def test_region_kl_weighs_a_small_region_like_a_large_one():
 
 
 def test_region_kl_hardly_sees_a_class_that_the_teacher_does_not():
-    """The teacher gives a class 1e-4 everywhere and the student disagrees there: that class must not take a third."""
+    """The teacher gives a class 1e-4 everywhere and the student disagrees there: this class must not count as much as
+    the others."""
     z_t = torch.tensor([5.0, 5.0, -4.2]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     z_s = torch.zeros_like(z_t).requires_grad_()
     mass = float(soft_membership(z_t, False)[:, 2].sum())

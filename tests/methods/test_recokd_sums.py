@@ -1,4 +1,4 @@
-"""Sums over adapted features, block by block, against all of them at once."""
+"""Sums over adapted features, computed block by block, compared with sums over all of them at once."""
 
 from unittest import mock
 
@@ -90,7 +90,7 @@ def test_half_precision_is_summed_in_float32(dtype, rng):
 
 
 def test_channels_last(rng):
-    """As on a CPU with cpu_speed: neither the values nor the gradients depend on where the channels lie."""
+    """With channels last in memory, as with cpu_speed on a CPU, values and gradients are the same."""
     student, weight, teacher, *weights = given(rng, torch.float32)
     expected = recokd_sums.sums(student, weight, teacher, *weights)
     last = student.detach().mT.contiguous().mT.requires_grad_()

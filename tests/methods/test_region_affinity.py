@@ -1,4 +1,4 @@
-"""Importance maps, region affinity, and the regions that they stand on."""
+"""Importance maps, region affinity, and the regions that they use."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_region_affinity_of_two_regions_closed_form():
 
 
 def test_pair_errors_do_not_cancel():
-    """One pair too similar by as much as another is too dissimilar is not a perfect match."""
+    """One pair that is too similar does not make up for another that is as much too dissimilar."""
     regions = label_regions(torch.tensor([0, 1, 2]).view(1, 1, 1, 3), 3)
     angles_s, angles_t = torch.tensor([0.0, 0.5, 2.0]), torch.tensor([0.0, 1.5, 2.0])
 
@@ -119,7 +119,7 @@ def test_importance_map_resizes_the_student(rng):
 
 
 def test_area_average_keeps_a_small_structure():
-    """One voxel of 64 is an eighth of its cell; the nearest neighbour would lose it or blow it up."""
+    """One voxel of 64 is an eighth of its cell; a nearest-neighbour average would lose or enlarge it."""
     one_voxel = torch.zeros(1, 1, 4, 4, 4, dtype=torch.long)
     one_voxel[0, 0, 1, 1, 1] = 1
     coarse = at_grid(label_regions(one_voxel, 2).dense(), (2, 2, 2))

@@ -1,4 +1,4 @@
-"""The region graph and the cosines under it. What holds for all terms on regions' features is in test_regional.py."""
+"""The region graph and its cosines. Tests that hold for all terms on regions' features are in test_regional.py."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_a_single_node_is_no_graph(rng):
 
 
 def test_weak_nodes_have_finite_gradients():
-    """Every node opposite to every other that it can be: strength 1, by its self-loop alone."""
+    """Every node is opposite to as many others as possible: its strength is 1, from its self-loop alone."""
     edges = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], requires_grad=True)
     teacher = torch.ones(2, 2, requires_grad=True)
     graph_difference(edges, teacher, torch.tensor([True, True])).backward()
@@ -71,7 +71,7 @@ def test_weak_nodes_have_finite_gradients():
 
 
 def test_a_node_is_its_own_neighbour_whatever_its_cosine(rng):
-    """A dead region's cosine to itself is 0 and not 1."""
+    """The cosine of a region without activity to itself is 0 and not 1."""
     edges_s, edges_t = torch.rand(3, 3, generator=rng), torch.rand(3, 3, generator=rng)
     present = torch.ones(3, dtype=torch.bool)
     expected = graph_difference(edges_s, edges_t, present)

@@ -24,7 +24,7 @@ def features(channels, spatial, rng, batch=2):
 
 
 def membership_of(spatial, rng, classes=3, count=4, batch=2):
-    """The last class is absent; the class after it is to be ignored."""
+    """The last class is absent; the one after it is the ignore label."""
     labels = torch.randint(0, classes + 1, (batch, 1, *spatial), generator=rng)
     return label_regions(torch.where(labels == classes, count, labels), count, ignore_label=count)
 
@@ -99,7 +99,7 @@ def test_gradient_of_an_activation_map_is_autograd_s(spatial, layout, rng, monke
 
 
 def test_gradient_of_the_channels_weights(rng):
-    """Which standardised maps hardly have."""
+    """Standardised maps have hardly any such gradient."""
     f, counted = features(4, (3, 5), rng), torch.rand(2, 3, 5, generator=rng)
     weights = torch.randn(2, 3, 5, generator=rng)
     own, plain = f.clone().requires_grad_(), f.double().requires_grad_()
@@ -125,7 +125,7 @@ def test_activation_map_closed_form():
 
 
 def test_filter_listens_where_the_teacher_is_decided():
-    """The student errs alike at a voxel where the teacher is decided and at one where it is not."""
+    """The student makes the same error at a voxel where the teacher is certain and at one where it is not."""
     teacher = torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0, 0.5]).view(1, 1, 1, 6)
     m = regions_of(torch.ones(1, 1, 1, 6))
     a_t = activation_map(teacher).flatten()
@@ -166,8 +166,8 @@ def test_variation_closed_form():
 
 
 def test_voxels_of_no_region_do_not_pull_their_neighbours(rng):
-    """Part of the patch is ignored, through the middle of the student's coarser voxels. The rest looks the same
-    everywhere."""
+    """A part of the patch is ignored, with its border inside the student's coarser voxels. The features are the same
+    everywhere else."""
     labelled = torch.ones(1, 1, 8, 8)
     labelled[..., :3] = 0
     m = regions_of(labelled)

@@ -132,7 +132,7 @@ def test_two_packages_with_one_name(install):
 
 
 def test_options_with_the_name_of_a_keyword(in_folder):
-    """Python's own words are no option's name, and are refused like any other that is unknown."""
+    """Python's keywords are not option names, and are refused like any other unknown name."""
     with pytest.raises(ValidationError, match=r"lambda\n +unknown option; voxel_kl has weight, temperature"):
         read_methods({"voxel_kl": {"lambda": 1}})
 

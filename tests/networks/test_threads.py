@@ -73,7 +73,7 @@ def test_torch_takes_no_more(machine, monkeypatch):
 
 
 def test_a_stock_command_takes_no_more(tmp_path):
-    """As the workflow runs nnUNetv2_train."""
+    """Run in the same way as the workflow runs nnUNetv2_train."""
     command = tmp_path / "command.py"
     command.write_text(
         "import multiprocessing, sys\n"

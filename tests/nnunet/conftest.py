@@ -1,4 +1,4 @@
-"""Results folders to be read."""
+"""Results folders for reading."""
 
 from tests.scored_models import family, results
 

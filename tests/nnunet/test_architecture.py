@@ -19,7 +19,7 @@ WHERE = "plans.json"
 
 @pytest.fixture
 def stranger(tmp_path, monkeypatch):
-    """A module on the path that leaves a mark when it is imported, and another when its function is called."""
+    """A module on the path that leaves a trace when it is imported, and another when its function is called."""
     folder = tmp_path / "path"
     folder.mkdir()
     (folder / "strangers.py").write_text(
@@ -168,7 +168,7 @@ def test_no_command_runs_what_plans_name(hostile, stranger, command, capsys):
 
 
 def test_trusted_plans_are_imported(hostile, stranger, capsys):
-    """So that the tests above would notice."""
+    """This shows that the tests above would notice an import."""
     model = hostile / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     arguments = (
         f"predict -m {model} -i {hostile / 'images'} -o {hostile / 'out'} -f 0 -device cpu -npp 0 -nps 0 --trust"

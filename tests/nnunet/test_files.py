@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files are complete, or do not exist."""
 
 import shutil
 from unittest import mock

@@ -1,4 +1,4 @@
-"""Whether a file is whole, on files that SimpleITK has written."""
+"""Whether a file is complete, tested on files that SimpleITK has written."""
 
 import gzip
 

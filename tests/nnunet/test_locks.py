@@ -1,4 +1,4 @@
-"""Who works in a folder."""
+"""Locks on folders."""
 
 import errno
 import os

@@ -32,7 +32,7 @@ def home(tmp_path, monkeypatch):
     ],
 )
 def test_what_is_meant(home, monkeypatch, value, message):
-    """The line that doctor prints makes the folder that was meant, and no other."""
+    """The command that doctor prints makes the folder that was meant, and no other."""
     value = value.format(home)
     monkeypatch.setenv("nnUNet_results", value)
     assert message in mistake_in(value)

@@ -1,4 +1,4 @@
-"""Options files that nobody sane writes: refused at once, in few words."""
+"""Hostile and broken options files are refused at once, with a short message."""
 
 import time
 

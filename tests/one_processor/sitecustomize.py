@@ -1,7 +1,9 @@
-"""Python imports this at its start where PYTHONPATH names this folder: commands of the tests count one processor.
+"""Python imports this module at its start if PYTHONPATH names this folder: the tests' commands then count one
+processor.
 
-On a CPU nnU-Net takes as many threads as there are processors, whatever the environment says. Two commands at a time
-then wait for each other's threads, for several times as long as they compute; and other threads sum in another order.
+On a CPU, nnU-Net uses as many threads as there are processors, whatever the environment says. Two commands at the same
+time then wait for each other's threads and take several times as long; and with another number of threads, sums are
+added in another order.
 """
 
 import multiprocessing

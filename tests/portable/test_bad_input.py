@@ -1,4 +1,4 @@
-"""What goes wrong where the folder is used is named, and nothing half-written is left."""
+"""Every problem on the machine that uses the folder is named, and nothing half-written is left."""
 
 import json
 import shutil
@@ -133,7 +133,7 @@ def test_a_runtime_that_cannot_open_the_network(copied, monkeypatch):
 
 
 def test_a_requirement_that_is_missing(copied, tmp_path):
-    """Python without any package."""
+    """With a Python that has no packages."""
     done = subprocess.run(
         [sys.executable, "-I", "-S", copied / "predict.py", "--self-test"], capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""A DICOM series in, a segmentation object out, at the right place in the patient."""
+"""Read a DICOM series, and write a segmentation object at the right place in the patient."""
 
 import json
 
@@ -73,7 +73,8 @@ def as_itk(folder):
     ],
 )
 def test_round_trip(here, voxels, orientation, kind):
-    """The segments are the segmentation of the same image in a NIfTI file that lies as the training images do."""
+    """The segments equal the segmentation of the same image in a NIfTI file with the orientation of the training
+    images."""
     make_model(here / "results", **KINDS[kind])
     (here / "codes.json").write_text(json.dumps(CODES))
     assert main(["export", "-d", "7", "-o", "out", "--format", "portable", "--codes", "codes.json"]) == 0

@@ -1,4 +1,4 @@
-"""The folder: made by the command, and run as its users run it."""
+"""The portable folder, made by the command and run as its users run it."""
 
 import json
 import os
@@ -108,7 +108,7 @@ def test_what_is_in_it(exported):
 
 
 def test_files_of_other_people(here, capsys):
-    """A trainer that is not here, in a zip; more than plain data only where it is trusted."""
+    """A trainer that is not installed, in a zip; more than plain data only if it is trusted."""
     model = make_model(here / "results", trainer="nnUNetTrainerOfSomebody")
     file = model / "fold_0" / "checkpoint_final.pth"
     checkpoint = torch.load(file, weights_only=False) | {"trainer_name": "nnUNetTrainerOfSomebody"}
@@ -203,7 +203,7 @@ def test_requirements_are_a_closed_part_of_the_lock():
 
 
 def test_wheels_of_another_machine(tmp_path, monkeypatch):
-    """Markers are read for that machine, which pip itself does not do."""
+    """Markers are evaluated for that machine, which pip itself does not do."""
     asked = []
 
     def pip(line, **_):

@@ -1,4 +1,4 @@
-"""Sums over regions against an independent float64 reference, their gradients, and what they must not cost."""
+"""Sums over regions against an independent float64 reference, their gradients, and limits on their cost."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def kind(request):
 
 @pytest.fixture(params=[grid_sums, DenseSums, ScatteredSums], ids=["runs", "dense", "scattered"])
 def way(request, monkeypatch):
-    """Run by run, as on a CPU, and spelt out or scattered, as elsewhere."""
+    """Run by run, as on a CPU; and dense or scattered, as elsewhere."""
     monkeypatch.setattr(regions_module, "grid_sums", request.param)
 
 
@@ -83,7 +83,7 @@ def test_project_is_spread_times_features(kind, factor, way, rng):
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
 def test_every_sample_in_a_thread_of_its_own(mode, monkeypatch, rng):
-    """As on a machine of several cores: a thread knows nothing of `no_grad` and `inference_mode`."""
+    """As on a machine with several cores: `no_grad` and `inference_mode` do not apply inside other threads."""
     regions = regions_for("labels", (8, 4, 12), rng)
     f = torch.randn(2, 3, 8, 4, 12, generator=rng, requires_grad=True)
     a = torch.randn(2, regions.count, 3, generator=rng, requires_grad=True)
@@ -100,7 +100,7 @@ def test_every_sample_in_a_thread_of_its_own(mode, monkeypatch, rng):
 
 @pytest.mark.parametrize("value", [0.1, 3.3])
 def test_a_region_of_a_whole_patch_keeps_its_digits(value):
-    """Background only: 2 million summands that float32 does not hold exactly."""
+    """Background only: 2 million values, whose sum float32 cannot hold exactly."""
     regions = label_regions(torch.zeros(1, 1, 128, 128, 128), 2)
     f = torch.full((1, 1, 128, 128, 128), value, requires_grad=True)
     vectors, _ = region_vectors(f, regions)
@@ -128,7 +128,7 @@ def test_what_does_not_fit_the_cells_is_refused(way):
 
 
 def test_features_that_are_a_transposed_view(way, rng):
-    """Their blocks are copies: a gradient must not be written into one."""
+    """Their blocks are copies, so a gradient must not be written into one."""
     regions = regions_for("labels", (8, 4, 12), rng)
     f = torch.randn(2, 3, 12, 4, 8, generator=rng).permute(0, 1, 4, 3, 2)
     a = torch.randn(2, regions.count, 3, generator=rng)
@@ -195,7 +195,7 @@ def test_a_label_that_is_none_of_the_classes_is_refused():
 
 
 def test_compiled_anew_where_nothing_can_be_kept(monkeypatch):
-    """A container without a home: numba has no folder for what it compiled."""
+    """In a container without a home, numba has no folder in which to cache compiled code."""
     monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
     compiled = cpu_kernels.compile_kernel(cpu_kernels.spread.py_func)
     assert isinstance(compiled._cache, NullCache)
@@ -216,7 +216,7 @@ def test_a_grid_that_does_not_divide_is_refused():
 
 
 def test_codes_have_one_type(rng):
-    """Numba compiles for every type that it meets, and keeps what it compiled."""
+    """numba compiles for every type that it is called with, and keeps the result."""
     given_types = (torch.uint8, torch.int16, torch.int32, torch.long, torch.float32)
     made = [label_regions(torch.randint(0, 3, (1, 1, 4, 4), generator=rng).to(t), 3) for t in given_types]
     made += [overlapping_regions(torch.randint(0, 2, (1, r, 4, 4), generator=rng)) for r in (2, 9, 62)]

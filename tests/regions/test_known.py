@@ -1,4 +1,4 @@
-"""What a partial teacher does not know is one class with the background, in logits and in targets."""
+"""What a partial teacher does not know forms one class with the background, in logits and in targets."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def loss_and_gradient(methods, student, teacher, labels, known, target):
 
 
 def test_a_term_asks_nothing_about_what_is_not_known(rng):
-    """However the student divides "anything else" into background and the unknown, the term stays as it is."""
+    """However the student divides "anything else" into background and unknown structures, the term stays the same."""
     labels = Labels(3, False, None)
     student = torch.randn(2, 3, 4, 4, generator=rng)
     teacher = torch.randn(2, 2, 4, 4, generator=rng)

@@ -1,4 +1,4 @@
-"""A trained model as nnU-Net's predictor has it and as the runner has it, with the same network: a function."""
+"""A trained model for nnU-Net's predictor and for the runner, with a function as the same network in both."""
 
 import contextlib
 import io
@@ -22,7 +22,8 @@ STATISTICS = {"mean": 20.0, "std": 40.0, "percentile_00_5": -60.0, "percentile_9
 
 
 def plans_of(dims: int = 3, schemes: tuple[str, ...] = ("ZScoreNormalization",), **settings: Any) -> dict[str, Any]:
-    """Plans of one configuration; ``transpose`` and ``reader`` are of the plans, all else of the configuration."""
+    """Plans with one configuration; ``transpose`` and ``reader`` are for the plans, everything else for the
+    configuration."""
     plans = predicting_plans("nnUNetPlans", (4, 8))
     name = "2d" if dims == 2 else "3d_fullres"
     transpose = settings.pop("transpose", [0, 1, 2])
@@ -51,7 +52,7 @@ def dataset_json_of(channels: int = 1, regions: bool = False, labels: int = 3, e
 
 
 def network_of(heads: int, seed: int = 0) -> Any:
-    """A function ``(1, C, *S)`` to ``(1, heads, *S)`` that is not the same mirrored."""
+    """A function ``(1, C, *S)`` to ``(1, heads, *S)`` that gives something else for a mirrored input."""
     rng = np.random.default_rng(seed)
     scale, shift = rng.normal(size=heads), rng.normal(size=heads)
 
@@ -78,7 +79,7 @@ def nnunet_of(plans: dict[str, Any], dataset_json: dict, networks: list, axes: t
 
 
 def model_of_nnunet(*predictors: nnUNetPredictor, folder: Path = Path("."), **changes: Any) -> Model:
-    """The same as the runner's model."""
+    """The same model for the runner."""
     count = [["x.onnx"] * len(predictor.list_of_parameters) for predictor in predictors]
     return model_of(folder, describe_model(predictors, count) | changes)
 

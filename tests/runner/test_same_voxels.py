@@ -1,4 +1,4 @@
-"""From image to segmentation the runner gives nnU-Net's voxels where their networks give the same numbers."""
+"""From image to segmentation, the runner gives nnU-Net's voxels if both networks give the same numbers."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def nnunet_segmentation(image, spacing, predictor, previous=None, probabilities=
 
 
 def check(plans, dataset_json, shape, spacing, axes=(0, 1, 2), folds=1, previous=None, tmp_path=None, channels=None):
-    """0 voxels differ, with logits in memory and in a file."""
+    """Check that 0 voxels differ, with logits in memory and in a file."""
     channels = channels or len(dataset_json["channel_names"])
     regions = "regions_class_order" in dataset_json
     heads = len(dataset_json["labels"]) - (1 if regions else 0)
@@ -95,7 +95,7 @@ def test_what_the_network_sees(scheme, mask, transpose):
 
 @pytest.mark.parametrize("channels_in_memory", ["C", "F"])
 def test_sums_depend_on_how_an_image_lies_in_memory(channels_in_memory):
-    """nibabel's arrays lie the other way round."""
+    """nibabel's arrays have the opposite order in memory."""
     predictor = nnunet_of(plans_of(), dataset_json_of(), [network_of(4)], None)
     image = np.asarray(image_of((31, 33, 29)) * np.float32(1.7) + 3, order=channels_in_memory)
     expected, _ = nnunet_input(image, (1.0, 1.0, 1.0), predictor)

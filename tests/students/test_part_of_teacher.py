@@ -1,5 +1,5 @@
-"""A student that begins as a part of its teacher is that part: where the teacher's other channels do nothing, both
-networks say the same."""
+"""A student that starts as a part of its teacher: if the teacher's other channels are 0, both networks predict the
+same."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def half_of(count, rng):
 
 
 def silence(block, channels):
-    """Channels that are 0 whatever comes in."""
+    """Set channels to 0 for every input."""
     block.conv.weight[channels] = 0
     block.conv.bias[channels] = 0
     block.norm.weight[channels] = 0
@@ -121,7 +121,7 @@ def test_a_student_is_the_part_of_its_teacher_that_does_something(teacher, stude
 
 @torch.no_grad()
 def share_first_two_stages(network, rng):
-    """The second stage adds to the first one's channels as they are: the same ones are silent in both."""
+    """The second stage adds to the first stage's channels directly, so the same channels are 0 in both."""
     encoder = network.encoder
     silent = (encoder.stem.convs[0].norm.weight == 0).nonzero().flatten()
     for block in encoder.stages[1].blocks:

@@ -1,4 +1,4 @@
-"""What to type where plans do not go together: the lines are typed, and then they do."""
+"""The commands to type if plans do not fit together: the test types them, and then they do."""
 
 import json
 import shlex
@@ -26,7 +26,7 @@ STUDENT = StudentIdentity(MINE, "nnUNetPlans", "3d_fullres", 0)
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    """Two datasets of another spacing, and a model of the other one."""
+    """Two datasets with different spacings, and a model of the second one."""
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     for dataset, spacing in ((MINE, 2.0), (OTHER, 1.0)):
@@ -95,7 +95,7 @@ def test_other_labels_and_other_channels_are_not_mended_by_the_teachers_plans(fo
 
 
 def moved_student(folders):
-    """Plans shrunken there and moved here."""
+    """Plans that were shrunken there and moved here."""
     return shrink_plans(plans_of(folders, OTHER), {"3d_fullres": 0.5}, name="SmallFrom4") | {"dataset_name": MINE}
 
 
@@ -148,7 +148,7 @@ def test_no_line_trains_with_a_trainer_that_is_not_there(folders):
 
 
 def test_regions_in_another_order_are_matched_by_name(folders):
-    """Heads of regions go by their order, so an equal set of names is not enough."""
+    """The heads of regions are in the order of the regions, so equal names alone are not enough."""
     regions = {"background": 0, "whole": [1, 2], "core": [2]}
     turned = {"background": 0, "core": [2], "whole": [1, 2]}
     student, teacher = (

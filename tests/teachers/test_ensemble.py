@@ -72,7 +72,7 @@ def test_two_equal_teachers_answer_as_one(batch, rule, labels):
 
 @pytest.mark.parametrize("rule", ["confidence", "region"])
 def test_the_better_teacher_is_heard(batch, rule):
-    """One teacher whose head is replaced by the truth."""
+    """The head of one teacher is replaced by the truth."""
     data, targets = batch
     ensemble = EnsembleTeacher([make_teacher(), make_teacher()], [1, 1], CombineOptions(rule=rule, tau=0.5), LABELS)
 

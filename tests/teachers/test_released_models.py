@@ -1,4 +1,4 @@
-"""Models as others give them away: without their trainer, optimizer or log, moved, renamed, zipped, not U-Nets."""
+"""Models as others publish them: without their trainer, optimizer or log, moved, renamed, zipped, not U-Nets."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def test_without_optimizer_log_or_epoch(released):
 
 
 def test_heads_that_never_learned_are_reported_without_an_optimizer(released):
-    """nnU-Net's biases begin at 0."""
+    """nnU-Net initialises biases with 0."""
     file = released / "fold_0" / "checkpoint_final.pth"
     checkpoint = torch.load(file)
     heads = sorted(key for key in checkpoint["network_weights"] if "seg_layers" in key and key.endswith("bias"))
@@ -222,7 +222,7 @@ def test_a_transformer_runs_on_patches_of_its_own_size_only(transformer):
 
 
 def test_the_leaderboard_counts_the_network_of_the_trainer():
-    """And not the U-Net that its plans describe."""
+    """And not the U-Net that the plans describe."""
     cost = network_cost(plans(), "3d_fullres", DATASET_JSON, "nnUNet_Primus_S_Trainer")
     of_plans = network_cost(plans(), "3d_fullres", DATASET_JSON, "nnUNetTrainerOfSomebody")
     assert cost.params > 20 * of_plans.params

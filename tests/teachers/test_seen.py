@@ -1,4 +1,4 @@
-"""Which validation cases a teacher was trained on, told by what it left."""
+"""Which validation cases a teacher was trained on, found from what its training left."""
 
 import json
 
@@ -26,7 +26,7 @@ def write_splits(preprocessed, splits, dataset=MINE):
 
 
 def left(folder, validated, counts=None, log="training_log_2026_1_1_00_00_01.txt", predicted=None):
-    """What a training leaves."""
+    """The files that a training leaves."""
     (folder / "validation").mkdir(parents=True, exist_ok=True)
     for case in validated:
         (folder / "validation" / f"{case}.nii.gz").touch()

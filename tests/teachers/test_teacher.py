@@ -92,7 +92,7 @@ def test_a_teachers_answer_can_be_used_in_a_backward_pass():
 
 
 def test_features_come_under_the_students_names():
-    """A student with one stage of stride 4 where the teacher has two of stride 2."""
+    """The student has one stage with stride 4 where the teacher has two stages with stride 2."""
     teacher = make_teacher(network(features=(2, 4, 8)))
     teacher.tap({"encoder.1": "encoder.2"})
     output = teacher.run(torch.randn(1, 1, 8, 8, 8))

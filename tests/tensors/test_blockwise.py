@@ -1,4 +1,4 @@
-"""Mean powers over channels, against the powers written out; products over the voxels, in parts and in one go."""
+"""Mean powers over channels against the plain formula, and products over voxels in parts and all at once."""
 
 import numpy as np
 import pytest

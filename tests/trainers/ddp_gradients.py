@@ -1,4 +1,4 @@
-"""Two gloo processes and one, each through the trainers' own step: their gradients on the same four patches."""
+"""Run the trainers' own step on the same four patches in two gloo processes and in one, and compare the gradients."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ KILLED = 9
 
 
 def gradients(root: str, rank: int, world_size: int) -> None:
-    """Of one step on this process's share of the patches, written to a file."""
+    """The gradients of one step on this process's share of the patches, written to a file."""
     import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as stock
     from torch.nn.parallel import DistributedDataParallel
 

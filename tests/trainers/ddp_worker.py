@@ -1,5 +1,5 @@
-"""Two gloo processes that train together on the CPU, as nnU-Net's DDP does on GPUs: a student of the teacher itself,
-then one of the stored teacher."""
+"""Two gloo processes that train together on the CPU, as with nnU-Net's DDP on GPUs: first a student of the running
+teacher, then one of the stored teacher."""
 
 import os
 import sys

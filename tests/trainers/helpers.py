@@ -1,4 +1,4 @@
-"""Trainers in this process, without nnU-Net's final validation, for what needs no command."""
+"""Trainers in this process, without nnU-Net's final validation, for tests that need no command."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def make_trainer(
 
 
 def inside(world: World, monkeypatch) -> World:
-    """Make this process work in the world's folders, and draw nothing."""
+    """Make this process work in the world's folders, and draw no plots."""
     for name, value in world.environment().items():
         if name.startswith("nnUNet_"):
             monkeypatch.setenv(name, value)

@@ -41,7 +41,7 @@ def cascaded(world):
 
 @pytest.mark.commands
 def test_cascade(cascaded):
-    """The student's own previous stage, and the teacher's where the student has none."""
+    """With the student's own previous stage, and with the teacher's if the student has none."""
     world = cascaded
     for configuration in ("3d_lowres", "3d_cascade_fullres"):
         predicts = configuration == "3d_lowres"  # for the next stage
@@ -68,7 +68,7 @@ def test_cascade(cascaded):
 
 
 def check_a_stored_cascade(world):
-    """A cascade teaches a student of one stage; what is stored is what nnU-Net's own prediction says of it."""
+    """A cascade teaches a student of one stage; the stored probabilities are those of nnU-Net's own prediction."""
     low = world.model("nnUNetTrainer", configuration="3d_lowres")
     images, out = world.raw / DATASET / "imagesTr", world.root / "out"
     predict = ["nnUNetv2_predict", "-d", "4", "-tr", "nnUNetTrainer", "-f", "all", "-i", images, "--disable_tta"]
@@ -92,7 +92,7 @@ def check_a_stored_cascade(world):
 
 
 def balance_classes(checkpoint, world, predict):
-    """Take each class's mean log probability off its bias, so that a barely trained network finds all of them."""
+    """Subtract each class's mean log probability from its bias, so that a barely trained network finds all classes."""
     out = world.root / "out" / "before"
     world.run(*predict, "-c", "3d_lowres", "-o", out, "--save_probabilities")
     mean = np.mean([np.log(np.load(file)["probabilities"]).mean(axis=(1, 2, 3)) for file in out.glob("*.npz")], axis=0)

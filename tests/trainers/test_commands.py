@@ -26,7 +26,7 @@ TRAINER = "nnUNetTrainerRegionKD"
 
 @pytest.fixture(scope="session")
 def distilled(trained_world, tmp_path_factory) -> World:
-    """A student trained with the one line of the README. Not to be written to: use `own_distilled`."""
+    """A student trained with the command from the README. Do not write to it: use `own_distilled`."""
 
     def make(root: Path) -> None:
         log = copy_of(trained_world, root).train(TRAINER, installed=True).stdout
@@ -209,7 +209,7 @@ def train_curve(world: World) -> list[str]:
 
 
 def test_killed_training_resumes_to_the_same_curve(world):
-    """Killed in the middle of an epoch; after --c the losses are those of a training that was never cut off."""
+    """Killed in the middle of an epoch; after --c, the losses are those of a training that was never interrupted."""
     options = {"epochs": 4, "iterations_per_epoch": 3, "save_every": 1}
     world.train(TRAINER, **options, validate=False)
     uninterrupted = train_curve(world)
@@ -306,7 +306,7 @@ def test_regions_and_ignore_label(tmp_path, change):
     ids=["none", "truncated", "empty", "labels", "channels", "spacing"],
 )
 def test_unfit_teachers(world, break_it, expected, request):
-    """Non-zero exit, the reason last, before an epoch is spent."""
+    """The exit status is not 0, and the reason is printed last, before any epoch."""
     break_it(world)
     done = world.train(TRAINER, check=False, installed=request.node.callspec.id == "labels")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""What only an NVIDIA GPU can show: autocast in half precision, compilation, and the same terms as on the CPU."""
+"""Tests that need an NVIDIA GPU: autocast in half precision, compilation, and the same terms as on the CPU."""
 
 import json
 
@@ -30,7 +30,7 @@ def no_tf32(monkeypatch):
 
 
 def loss_of(trainer, batch, device, autocast):
-    """Values of all terms and the gradient of the student, of one batch on one device; the trainer moves there."""
+    """The values of all terms, and the student's gradient, for one batch on one device; the trainer is moved there."""
     teacher = trainer.teacher
     for module in (trainer.network, teacher.network, trainer.distillation.trained_parts):
         module.to(device)

@@ -1,5 +1,5 @@
-"""What a training keeps that is interrupted, cannot write, has no memory, or meets another one; and with what it may go
-on."""
+"""What a training keeps if it is interrupted, cannot write, runs out of memory, or meets another training; and how it
+can continue."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def stored(stored_world, monkeypatch):
 
 
 def ends_in(monkeypatch, epoch, error, iteration=1):
-    """Trainings end with an error in the middle of an epoch."""
+    """Let trainings end with an error in the middle of an epoch."""
     plain = DistillationMixin.plain_train_step
 
     def step(trainer, batch):
@@ -42,7 +42,7 @@ def ends_in(monkeypatch, epoch, error, iteration=1):
 
 
 def interrupted_in(epoch, monkeypatch, trainer_class, world, **options):
-    """A trainer whose training was ended by Ctrl-C in the middle of an epoch."""
+    """A trainer whose training Ctrl-C ended in the middle of an epoch."""
     trainer = make_trainer(trainer_class, world, **options)
     ends_in(monkeypatch, epoch, KeyboardInterrupt())
     with pytest.raises(Interrupted):
@@ -67,7 +67,8 @@ def replace_teacher(world):
 
 @pytest.mark.parametrize(("error", "words"), [(Terminated(), "Interrupted in epoch 2"), (ZeroDivisionError(), None)])
 def test_an_early_end_keeps_the_epochs_since_the_last_checkpoint(here, monkeypatch, error, words):
-    """As on a cluster, where SIGTERM comes before the limit: the resumed training is the one that was never cut off."""
+    """As on a cluster, where SIGTERM comes before the time limit: the resumed training equals one that was never
+    interrupted."""
     options = {"epochs": 4, "iterations_per_epoch": 2, "ema": 0.9}
     whole = make_trainer(nnUNetTrainerKD, here, **options)
     train(whole)

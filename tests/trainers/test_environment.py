@@ -1,4 +1,4 @@
-"""What is told before a training spends any time."""
+"""Checks before a training spends any time."""
 
 import json
 from pathlib import Path

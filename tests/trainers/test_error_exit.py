@@ -1,4 +1,4 @@
-"""How a command ends that cannot go on: with the reason alone, and lines that work."""
+"""Commands that cannot continue end with the reason alone, and the commands that they print work."""
 
 import shlex
 import signal
@@ -85,7 +85,7 @@ def test_no_cuda_device(world, monkeypatch):
 
 @pytest.mark.slow
 def test_ctrl_c_and_the_line_that_goes_on(world):
-    """As a user presses it, with nnU-Net's workers beside it."""
+    """As if a user presses it, with nnU-Net's worker processes running."""
     file = world.options(epochs=1000, iterations_per_epoch=2, save_every=1)
     command = [BIN / "nnUNetv2_train", "4", "3d_fullres", "0", "-tr", "nnUNetTrainerKDBaseline", "-device", "cpu"]
     environment = world.environment(nnUNet_kd_config=str(file), PYTHONUNBUFFERED="1", nnUNet_n_proc_DA="1")

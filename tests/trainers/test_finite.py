@@ -1,4 +1,4 @@
-"""NaN and infinity: left out, counted, told, and never in a checkpoint."""
+"""NaN and infinity are skipped, counted, reported, and never saved in a checkpoint."""
 
 import json
 

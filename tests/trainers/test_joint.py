@@ -18,7 +18,7 @@ from tests.trainers.test_terms import one_epoch
 
 
 class Good(nnUNetTrainerJointKD):
-    """Whose teacher is taken for good from the first epoch on, as tiny networks never are."""
+    """A trainer whose teacher counts as good from the first epoch on, which tiny networks never are."""
 
     def _make_teacher(self, labels):
         teacher = super()._make_teacher(labels)
@@ -62,7 +62,7 @@ def test_only_the_best_weights_teach(here_alone):
 
 
 def test_teacher_learns_from_nnunets_loss_alone(here_alone):
-    """Its first step is that of the same network in a training without any distillation."""
+    """Its first step equals that of the same network in a training without any distillation."""
     trainer = make_trainer(Good, here_alone)
     trainer.on_train_start()
     plain = json.loads(here_alone.plans_file().read_text()) | {"continue_training": False}
@@ -80,7 +80,7 @@ def test_teacher_learns_from_nnunets_loss_alone(here_alone):
 
 
 def test_both_survive_a_kill(here_alone):
-    """Cut after two of three epochs and resumed: the same student and teacher as without the cut."""
+    """Killed after two of three epochs and resumed, student and teacher equal those of an uninterrupted training."""
     options = {"epochs": 3, "save_every": 1}
     whole = make_trainer(Good, here_alone, **options)
     train(whole)

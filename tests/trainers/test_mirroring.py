@@ -1,4 +1,4 @@
-"""A student is mirrored only along the axes that its teacher was."""
+"""A student is mirrored only along the axes along which its teacher was."""
 
 import json
 
@@ -18,7 +18,7 @@ ALL = (0, 1, 2)
 
 
 def give_axes(world, axes):
-    """The teacher's checkpoint as a trainer that mirrors along these axes leaves it."""
+    """Change the teacher's checkpoint to that of a trainer that mirrors along these axes."""
     file = world.model("nnUNetTrainer") / "fold_0" / "checkpoint_final.pth"
     torch.save(torch.load(file, weights_only=False) | {"inference_allowed_mirroring_axes": axes}, file)
 
@@ -30,7 +30,7 @@ def started(world, trainer=nnUNetTrainerKD, **options):
 
 
 def trained_axes(trainer):
-    """Along which the batches of the training are mirrored."""
+    """The axes along which the training's batches are mirrored."""
     transforms = trainer.dataloader_train.data_loader.transforms
     transforms = getattr(transforms, "transforms", transforms)  # ours around nnU-Net's, which are a ComposeTransforms
     found = [t.allowed_axes for t in getattr(transforms, "transforms", transforms) if isinstance(t, MirrorTransform)]
@@ -52,7 +52,7 @@ def test_the_teachers_axes(here, axes, expected):
 
 
 def test_a_checkpoint_that_does_not_say(here):
-    """nnU-Net predicts with it without mirroring."""
+    """nnU-Net predicts with such a checkpoint without mirroring."""
     file = here.model("nnUNetTrainer") / "fold_0" / "checkpoint_final.pth"
     checkpoint = torch.load(file, weights_only=False)
     del checkpoint["inference_allowed_mirroring_axes"]

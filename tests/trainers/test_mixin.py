@@ -61,7 +61,7 @@ def test_validation_loss_is_nnunets_own(here):
 
 
 def test_loss_zero_when_identical(here):
-    """Every term is 0 where student and teacher are the same network."""
+    """Every term is 0 if student and teacher are the same network."""
     trainer = make_trainer(nnUNetTrainerRegionKD, here, terms=ALL_TERMS, student={"width": 1.0})
     trainer.initialize()
     trainer.network.load_state_dict(teacher_weights(here))
@@ -147,7 +147,7 @@ def test_a_stage_named_twice_in_two_ways(here):
 
 
 def test_options_file_of_a_training_can_be_used_again(here):
-    """Also with a teacher named by folder, which excludes naming it otherwise."""
+    """Also with a teacher that is named by its folder, which excludes every other way to name it."""
     folder = here.model("nnUNetTrainer")
     trainer = make_trainer(nnUNetTrainerRegionKD, here, teacher={"folder": str(folder), "fold": 0})
     trainer.on_train_start()
@@ -156,7 +156,7 @@ def test_options_file_of_a_training_can_be_used_again(here):
 
 
 def test_resuming_with_other_terms_is_refused(here):
-    """As when the options file is forgotten on the line with --c."""
+    """For example if the options file is forgotten in the command with --c."""
     train(make_trainer(nnUNetTrainerRegionKD, here, terms={"region_kl": {"weight": 3}}))
     again = make_trainer(nnUNetTrainerRegionKD, here)
     again.load_checkpoint(str(here.model("nnUNetTrainerRegionKD") / "fold_0" / "checkpoint_final.pth"))
@@ -165,7 +165,7 @@ def test_resuming_with_other_terms_is_refused(here):
 
 
 def test_a_budget_is_solved_for_the_trained_configuration_only(here):
-    """3d_fullres cannot be made that small, which is no concern of a 2d student."""
+    """3d_fullres cannot become that small, which does not matter for a 2d student."""
     trainer = make_trainer(nnUNetTrainerKDBaseline, here, configuration="2d", student={"flops": "0.2M"})
     assert list(trainer.plans_manager.plans["kd_student"]["width"]) == ["2d"]
 
@@ -184,7 +184,8 @@ def test_checkpoint_survives_a_kill_while_saving(here):
 
 
 def test_the_teacher_does_not_run_where_the_factor_is_0(here):
-    """The last third of the training: two epochs of three iterations each, fading out from the start to a half."""
+    """The factor is 0 in the last third of the training: there are two epochs of three iterations, and it fades out
+    from the start."""
     trainer = make_trainer(nnUNetTrainerKD, here, terms={"voxel_kl": {}}, schedule={"decay_from": 0.0, "final": 0.0})
     trainer.on_train_start()
     ran = []

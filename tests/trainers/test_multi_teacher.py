@@ -133,7 +133,7 @@ def test_split_teachers_writes_folds_and_options(here, tmp_path, capsys, monkeyp
 
 
 def test_split_teachers_before_nnunet_made_its_folds(here, tmp_path):
-    """The five that it would make itself."""
+    """The five folds are those that nnU-Net would make."""
     file = here.preprocessed / DATASET / "splits_final.json"
     before = json.loads(file.read_text())
     file.unlink()

@@ -1,4 +1,4 @@
-"""Optimizer, learning rate and their place in a training."""
+"""Optimizer, learning rate, and how a training uses them."""
 
 import copy
 import math
@@ -181,7 +181,7 @@ def test_resumed_with_another_optimizer(here):
 
 
 def test_a_checkpoint_of_before_is_resumed(here):
-    """It named every term, and no optimizer."""
+    """It has options for every term, and no optimizer."""
     stop_after(first := make_trainer(nnUNetTrainerKD, here, save_every=1, terms={"voxel_kl": {}}), 1)
     file = f"{first.output_folder}/checkpoint_latest.pth"
     checkpoint = torch.load(file, weights_only=False)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.commands
 
 @pytest.fixture(scope="session")
 def trained_together(stored_trained_world, tmp_path_factory):
-    """A student of the teacher itself and one of the stored teacher, each trained by the two processes."""
+    """A student of the running teacher and one of the stored teacher, each trained by the two processes."""
 
     def make(root):
         world = copy_of(stored_trained_world, root)
@@ -51,7 +51,7 @@ def test_two_processes_train_from_one_store(trained_together):
 
 @pytest.fixture
 def patches(world):
-    """Four patches with targets of all heads, half of them for each of two processes."""
+    """Four patches with the targets of all heads, half of them for each of the two processes."""
     world.env["PYTHONPATH"] = str(Path(__file__).parents[2])
     generator = torch.Generator().manual_seed(0)
     size = torch.tensor([16, 24, 16])

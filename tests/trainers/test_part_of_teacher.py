@@ -16,7 +16,7 @@ STANDS_STILL = {"name": "sgd", "lr": 1e-12, "weight_decay": 0.0}
 
 
 def expected(world, student_checkpoint):
-    """The student's network as a part of the world's teacher."""
+    """The student's network as a part of the teacher's."""
     folder = world.model("nnUNetTrainer")
     plans, dataset_json = (json.loads((folder / name).read_text()) for name in ("plans.json", "dataset.json"))
     teacher = build_network(plans, "3d_fullres", dataset_json, "nnUNetTrainer", deep_supervision=True)

@@ -43,7 +43,7 @@ def test_guard_lets_a_late_term_pass():
 
 
 def test_guard_asks_all_workers():
-    """Under DDP the first workers may be given random patches only, without any foreground."""
+    """Under DDP, the first workers may get only random patches without any foreground."""
     judge([seen_in([{"rad": 0}] * 2), seen_in([{"rad": 0.1}] * 2)], TRAINED)
 
 
@@ -62,7 +62,7 @@ def test_guard_stops_a_term_without_a_gradient():
 
 
 def test_history_means_and_shares(tmp_path):
-    """Half of the epoch at full weight, half at none: the share is that of the epoch and not of its end."""
+    """Half of the epoch has full weight, half none: the share is that of the entire epoch."""
     history = TermHistory(str(tmp_path), {"kl": 2.0})
     add(history, 1.0, kl=1)
     add(history, 0.0, kl=3)
@@ -129,7 +129,8 @@ def test_pseudo_dice_of_regions():
 
 
 def test_shares_of_the_gradient_and_advice(tmp_path):
-    """Lengths 1 of nnU-Net's loss, 0.001 of one term and 30 of another, at half of the schedule's factor."""
+    """The gradient of nnU-Net's loss has length 1, that of one term 0.001 and that of another 30, at half of the
+    schedule's factor."""
     history = TermHistory(str(tmp_path), {"kl": 2.0, "rad": 0.5})
     gradients = {"segmentation": torch.tensor(1.0), "kl": torch.tensor(0.0005), "rad": torch.tensor(15.0)}
     for epoch in range(2):

@@ -1,4 +1,4 @@
-"""The start of a training: it replaces nothing of another method, mixes no networks, and leaves nothing where it
+"""The start of a training replaces no model by another method, mixes no networks, and leaves nothing behind if it
 fails."""
 
 import json
@@ -25,7 +25,7 @@ REGION = {"region_kl": {"weight": 3}}
 
 @pytest.fixture(scope="session")
 def student_world(trained_world, tmp_path_factory) -> World:
-    """A world with a finished distilled student of fold 0. Not to be written to: use `student`."""
+    """A world with a finished distilled student of fold 0. Do not write to it: use `student`."""
 
     def make(root) -> None:
         world = copy_of(trained_world, root)
@@ -44,7 +44,7 @@ def fold_of(world: World, fold: int = 0, plans: str = "nnUNetPlans"):
 
 
 def state(folder) -> dict:
-    """Every file below with its content."""
+    """Every file in the folder, with its content."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
@@ -117,7 +117,7 @@ def test_a_finished_training_of_another_method_is_not_replaced(student, options,
 
 
 def test_an_unfinished_training_of_another_method_is_not_replaced_and_goes_on_by_the_line(here):
-    """Interrupted in its second epoch."""
+    """It was interrupted in its second epoch."""
     plain = nnUNetTrainerKD.on_epoch_start
 
     def interrupt(trainer):
@@ -161,7 +161,7 @@ def test_another_method_may_take_its_place_where_that_is_meant(student, monkeypa
 
 
 def typed(world: World, line: str, **options):
-    """Run a line as a user would who has copied it, with the variables in front of it."""
+    """Run a command as a user would who has copied it, with the variables in front of it."""
     words = shlex.split(line)
     variables = dict(word.split("=", 1) for word in words if word.startswith("nnUNet_kd_"))
     return world.run(*[word for word in words if not word.startswith("nnUNet_kd_")], validate=False, **variables)
@@ -241,7 +241,7 @@ def test_a_failed_start_leaves_nothing(here, break_it):
 
 
 def test_a_failed_start_over_a_finished_training_leaves_that_whole(student, monkeypatch):
-    """Although nnU-Net has written the plans of another size by then."""
+    """Even though nnU-Net has already written plans with another size."""
     monkeypatch.setenv("nnUNet_kd_overwrite", "1")
     before = state(student.results)
     trainer = make_trainer(nnUNetTrainerKD, student, **QUICK, student={"width": 0.25})
@@ -260,7 +260,7 @@ def test_trainings_with_a_number_of_epochs_in_the_name_compare_that_number(here)
 
 
 def test_the_line_of_a_student_alone_trains_one_that_is_compared(student):
-    """What the end of a training and the leaderboard print."""
+    """The command that the end of a training and the leaderboard print."""
     fold = fold_of(student)
     line = result_message(fold).splitlines()[-1].strip()
     assert "Training done." in typed(student, line).stdout
@@ -286,7 +286,8 @@ def test_options_file_holds_the_defaults_that_were_in_force(student):
 
 
 def test_a_resumed_student_whose_plans_file_was_replaced(student):
-    """plan --overwrite of an older version, or by hand: the line puts the plans back, and --c goes on."""
+    """By plan --overwrite of an older version, or by hand: the printed command puts the plans back, and --c
+    continues."""
     student.run("nnUNetv2_kd", "plan", "-d", "4", "-c", "3d_fullres", "-o", "nnUNetPlansSmall", "--width", "0.5")
     student.train("nnUNetTrainerKD", "-p", "nnUNetPlansSmall", **QUICK, validate=False)
     other = student.plans_file("nnUNetPlansOther")

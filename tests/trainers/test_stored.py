@@ -1,4 +1,4 @@
-"""Students of a stored teacher: the same batches, the same terms, and every store that must not be used."""
+"""Students of a stored teacher: the same batches, the same terms, and stores that must be refused."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ def store_of(world) -> Path:
 
 
 def started(world, **options):
-    """A trainer whose store is open, and that has not trained."""
+    """A trainer whose store is open, before any training step."""
     trainer = make_trainer(nnUNetTrainerRegionKD, world, **{"stored_teacher": "fold_0", **options})
     trainer.initialize()
     trainer._start_distillation()
@@ -57,7 +57,7 @@ def test_trains_without_the_teacher(here):
 
 
 def test_same_batches_as_with_the_teacher_itself(here):
-    """And an output of the same shape, without deep supervision's missing heads."""
+    """The output also has the same shape, except for heads that are missing without deep supervision."""
     batches, outputs = [], []
     for options in ({}, {"stored_teacher": "fold_0"}):
         trainer = make_trainer(nnUNetTrainerRegionKD, here, **options)
@@ -77,7 +77,7 @@ def test_same_batches_as_with_the_teacher_itself(here):
 
 
 def test_a_region_that_is_not_in_the_patch_does_not_count(here):
-    """Its vector is of the whole case, which has it."""
+    """Its vector is from the complete case, which contains the region."""
     trainer = started(here, terms={"region_affinity": {}})
     trainer.on_train_start()
     batch = next(trainer.dataloader_train)
@@ -229,7 +229,7 @@ def test_two_dimensions(here):
 
 
 def test_commands_with_worker_processes_and_resuming(stored_world):
-    """As a user types it: nnU-Net's augmentation in further processes, --c and --val; no teacher is there."""
+    """As a user types them: nnU-Net's augmentation in worker processes, --c and --val; the teacher no longer exists."""
     shutil.rmtree(stored_world.model("nnUNetTrainer"))
     workers = {"nnUNet_n_proc_DA": "2"}
     options = {"stored_teacher": "fold_0", "save_every": 1}

@@ -1,4 +1,4 @@
-"""Trainers in this process on real cases: what nnU-Net's own switches and variants do to a distillation."""
+"""Trainers in this process on real cases: the effect of nnU-Net's own switches and variants on a distillation."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ from tests.trainers.helpers import inside, log_of, make_trainer, train
 
 
 class Mine(DistillationMixin, nnUNetTrainerDA5):
-    """All that a user writes to distil with another trainer."""
+    """The complete code that a user writes to distil with another trainer."""
 
     default_options = {"terms": {"region_kl": {}, "region_affinity": {"stages": ["encoder.-1"]}}}  # noqa: RUF012
 
@@ -86,7 +86,7 @@ def test_a_student_with_other_stages(here):
 
 
 def test_a_teacher_without_trained_low_heads(here):
-    """nnU-Net builds the heads of a trainer without deep supervision too, but they are random."""
+    """nnU-Net also builds these heads for a trainer without deep supervision, but they stay random."""
     single = make_trainer(
         type("Single", (DistillationMixin, nnUNetTrainerNoDeepSupervision), {"distils": False}),
         here,
@@ -123,7 +123,7 @@ MORE_TERMS = {**ALL_TERMS, "region_graph": {}, "fitnet": {}}
 
 @pytest.fixture(scope="session")
 def in_float32(trained_world, tmp_path_factory):
-    """A trainer that has trained as nnU-Net does."""
+    """A trainer that has trained as stock nnU-Net does."""
     with pytest.MonkeyPatch.context() as patched:
         world = inside(copy_of(trained_world, tmp_path_factory.mktemp("float32") / "world"), patched)
         trainer = make_trainer(nnUNetTrainerRegionKD, world, terms=MORE_TERMS)
@@ -150,7 +150,7 @@ def test_cpu_speed_trains_alike_and_saves_a_stock_checkpoint(here, in_float32, o
 
 
 def test_cpu_speed_resumes(here):
-    """In another way than before, as a measurement may choose."""
+    """In another mode than before, which a new measurement may choose."""
     for speed, epochs in (("float32_channels_last", 2), ("float32", 3)):
         trainer = make_trainer(nnUNetTrainerRegionKD, here, cpu_speed=speed, epochs=epochs, save_every=1)
         if epochs == 3:
@@ -179,7 +179,7 @@ def test_weights_and_biases_gets_the_terms(here):
 
 
 def test_teacher_of_a_trainer_with_the_old_signature(here):
-    """Which nnU-Net 2.8 still supports."""
+    """nnU-Net 2.8 still supports this signature."""
 
     class Old(nnUNetTrainer):
         @staticmethod
@@ -206,7 +206,7 @@ def test_progress_bar_on_a_terminal(here):
 
 @pytest.mark.slow
 def test_compiled_joint_training_and_encoder(here):
-    """The teacher's best weights come and go under a compiled snapshot; a decoder that does not run is not compiled."""
+    """The teacher's best weights are exchanged in a compiled snapshot; a decoder that does not run is not compiled."""
 
     class Joint(nnUNetTrainerJointKD):
         def _do_i_compile(self):
@@ -230,7 +230,7 @@ def test_compiled_joint_training_and_encoder(here):
 
 
 def test_all_ignored_patch_trains_on(here):
-    """A patch without a single label must not make anything nan."""
+    """A patch without a single label must not cause NaN."""
     trainer = make_trainer(nnUNetTrainerRegionKD, here, terms={**ALL_TERMS, "region_kl": {"membership": "labels"}})
     trainer.on_train_start()
     trainer.loss.labels = type(trainer.loss.labels)(3, False, ignore_label=9)

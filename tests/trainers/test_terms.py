@@ -1,4 +1,4 @@
-"""Every term in a training step, and the parts of terms that are trained."""
+"""Every term in a training step, and the trained parts of terms."""
 
 import csv
 import json
@@ -76,7 +76,7 @@ def test_terms_on_logits_need_some():
 @pytest.mark.parametrize("way", [DenseSums, ScatteredSums])
 @pytest.mark.parametrize("labels", [Labels(3, False, None), Labels(3, False, 3), Labels(3, True, None)])
 def test_compiled_terms_are_the_same_and_compiled_once(way, labels, rng, monkeypatch):
-    """As on a GPU, whose ways of summing over regions these are; whatever regions a batch holds."""
+    """With the GPU's ways of summing over regions, whatever regions a batch contains."""
     monkeypatch.setattr("nnunetv2_kd.regions.membership.grid_sums", way)
     names = ("voxel_kl", "lovasz", "importance_map", "region_affinity", "region_graph", "feature_filtering")
     stages = {"importance_map": {"stages": ["encoder.0"]}, "feature_filtering": {"stages": ["encoder.0", "encoder.1"]}}
@@ -150,7 +150,8 @@ def test_for_terms_on_the_encoder_the_teachers_decoder_does_not_run(here):
 
 
 def test_adapters_are_resumed_and_not_exported(here):
-    """Killed after two of four epochs, and run through: the same adapters and the same student."""
+    """Killed after two of four epochs and resumed, or run without interruption: the same adapters and the same
+    student."""
     options = {"terms": WITH_ADAPTERS, "epochs": 4, "save_every": 1}
     whole = make_trainer(nnUNetTrainerKD, here, **options)
     train(whole)
@@ -231,7 +232,7 @@ def test_several_teachers_teach_logits_and_cosines_alone():
 
 
 def test_a_tapped_stage_that_the_teacher_lacks(here):
-    """The teacher's deepest stage is the student's last but one."""
+    """The teacher's deepest stage corresponds to the student's last but one."""
     plans = json.loads(here.plans_file().read_text())
     kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     kwargs["strides"] = [[1, 1, 1], [1, 2, 1], *kwargs["strides"][2:]]

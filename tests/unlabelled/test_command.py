@@ -20,7 +20,7 @@ SCANS = 3
 
 @pytest.fixture
 def scans(tmp_path):
-    """Bundled images that are not among the world's labelled cases; their labels stay where they are."""
+    """Bundled images that are not among the world's labelled cases; their labels are not used."""
     folder = tmp_path / "scans"
     folder.mkdir()
     for file in sorted((DATA / "imagesTr").glob("*.nii.gz"))[10 : 10 + SCANS]:
@@ -167,7 +167,7 @@ def test_a_teacher_of_other_labels_is_refused(world, scans):
 
 @pytest.mark.commands
 def test_a_student_of_some_of_a_models_structures(world, scans):
-    """The whole of what the model knows in parts, without a labelled case."""
+    """The sum of the parts that the model knows, without a labelled case."""
     for file in sorted((DATA / "imagesTr").glob("*.nii.gz"))[13:15]:
         shutil.copyfile(file, scans / file.name)
     flags = ("--teacher_folder", str(world.model("nnUNetTrainer")), "-f", "0")
@@ -187,7 +187,7 @@ def test_a_student_of_some_of_a_models_structures(world, scans):
 
 @pytest.mark.commands
 def test_two_partial_teachers_label_and_are_stored_by_the_line_that_is_printed(world, scans):
-    """Of two copies of a model, each with names of which the dataset knows one."""
+    """The teachers are two copies of a model; the dataset knows one name of each."""
     folders = []
     for known, other in (("Anterior", "X"), ("Posterior", "Y")):
         folder = world.results / f"only_{known}" / world.model("nnUNetTrainer").name

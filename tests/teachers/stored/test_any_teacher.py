@@ -37,7 +37,7 @@ def store(*flags):
 
 
 def teacher_with(world, name: str, labels: dict, shift: float = 0.0) -> Path:
-    """A copy of the teacher with other labels, and for all but the first with other weights."""
+    """A copy of the teacher with other labels; all copies but the first also have other weights."""
     folder = world.results / name
     shutil.copytree(world.model("nnUNetTrainer"), folder)
     described = json.loads((folder / "dataset.json").read_text()) | {"labels": labels}
@@ -59,7 +59,7 @@ def stored(world, name: str, data: str = DATA) -> tuple[Store, np.ndarray]:
 
 
 def test_partial_teachers(here, capsys):
-    """One that knows Anterior, one that knows Posterior: alone, and together."""
+    """A teacher that knows Anterior and one that knows Posterior, alone and together."""
     front = teacher_with(here, "front", {"background": 0, "Anterior": 1, "nothing": 2})
     back = teacher_with(here, "back", {"background": 0, "tail": 2, "nothing": 1}, 0.02)
     assert store("--teacher_folder", front, "-o", "front") == 1
@@ -99,7 +99,7 @@ def test_partial_teachers(here, capsys):
 
 
 def test_running_teachers_with_maps(here):
-    """As they are named in the options; the same labels under other names teach as before."""
+    """Named in the options; the same labels under other names teach as before."""
     front = teacher_with(here, "front", {"background": 0, "Anterior": 1, "nothing": 2})
     back = teacher_with(here, "back", {"background": 0, "tail": 2, "head": 1}, 0.02)
     both = {"folder": str(back), "labels": {"Anterior": "head", "Posterior": ["tail"]}}
@@ -144,7 +144,7 @@ def refusal(trainer) -> str:
 
 
 def test_the_line_that_matches_labels_by_name_is_true(here):
-    """Labels with other numbers, and labels that are not all known."""
+    """Labels with other values, and labels of which some are unknown."""
     turned = teacher_with(here, "turned", {"background": 0, "Posterior": 1, "Anterior": 2})
     partial = teacher_with(here, "partial", {"background": 0, "Anterior": 1, "nothing": 2})
     for folder, expected in (
@@ -231,7 +231,7 @@ def test_a_coarser_student(here, capsys, monkeypatch):
 
 
 def test_images_that_are_gone_or_damaged(here, capsys, monkeypatch):
-    """Before any teacher runs where that can be told, and else without losing the other cases."""
+    """Reported before any teacher runs if possible, and otherwise without losing the other cases."""
     folder = teacher_with(here, "other", {"background": 0, "Anterior": 1, "Posterior": 2})
     plans = json.loads((folder / "plans.json").read_text())
     plans["configurations"]["3d_fullres"]["spacing"] = [1.5, 1.0, 1.0]

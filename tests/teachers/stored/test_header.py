@@ -1,4 +1,4 @@
-"""JSON files of a store that somebody else has written."""
+"""JSON files of a store from a stranger."""
 
 import json
 import os

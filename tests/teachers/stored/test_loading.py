@@ -1,4 +1,4 @@
-"""Stored probabilities through nnU-Net's loading and augmentation: they stay where the image is."""
+"""Stored probabilities stay aligned with the image in nnU-Net's loading and augmentation."""
 
 import pickle
 from types import SimpleNamespace
@@ -23,8 +23,8 @@ SHAPE = (24, 40, 36)
 
 
 def teacher(image):
-    """Two classes' probabilities. A function of each voxel's intensity moves with the image; being linear, it is also
-    the same before and after an interpolation, at the border with nnU-Net's zeros too."""
+    """Probabilities of two classes. As a function of each voxel's intensity, they move with the image; because the
+    function is linear, it can be applied before or after an interpolation, also at the border with nnU-Net's zeros."""
     return torch.cat((0.6 * image, 0.3 * image))
 
 
@@ -72,7 +72,7 @@ def test_goes_to_worker_processes(dataset):
 
 
 def training_transforms(patch, dummy_2d, only_spatial):
-    """nnU-Net's own, where rotation and scaling always happen."""
+    """nnU-Net's own transforms, with rotation and scaling in every call."""
     made = nnUNetTrainer.get_training_transforms(
         patch, (-0.5, 0.5), [[1] * len(patch)], tuple(range(len(patch))), dummy_2d
     )
@@ -110,7 +110,7 @@ def test_targets_are_the_teachers_on_the_augmented_image(dataset, patch, dummy_2
 
 
 def test_the_same_without_alignment_would_be_seen(dataset):
-    """What the test above would find if targets were mirrored otherwise than the image."""
+    """The test above would notice if targets were mirrored differently from the image."""
     batch = next(loader(dataset, StoredTransforms(training_transforms((16, 24, 16), False, True), 2), (16, 24, 16)))
     image, stored = batch["data"][0, :1], batch["data"][0, 1:].flip(1)
     assert float((stored - teacher(image)).abs().mean()) > 0.01

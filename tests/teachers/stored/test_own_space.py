@@ -1,7 +1,7 @@
-"""A teacher in a space of its own: what it says must lie where the student looks.
+"""A teacher with its own space: its predictions must be at the right voxels of the student.
 
-The images are ramps, one channel per axis of the scanner's space, so that the intensities of a voxel say where it is.
-Preprocessed for the teacher and brought onto the student's grid, they must be what was preprocessed for the student.
+The images are ramps, one channel per axis of the scanner's space, so that the intensities of a voxel give its position.
+Preprocessed for the teacher and resampled to the student's grid, they must equal what was preprocessed for the student.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ RAMPS = {"0": "x", "1": "y", "2": "z", "3": "body"}
 
 
 def ramps(folder: Path, direction: tuple[float, ...], spacing=(0.9, 1.3, 2.1), size=(31, 22, 17)) -> list[str]:
-    """Files of three ramps that are 0 outside of a box, and of a larger body; odd and even sizes."""
+    """Files of three ramps that are 0 outside of a box; and of a larger body, with odd and even sizes."""
     files = []
     box = np.zeros(size[::-1], bool)
     box[2:-1, 3:-4, 5:-2] = True
@@ -125,7 +125,7 @@ def test_a_teacher_that_is_a_function_of_position(tmp_path, direction, teacher, 
 
 
 def inner(data: np.ndarray) -> np.ndarray:
-    """Voxels whose neighbours are in the box of the ramps too: linear interpolation is exact there."""
+    """Voxels whose neighbours are inside the ramps' box too, where linear interpolation is exact."""
     box = (data > 150).all(axis=0)
     for axis in range(3):
         for step in (-2, -1, 1, 2):
@@ -197,7 +197,7 @@ def test_another_image_and_another_place_are_refused(tmp_path):
 
 
 def test_a_cascade_sees_the_stage_before(tmp_path):
-    """That looks at a coarser grid, and is read the way nnU-Net's own files of it would be."""
+    """The previous stage has a coarser grid, and its output is read as nnU-Net would read its own files."""
     files = ramps(tmp_path, FLIPPED)
     student = plans([2.0, 1.5, 1.5])
     data, properties = preprocessed(student, files, dataset_json(*RAMPS.values()))

@@ -1,4 +1,4 @@
-"""Probabilities as bytes: what is lost, and what a zero means."""
+"""Probabilities as bytes: the error, and the meaning of a zero."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Storing a teacher's answers: what is written, and everything that can come in between."""
+"""Storing a teacher's predictions: what is written, and everything that can interrupt it."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def store(*flags):
 
 
 def counting(monkeypatch, stop_at=None, error=None):
-    """The cases that are stored from now on; at one of them something happens."""
+    """The cases that are stored from now on; at one of them, an error is raised."""
     done = []
     plain = write._store_case
 
@@ -90,7 +90,7 @@ def model_arguments(world):
 
 
 def test_vectors_are_those_of_the_regions(here):
-    """Of a case that fits into one window, against the plain definition."""
+    """For a case that fits into one window, compared with the plain definition."""
     kept = Store(folder_of(here))
     case = kept.header["cases"][0]
     model = CasePredictor(*model_arguments(here), torch.device("cpu"), mirroring=False, bfloat16=False)
@@ -151,7 +151,7 @@ def test_a_full_disk_loses_nothing(here, monkeypatch, capsys):
 
 
 def test_only_what_is_missing_or_changed_is_made_again(here, monkeypatch):
-    """A file cut short, one that is gone, a record that is gone, and preprocessed data that are others now."""
+    """A truncated file, a missing file, a missing record, and preprocessed data that have changed."""
     folder, data = folder_of(here), here.preprocessed / DATASET / DATA
     cases = Store(folder).header["cases"]
     file = folder / f"{cases[0]}.b2nd"
@@ -183,7 +183,7 @@ def test_other_teachers_and_settings_do_not_mix(here, monkeypatch, capsys):
 @pytest.mark.parametrize("flags", [(), ("--overwrite",)])
 @pytest.mark.parametrize("folder", ["", DATA])
 def test_only_a_folder_of_its_own_is_written_to(here, capsys, flags, folder):
-    """Neither the dataset's nor that of its preprocessed cases, whatever is asked for."""
+    """Neither the dataset's folder nor that of its preprocessed cases, whatever the flags say."""
     theirs = here.preprocessed / DATASET / folder
     before = {file.name: file.stat().st_mtime_ns for file in theirs.iterdir()}
     assert store("-o", str(theirs), *flags) == 1
@@ -194,7 +194,7 @@ def test_only_a_folder_of_its_own_is_written_to(here, capsys, flags, folder):
 
 
 def test_other_labels_and_regions_are_refused(here):
-    """The same files and as many heads, but another order or another meaning."""
+    """The same files and number of heads, but another order or another meaning."""
     kept, data = Store(folder_of(here)), here.preprocessed / DATASET / DATA
     own = json.loads((here.preprocessed / DATASET / "dataset.json").read_text())
     kept.check(data, (3, False), own, kept.header["cases"])
@@ -213,7 +213,7 @@ def test_two_processes_at_once(here, capsys):
 
 
 def test_an_ensemble_is_the_mean_of_probabilities(here):
-    """Of two folds; the other one is the same network with other weights."""
+    """Of two folds; the second is the same network with other weights."""
     fold = here.model("nnUNetTrainer") / "fold_1"
     fold.mkdir()
     checkpoint = torch.load(here.model("nnUNetTrainer") / "fold_0" / "checkpoint_final.pth", weights_only=False)
