@@ -17,6 +17,7 @@ import matplotlib as mpl
 import numpy as np
 from scipy.stats import wilcoxon
 
+from nnunetv2_kd.formatting import format_count
 from nnunetv2_kd.leaderboard.equal_arms import describe_inequalities
 from nnunetv2_kd.leaderboard.statistics import gap_closed, intervals
 from nnunetv2_kd.record import TrainingRecord
@@ -256,9 +257,22 @@ def shapes_table(runs: Runs) -> str:
     for name, dataset, before in (("shapes", "hippocampus 2d", []), ("shapes_ultrasound", "ultrasound 2d", plain)):
         study = [*chosen(before, dataset=dataset), *chosen(runs, study=name)]
         first = "4-8-16-32, two convolutions" if name == "shapes" else before[0]["arm"]
+        sizes = sizes_of(dataset)
+        rows = [[*row, *sizes[chosen(study, arm=row[0])[0]["plans"]]] for row in arm_rows(study, (first,))]
         header = [f"{dataset}, student alone, 1000 iterations", "Dice", f"against {first}", "NSD", "minutes"]
-        tables.append(markdown(header, arm_rows(study, (first,))))
+        tables.append(markdown([*header, "parameters", "ms per case"], rows))
     return "\n\n".join(tables)
+
+
+def sizes_of(dataset: str) -> dict[str, list[str]]:
+    """Parameters and milliseconds per case in OpenVINO, by plans: from ``nnUNetv2_kd benchmark --json`` of the trained
+    models (``--runtime openvino --precision f32``, five cases, one thread), without their folders."""
+    measured = json.loads((HERE / "latency" / f"{dataset.replace(' ', '-')}.json").read_text())
+    return {
+        model["model"].split("__")[1]: [format_count(model["params"]), f"{model['ms_per_case']:.0f}"]
+        for model in measured["models"]
+        if model["runtime"] == "openvino"
+    }
 
 
 def equality(runs: Runs, reference: Runs) -> str:
