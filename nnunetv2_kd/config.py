@@ -256,6 +256,9 @@ def parse_features(value: Any) -> list[int]:
 
     Raises:
         ValueError: if they are not whole numbers from 1 on.
+
+    >>> parse_features("8,16,32")
+    [8, 16, 32]
     """
     parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
     if not parts or not all(re.fullmatch(r"\s*[1-9]\d{0,4}\s*", str(part)) for part in parts):

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     data = base / configuration.data_identifier
     if not any(data.glob("*.pkl")):
         line = preprocess_line(base.name, args.p, args.c)
-        raise KDError(f"{data} holds no preprocessed cases. Make them: {line}")
+        raise KDError(f"{data} holds no preprocessed cases. Preprocess them: {line}")
     name = args.o or f"fold_{'_'.join(args.f)}"
     console = plain_console(stderr=True)
     cases = sorted(file.name.removesuffix(".pkl") for file in data.glob("*.pkl"))

@@ -37,7 +37,7 @@ def calibration_patches(predictor: nnUNetPredictor, shape: tuple[int, ...], fold
         line = f"nnUNetv2_preprocess -d {dataset_id(dataset)} -plans_name {predictor.plans_manager.plans_name}"
         raise KDError(
             f"int8 is calibrated on preprocessed training cases, but {folder or f'{variable} (not set)'} has none. "
-            f"Make them: {line}\nOr predict with a model that has been exported as int8."
+            f"Preprocess them: {line}\nOr predict with a model that has been exported as int8."
         )
     data = infer_dataset_class(str(folder))(str(folder))
     splits = read_splits(folder.parent)

@@ -95,7 +95,11 @@ def overview_of(dataset: str) -> Overview:
 
 
 def format_bytes(size: int) -> str:
-    """A number of bytes with its unit: ``1536`` becomes ``1.5 KiB``."""
+    """A number of bytes with its unit: ``1536`` becomes ``1.5 KiB``.
+
+    >>> format_bytes(1536)
+    '1.5 KiB'
+    """
     value = float(size)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:

@@ -50,6 +50,9 @@ def foreground_mean(dice: np.ndarray, axis: int = -2) -> np.ndarray:
 
     Returns:
         The mean. Structures that are nan in every case are left out, whereas nnU-Net's own mean is then nan.
+
+    >>> float(foreground_mean(np.array([[0.8, np.nan], [0.6, 0.9]]), axis=0))  # two cases, two structures
+    0.8
     """
     per_structure = _nanmean(dice, axis)
     return _nanmean(per_structure, -1)
@@ -113,6 +116,9 @@ def holm(p: np.ndarray) -> np.ndarray:
 
     Args:
         p: ``(K,)``; nan (no test) stays nan and is not counted.
+
+    >>> holm(np.array([0.01, 0.04, np.nan])).round(2)
+    array([0.02, 0.04,  nan])
     """
     corrected = np.full(len(p), np.nan)
     order = [i for i in np.argsort(p) if not np.isnan(p[i])]
@@ -168,6 +174,9 @@ def pareto(costs: np.ndarray, values: np.ndarray) -> np.ndarray:
 
     Args:
         costs, values: ``(M,)``; models with nan in either are never on the front.
+
+    >>> pareto(np.array([1.0, 2.0, 3.0]), np.array([0.7, 0.9, 0.8]))
+    array([ True,  True, False])
     """
     front = []
     for cost, value in zip(costs, values, strict=True):

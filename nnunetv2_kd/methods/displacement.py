@@ -19,7 +19,11 @@ SIX_STAGES = (0.05, 0.10, 0.10, 0.15, 0.25, 0.35)
 
 def stage_weights(count: int) -> tuple[float, ...]:
     """Weights of the stages from full resolution down, with sum 1: the paper's for six stages, otherwise a linear ramp
-    (ours)."""
+    (ours).
+
+    >>> [round(weight, 3) for weight in stage_weights(3)]
+    [0.167, 0.333, 0.5]
+    """
     if count == len(SIX_STAGES):
         return SIX_STAGES
     return tuple(2 * (k + 1) / (count * (count + 1)) for k in range(count))

@@ -21,6 +21,11 @@ def affinity_difference(cosines_s: Tensor, cosines_t: Tensor, present: Tensor) -
 
     Returns:
         Scalar in [0, 4].
+
+    >>> student = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # two regions at right angles
+    >>> teacher = torch.tensor([[[1.0, 0.5], [0.5, 1.0]]])
+    >>> affinity_difference(student, teacher, torch.tensor([[True, True]]))
+    tensor(0.2500)
     """
     require_equal(cosines_s, cosines_t, "cosines")
     if present.shape != cosines_s.shape[:2]:

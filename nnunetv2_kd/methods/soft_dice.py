@@ -22,6 +22,11 @@ def soft_dice(student: Tensor, teacher: Tensor, valid: Tensor | None = None, sig
     Returns:
         Scalar in [0, 1]. A class to which the teacher gives less than one voxel is weighted by its mass; so is the
         whole term if all classes together have less than one voxel.
+
+    >>> import torch
+    >>> certain = torch.tensor([[[[-50.0, 50.0]], [[50.0, -50.0]]]])  # class 1 at the first of two voxels
+    >>> soft_dice(certain, certain), soft_dice(-certain, certain)
+    (tensor(0.), tensor(1.))
     """
     require_equal(student, teacher, "logits")
     mask = valid_voxels(valid, student)

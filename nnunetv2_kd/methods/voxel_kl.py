@@ -48,6 +48,11 @@ def voxel_kl(
 
     Returns:
         Scalar, at least 0; 0 if no voxel is valid.
+
+    >>> import torch
+    >>> undecided, certain = torch.zeros(1, 2, 1, 1), torch.tensor([50.0, -50.0]).view(1, 2, 1, 1)
+    >>> voxel_kl(undecided, certain)  # log 2
+    tensor(0.6931)
     """
     kl = divergence(student, teacher, temperature, sigmoid)
     if valid is None:

@@ -30,7 +30,13 @@ class ModelName(NamedTuple):
 
 
 def parse_model_name(name: str) -> ModelName | None:
-    """Split a model folder's name; None if it does not have the form of nnU-Net's names."""
+    """Split a model folder's name; None if it does not have the form of nnU-Net's names.
+
+    >>> parse_model_name("nnUNetTrainer__nnUNetPlans__3d_fullres")
+    ModelName(trainer='nnUNetTrainer', plans='nnUNetPlans', configuration='3d_fullres')
+    >>> parse_model_name("my_models") is None
+    True
+    """
     trainer, *plans, configuration = name.split("__") if name.count("__") >= 2 else ("", "")
     return ModelName(trainer, "__".join(plans), configuration) if plans else None
 

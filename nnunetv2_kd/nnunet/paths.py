@@ -8,7 +8,11 @@ QUOTES = "\"'“”‘’"
 
 
 def mistake_in(value: str) -> str:
-    """What is wrong with the value of a path variable, in words; empty if nothing is."""
+    """What is wrong with the value of a path variable, in words; empty if nothing is.
+
+    >>> mistake_in("~/nnUNet_raw"), mistake_in("/data/nnUNet_raw")
+    ('begins with ~, which a shell replaces, but a program does not', '')
+    """
     if value != value.strip(QUOTES + " \t\r\n"):
         return "has quotes or spaces around its path, which a shell removes, but a .env file and Windows' set do not"
     if value.startswith("~"):

@@ -45,7 +45,7 @@ def too_few_cases(dataset: Path, count: int) -> str:
     """The message if a dataset has too few cases for nnU-Net's five folds."""
     number = dataset_id(dataset.name)
     if not count:
-        return f"{dataset} holds no preprocessed case. Make them: nnUNetv2_plan_and_preprocess -d {number}"
+        return f"{dataset} holds no preprocessed case. Preprocess them: nnUNetv2_plan_and_preprocess -d {number}"
     return (
         f"{dataset} holds {count} preprocessed cases, and nnU-Net's five folds need five. Write {dataset / SPLITS} "
         'yourself, [{"train": ["CASE", ...], "val": ["CASE", ...]}], or train on all cases, with "all" as the fold.'

@@ -111,6 +111,10 @@ def label_regions(target: Tensor, num_classes: int, ignore_label: int | None = N
         target: ``(B, 1, *S)``, class indices in ``[0, num_classes)`` or ``ignore_label``; any numeric dtype.
         num_classes: number of classes ``K``, background included.
         ignore_label: voxels with this value belong to no region.
+
+    >>> labels = torch.tensor([[[[0.0, 1.0, 1.0, 2.0]]]])  # one sample, one row of four voxels
+    >>> label_regions(labels, num_classes=3).mass()
+    tensor([[1., 2., 1.]])
     """
     labels = target[:, 0].int()  # reads twice as fast as long, and codes are read at every grid
     table = torch.eye(num_classes + 1, num_classes, device=target.device)
@@ -126,6 +130,10 @@ def overlapping_regions(target: Tensor, has_ignore: bool = False) -> Regions:
 
     Raises:
         ValueError: if there are more than 62 regions.
+
+    >>> tumour_and_core = torch.tensor([[[[0.0, 1.0, 1.0]], [[0.0, 0.0, 1.0]]]])
+    >>> overlapping_regions(tumour_and_core).mass()  # background, tumour, core
+    tensor([[1., 2., 1.]])
     """
     marked = target > 0.5
     regions = marked[:, :-1] if has_ignore else marked
@@ -156,6 +164,9 @@ def at_grid(membership: Tensor, size: Sequence[int]) -> Tensor:
 
     Returns:
         ``(B, K, *size)`` in [0, 1]; its sum, times the voxels per cell, equals the sum of ``membership``.
+
+    >>> at_grid(torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]]), (1, 1))
+    tensor([[[[0.2500]]]])
     """
     if tuple(membership.shape[2:]) == tuple(size):
         return membership

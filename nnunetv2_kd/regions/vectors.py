@@ -43,6 +43,13 @@ def region_cosines(features: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
 
     Returns:
         ``(B, K, K)`` float32 in [-1, 1], and which regions are present ``(B, K)`` bool.
+
+    >>> from nnunetv2_kd.regions.membership import label_regions
+    >>> labels = torch.tensor([[[[0.0, 0.0, 1.0, 1.0]]]])
+    >>> features = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0, 1.0]]]])  # two channels
+    >>> region_cosines(features, label_regions(labels, num_classes=2))[0]
+    tensor([[[1., 0.],
+             [0., 1.]]])
     """
     vectors, present = region_vectors(features, regions)
     unit = unit_vectors(vectors, dim=-1)

@@ -20,7 +20,11 @@ KNOWN = ("resample_data_or_seg_to_shape", "no_resampling_hack")
 
 
 def new_shape(shape: Sequence[int], old: Sequence[float], new: Sequence[float]) -> tuple[int, ...]:
-    """Voxels along each axis after a change of spacing."""
+    """Voxels along each axis after a change of spacing.
+
+    >>> new_shape((40, 100, 100), (3.0, 1.0, 1.0), (1.5, 2.0, 2.0))
+    (80, 50, 50)
+    """
     return tuple(round(i / j * k) for i, j, k in zip(old, new, shape, strict=True))
 
 
@@ -106,12 +110,16 @@ def _slice_by_slice(
 
 def _changes(image: Array, shape: Sequence[int], rule: Resampling) -> bool:
     if rule.function not in KNOWN:
-        raise RunnerError(f"This runner cannot resample with {rule.function}, only by {' and '.join(KNOWN)}.")
+        raise RunnerError(f"This runner cannot resample with {rule.function}, only with {' and '.join(KNOWN)}.")
     return rule.function == KNOWN[0] and tuple(image.shape) != tuple(shape)
 
 
 def nearest_slices(have: int, want: int) -> Array:
-    """For each of ``want`` slices, the number of the nearest of ``have`` slices."""
+    """For each of ``want`` slices, the number of the nearest of ``have`` slices.
+
+    >>> nearest_slices(2, 4)
+    array([0, 0, 1, 1])
+    """
     places = float(have) / want * (np.arange(want) + 0.5) - 0.5
     found: Array = ndimage.map_coordinates(np.arange(have, dtype=float), [places], order=0, mode="nearest")
     return found.astype(np.int64)

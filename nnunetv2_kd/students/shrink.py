@@ -50,6 +50,13 @@ def shrink_architecture(architecture: dict[str, Any], width: float, convs_per_st
 
     Raises:
         KDError: if a stage is left without channels, or the architecture has no channels per stage to shrink.
+
+    >>> unet = {
+    ...     "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    ...     "arch_kwargs": {"features_per_stage": [32, 64], "n_conv_per_stage": 2, "n_conv_per_stage_decoder": 2},
+    ... }
+    >>> shrink_architecture(unet, 0.5, convs_per_stage=1)["arch_kwargs"]
+    {'features_per_stage': [16, 32], 'n_conv_per_stage': 1, 'n_conv_per_stage_decoder': 1}
     """
     shrunken = deepcopy(architecture)
     kwargs = shrunken["arch_kwargs"]

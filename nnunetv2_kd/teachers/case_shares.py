@@ -19,6 +19,9 @@ def shares(cases: Sequence[str], teachers: int, limit: int | None = None, seed: 
 
     Raises:
         KDError: if there are fewer cases than teachers.
+
+    >>> [len(share) for share in shares(["a", "b", "c", "d", "e"], 2)]
+    [3, 2]
     """
     if len(cases) < teachers:
         raise KDError(f"{teachers} teachers cannot share {len(cases)} training cases: each needs at least one.")

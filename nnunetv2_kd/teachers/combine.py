@@ -108,6 +108,11 @@ def mix(probabilities: Sequence[Tensor], weights: Tensor) -> Tensor:
 
     Returns:
         ``(B, K, *S)`` float32 in [0, 1], no gradient.
+
+    >>> first, second = torch.tensor([0.9, 0.1]), torch.tensor([0.5, 0.5])
+    >>> weights = torch.tensor([0.75, 0.25]).view(2, 1, 1, 1, 1)
+    >>> mix([p.view(1, 2, 1, 1) for p in (first, second)], weights).flatten()
+    tensor([0.8000, 0.2000])
     """
     first = probabilities[0]
     _check_teachers(probabilities, weights[:, 0, 0].flatten(1)[:, 0])

@@ -38,7 +38,11 @@ class Structures:
 
 
 def structures_of(dataset_json: Mapping[str, Any]) -> Structures:
-    """The structures of a dataset.json."""
+    """The structures of a dataset.json.
+
+    >>> structures_of({"labels": {"background": 0, "left": 1, "right": 2, "ignore": 3}}).names
+    ['left', 'right']
+    """
     labels = {name: value for name, value in dataset_json["labels"].items() if name != IGNORE}
     values = {
         name: frozenset(int(v) for v in (value if isinstance(value, (list, tuple)) else [value]))
@@ -118,6 +122,12 @@ def map_labels(student: Structures, teacher: Structures, named: Named) -> LabelM
 
     Args:
         named: the teacher's labels that make up each student's label; none if no teacher should teach it.
+
+    >>> teacher = structures_of({"labels": {"background": 0, "left": 1, "right": 2}})
+    >>> student = structures_of({"labels": {"background": 0, "kidney": 1, "liver": 2}})
+    >>> found = map_labels(student, teacher, {"kidney": ["left", "right"]})
+    >>> found.described, found.known, found.is_one_to_one
+    ('left + right as kidney, not liver', (0,), False)
     """
     sources, words = [], []
     for name in student.names:

@@ -148,7 +148,7 @@ def teacher_record(
         seen_validation_cases: how many of the student's validation cases it was trained on; None: not known, or looked
             up later for the student's fold.
     """
-    with as_nnunet_writes(f"what {path.checkpoint} says of its training"):
+    with as_nnunet_writes(f"the record of the training in {path.checkpoint}"):
         return TeacherRecord(
             folder=path.where,
             fold=str(path.fold),
@@ -169,7 +169,7 @@ def cases_of(
 ) -> TrainingCases:
     """What is known about the cases that a model was trained on; all arguments describe that model."""
     folder, ending = path.checkpoint.parent, dataset_json["file_ending"]
-    with as_nnunet_writes(f"what {path.checkpoint} says of its training"):
+    with as_nnunet_writes(f"the record of the training in {path.checkpoint}"):
         return training_cases(folder, plans["dataset_name"], path.fold, ending, checkpoint.get("kd"))
 
 

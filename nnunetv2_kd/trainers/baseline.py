@@ -17,7 +17,11 @@ NOT_AGAIN = ("--c", "--val", "--val_best", "--npz")
 
 
 def variant_suffix(trainer: str) -> str:
-    """The variants and epochs at the end of a trainer's name, such as ``_DA5_250epochs``; empty if there are none."""
+    """The variants and epochs at the end of a trainer's name, such as ``_DA5_250epochs``; empty if there are none.
+
+    >>> variant_suffix("nnUNetTrainerRegionKD_DA5_250epochs")
+    '_DA5_250epochs'
+    """
     return trainer[len(split_name(trainer)[0]) :]
 
 

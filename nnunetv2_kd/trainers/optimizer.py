@@ -58,6 +58,9 @@ def lr_factor(progress: float, schedule: str, warmup: float) -> float:
         progress: share of the training that is done, in [0, 1].
         schedule: ``poly`` and ``cosine`` fall to 0, ``constant`` stays at 1.
         warmup: share of the training over which the factor first rises to 1.
+
+    >>> [round(lr_factor(progress, "poly", 0.0), 2) for progress in (0.0, 0.5, 1.0)]
+    [1.0, 0.54, 0.0]
     """
     if progress < warmup:
         return WARMUP_START + (1 - WARMUP_START) * progress / warmup

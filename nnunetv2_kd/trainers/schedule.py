@@ -14,6 +14,10 @@ def factor_at(progress: float, schedule: Schedule) -> float:
 
     Returns:
         At least 0; 1 on the plateau.
+
+    >>> schedule = Schedule(warmup=0.1, decay_from=0.5, final=0.0)
+    >>> [round(factor_at(progress, schedule), 2) for progress in (0.05, 0.3, 0.75, 1.0)]
+    [0.5, 1.0, 0.5, 0.0]
     """
     if progress < schedule.warmup:
         return progress / schedule.warmup

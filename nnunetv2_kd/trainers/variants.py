@@ -60,7 +60,12 @@ def variant_names() -> list[str]:
 
 
 def split_name(trainer: str) -> tuple[str, frozenset[str]]:
-    """Split a trainer's name into the name without variants and epochs, and the set of these."""
+    """Split a trainer's name into the name without variants and epochs, and the set of these.
+
+    >>> name, suffixes = split_name("nnUNetTrainerRegionKD_DA5_250epochs")
+    >>> name, sorted(suffixes)
+    ('nnUNetTrainerRegionKD', ['250epochs', 'DA5'])
+    """
     found: list[str] = []
     while (match := _SUFFIX.search(trainer)) is not None:
         found.append(match[1])

@@ -81,7 +81,7 @@ def test_a_stranger_is_named_and_not_imported(key, stranger):
 
 def test_a_class_that_is_not_there_is_reported():
     arch = architecture() | {"network_class_name": "dynamic_network_architectures.architectures.unet.NoSuchNet"}
-    with pytest.raises(KDError, match="NoSuchNet: no such network or operator is installed"):
+    with pytest.raises(KDError, match="NoSuchNet: this network or operator is not installed"):
         check_architecture(arch, WHERE)
 
 
@@ -103,7 +103,7 @@ def test_trust_allows_everything(stranger, monkeypatch):
     [
         ({"network_class_name": 3}, "network_class_name: found 3"),
         ({"arch_kwargs": []}, r"arch_kwargs: found \[\]"),
-        ({"_kw_requires_import": ["nothing"]}, "nothing is none of arch_kwargs"),
+        ({"_kw_requires_import": ["nothing"]}, "nothing is not in arch_kwargs"),
         ({"_kw_requires_import": ["n_stages"]}, "n_stages: expected the name of a class, found 3"),
     ],
 )
@@ -175,4 +175,4 @@ def test_trusted_plans_are_imported(hostile, stranger, capsys):
     )
     assert main(arguments.split()) == 1  # what the function returns is no network
     assert stranger() == ["IMPORTED", "CALLED"]
-    assert "Nothing can be made of the network of 3d_fullres" in capsys.readouterr().err
+    assert "the network of 3d_fullres in the plans" in capsys.readouterr().err

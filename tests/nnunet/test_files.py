@@ -73,4 +73,4 @@ def test_unreadable_files_are_set_aside_and_none_is_lost(tmp_path):
         assert (tmp_path / f"kd_progress.csv.unreadable{number}").read_text() == str(number)
     with mock.patch("os.replace", side_effect=OSError(1, "Operation not permitted")):
         file.write_text("3")
-        assert "nor be set aside: Operation not permitted" in set_aside(file)
+        assert "can be neither read nor set aside: Operation not permitted" in set_aside(file)

@@ -37,7 +37,7 @@ def test_what_is_well(data):
     ("split", "message"),
     [
         ({"train": ["a", "gone"], "val": ["b"]}, f"names 1 cases that are not in (.|\n)*gone\nPreprocess them: {LINE}"),
-        ({"train": ["a.nii.gz"], "val": ["b.nii.gz"]}, r"Names of cases are without \.nii\.gz"),
+        ({"train": ["a.nii.gz"], "val": ["b.nii.gz"]}, r"Names of cases have no \.nii\.gz"),
         ({"train": ["a", "b"], "val": []}, "has no validation cases"),
         ({"train": [], "val": ["a"]}, "has no training cases"),
         ({"train": ["../a"], "val": ["b"]}, "does not contain a list of folds"),
@@ -62,7 +62,7 @@ def test_not_preprocessed(data):
     for file in data.iterdir():
         file.unlink()
     for folder in (data, data.with_name("nowhere")):
-        with pytest.raises(KDError, match=f"holds no preprocessed cases. Make them: {LINE}"):
+        with pytest.raises(KDError, match=f"holds no preprocessed cases. Preprocess them: {LINE}"):
             check(folder)
 
 
@@ -81,7 +81,7 @@ def test_split_teachers_says_the_same(data):
     (data.parent / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
     truths = data.parent / "gt_segmentations"
     truths.mkdir()
-    with pytest.raises(KDError, match="holds no preprocessed case. Make them: nnUNetv2_plan_and_preprocess -d 4"):
+    with pytest.raises(KDError, match="holds no preprocessed case. Preprocess them: nnUNetv2_plan_and_preprocess -d 4"):
         make_splits(data.parent)
     (truths / "a.nii.gz").touch()
     with pytest.raises(KDError, match="holds 1 preprocessed cases, and nnU-Net's five folds need five"):

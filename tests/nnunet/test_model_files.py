@@ -114,7 +114,7 @@ def test_plain_names():
 
 def test_whatever_nnunet_raises_is_a_refusal_of_one_line():
     with (
-        pytest.raises(KDError, match=r"of x, which is not as nnU-Net writes it \(ValueError: first\)"),
+        pytest.raises(KDError, match=r"x cannot be used, because it is not as nnU-Net writes it \(ValueError: first\)"),
         as_nnunet_writes("x"),
     ):
         raise ValueError("first\nsecond")

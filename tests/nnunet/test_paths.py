@@ -53,7 +53,7 @@ def test_what_is_meant(home, monkeypatch, value, message):
 
 def test_commands_and_trainers_say_so_too(home, monkeypatch):
     monkeypatch.setenv("nnUNet_results", f'"{home}/results"')
-    with pytest.raises(KDError, match="has quotes or spaces around its path.*Set it so: export nnUNet_results="):
+    with pytest.raises(KDError, match="has quotes or spaces around its path.*Correct it: export nnUNet_results="):
         trained_dataset("4")
     with pytest.raises(KDError, match="has quotes or spaces around its path"):
         check_results_folder()

@@ -15,7 +15,7 @@ HOSTILE = {
     "alias bomb": (BOMB + "terms: *h\n", "after every alias is replaced"),
     "alias in itself": ("a: &a [*a]\n", "nested levels|after every alias|unhashable|recursive"),
     "brackets": ("[" * 5000, "nested levels"),
-    "indentation": ("".join(f"{' ' * i}a:\n" for i in range(200)), "line 51: more than 50 levels"),
+    "indentation": ("".join(f"{' ' * i}a:\n" for i in range(200)), "line 51: more than 50 nested levels"),
     "digits": ("epochs: " + "9" * 6000, "line 1: a number of 6000 digits"),
     "sexagesimal digits": ("epochs: " + ":".join(["59"] * 3000), "digits"),
     "twice": ("seed: 1\nterms: {}\nseed: 2\n", "line 3: seed is given twice, first in line 1"),

@@ -182,7 +182,7 @@ def test_left_and_right_are_not_guessed(copied, tmp_path, voxels, capsys):
     write_series(tmp_path / "series", voxels)
     arguments = ["-i", str(tmp_path / "series"), "-o", str(tmp_path / "found"), "--dicom"]
     assert command.main(copied, arguments) == command.SOME_FAILED
-    assert "Name it: --orientation RAS" in capsys.readouterr().err
+    assert "State it: --orientation RAS" in capsys.readouterr().err
     assert command.main(copied, [*arguments, "--orientation", "RAA"]) == command.NOT_BEGUN
     assert "--orientation must be like RAS" in capsys.readouterr().err
     assert list((tmp_path / "found").iterdir()) == []

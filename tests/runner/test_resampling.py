@@ -73,5 +73,5 @@ def test_other_functions():
     still = Resampling("no_resampling_hack", 3, 0, None, 3.0)
     assert resampling.resample(image, (5, 5, 5), still, (1, 1, 1), (2, 2, 2)) is image
     strange = Resampling("resample_torch_fornnunet", 3, 0, None, 3.0)
-    with pytest.raises(RunnerError, match="does not resample by resample_torch_fornnunet"):
+    with pytest.raises(RunnerError, match="cannot resample with resample_torch_fornnunet"):
         resampling.resample(image, (5, 5, 5), strange, (1, 1, 1), (2, 2, 2))

@@ -201,5 +201,5 @@ def test_weights_that_are_no_numbers_teach_nothing():
 @pytest.mark.parametrize("kd", [{"teachers": None}, {"teachers": 3}, {"teachers": [3]}])
 def test_a_record_of_something_else_is_refused(tmp_path, kd):
     path, plans = CheckpointPath(tmp_path, 0, "c.pth"), {"dataset_name": "Dataset999_Test"}
-    with pytest.raises(KDError, match=r"fold_0/c\.pth says of its training, which is not as nnU-Net writes it"):
+    with pytest.raises(KDError, match=r"fold_0/c\.pth cannot be used, because it is not as nnU-Net writes it"):
         cases_of(path, plans, {"file_ending": ".nii.gz"}, {"kd": kd})

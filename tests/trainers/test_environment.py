@@ -56,7 +56,7 @@ def test_a_damaged_checkpoint_names_the_one_beside_it(tmp_path, content):
     with pytest.raises(KDError) as refusal:
         check_same_size(file, plans(), "3d_fullres", DATASET_JSON)
     assert str(refusal.value).endswith(
-        f"Beside it is checkpoint_best.pth, from which --c goes on once the damaged one is out of the way: mv '{file}' "
+        f"There is also checkpoint_best.pth, from which --c continues once the damaged one is moved away: mv '{file}' "
         f"'{file}.damaged'"
     )
 

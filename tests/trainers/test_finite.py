@@ -50,7 +50,7 @@ def test_another_batch_takes_the_place_of_one_that_is_not_finite(steps):
     good = batch(1.0, 2.0)
     others = iter([batch(0.0, float("inf")), good])
     assert steps.batch(batch(NAN, 1.0), others) is good
-    assert [line.split(" holds")[0] for line in steps.said] == [
+    assert [line.split(" contains")[0] for line in steps.said] == [
         "WARNING: the image of case_0",
         "WARNING: the image of case_1",
     ]
