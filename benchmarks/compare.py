@@ -51,8 +51,8 @@ def folder_of(cell: dict[str, Any], output: Path) -> Path:
 
 
 def options_of(cell: dict[str, Any], grid: dict[str, Any]) -> dict[str, Any]:
-    """The options of the grid, overridden by the budget's, then by those of the arm's recipe in configs/, then the
-    arm's."""
+    """The options of the grid, overridden by the budget's, then by those of the arm's recipe in configs/,
+    then the arm's."""
     arm = {key: value for key, value in grid["arms"][cell["arms"]].items() if key not in ("trainer", "recipe")}
     recipe = grid["arms"][cell["arms"]].get("recipe")
     from_recipe = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text()) if recipe else {}

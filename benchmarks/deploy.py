@@ -37,7 +37,7 @@ from rich.table import Table
 from nnunetv2_kd.inference.choose import use_runtime
 from nnunetv2_kd.inference.device import device_name
 from nnunetv2_kd.inference.labels import largest
-from nnunetv2_kd.inference.latency import NoNetwork, put_into, untrained_predictor
+from nnunetv2_kd.inference.latency import NoNetwork, patch_runner, untrained_predictor
 from nnunetv2_kd.inference.predictor import FastPredictor
 from nnunetv2_kd.inference.preprocess import preprocess_array
 from nnunetv2_kd.inference.runtimes import PRECISIONS_OF, is_installed
@@ -169,9 +169,9 @@ def time_passes(args: argparse.Namespace) -> dict[str, Any]:
     for name, width in (("1", 1.0), ("1/4", 0.5), ("1/16", 0.25)):
         plans = plans_of(args.patch, features_of(args.stages, width, len(args.patch)), [1.5] * len(args.patch))
         for runtime, precision in rows_here(args.rows):
-            if precision != "int8":  # which needs real cases for calibration
+            if precision != "int8":  # int8 needs real cases for calibration
                 predictor = untrained_predictor(plans, "it", dataset_json, True)
-                runs[f"{name} | {runtime} {precision}"] = put_into(predictor, runtime, precision)
+                runs[f"{name} | {runtime} {precision}"] = patch_runner(predictor, runtime, precision)
     took: dict[str, list[float]] = {name: [] for name in runs}
     order = random.Random(0)
     for number in range(args.rounds + 1):

@@ -30,7 +30,7 @@ LABELS = {"background": 0, "left": 1, "right": 2}
 
 
 def case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Four slices of 48 by 48, a letter or its mirror image in each quarter of each."""
+    """Four slices of 48 by 48, with a letter or its mirror image in each quarter of every slice."""
     labels = np.zeros((4, 48, 48), np.uint8)
     for plane in labels:
         for quarter in range(4):

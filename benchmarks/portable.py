@@ -3,7 +3,7 @@
     python benchmarks/portable.py FOLDER [--spacing 1.5] [--slices 400] [--mirroring]
     /usr/bin/time -v python FOLDER/predict.py -i FOLDER/images -o FOLDER/found --profile
 
-The network has few channels and random weights, and the folder has not proved anything: what is measured is everything
+The network has few channels and random weights, and the folder was not tested: what is measured is everything
 around the network. Patch and classes are TotalSegmentator's, whose models see 1.5 or 3 mm and are not mirrored.
 """
 
@@ -61,7 +61,7 @@ def write_image(file: Path, slices: int) -> None:
 
 
 def write_folder(folder: Path, spacing: float, mirroring: bool) -> None:
-    """As an export, without test image and proof."""
+    """Write a folder like an export's, without test image and comparison."""
     plans, dataset_json = plans_of([PATCH] * 3, CHANNELS, [spacing] * 3, convs=1), dataset_json_of(CLASSES)
     torch.manual_seed(0)
     network = build_network(plans, "it", dataset_json, "nnUNetTrainer", deep_supervision=False)

@@ -3,8 +3,7 @@
 For every recipe in configs/ (and any given with --recipe), the time of a distillation step is divided by the sum of a
 plain student step and a teacher's forward pass, all taking turns within one run; the result is the median of these
 ratios. Memory is the peak of a process that only does such steps, above that of one that only does plain steps. It is
-compared with what a
-teacher needs by itself: its weights and the peak of its activations in a forward pass.
+compared with what a teacher needs by itself: its weights and the peak of its activations in a forward pass.
 
     python benchmarks/step.py                        # the hippocampus configuration, on the CPU
     python benchmarks/step.py --size large --device cuda
@@ -166,8 +165,8 @@ class Bench:
 
 
 def peak_mib(options: dict[str, Any], size: str, device: str, bfloat16: bool, queue: Any) -> None:
-    """Put the peak memory of a few steps of a recipe (plain steps without options) into the queue. Runs in its own
-    process."""
+    """Put the peak memory of a few steps of a recipe (plain steps without options) into the queue. Runs in
+    its own process."""
     bench = Bench(SIZES[size], device, bfloat16)
     if options:
         step = bench.distillation(options)

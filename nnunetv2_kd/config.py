@@ -144,8 +144,8 @@ class CombineOptions(CheckedOptions):
 
 
 class StudentOptions(CheckedOptions):
-    """How large the student is, relative to the plans given with -p. Give one of width, params, flops, features and
-    latency."""
+    """How large the student is, relative to the plans given with -p. Give one of width, params, flops,
+    features and latency."""
 
     width: float | None = Field(
         None, gt=0, le=1, description="factor on the channels of the plans given with -p; default: 0.5"
@@ -195,7 +195,12 @@ class Schedule(CheckedOptions):
     warmup: float = Field(0.0, ge=0, le=1, description="share of the training over which the factor rises from 0")
     decay_from: float = Field(1.0, ge=0, le=1, description="share of the training after which it falls")
     final: float = Field(1.0, ge=0, description="the value to which it falls at the end")
-    every: int = Field(1, ge=1, le=50, description="in one of so many steps the teacher runs, in the others it rests")
+    every: int = Field(
+        1,
+        ge=1,
+        le=50,
+        description="the teacher runs in one of this many steps; the other steps use nnU-Net's loss alone",
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> "Schedule":

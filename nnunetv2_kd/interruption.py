@@ -31,7 +31,7 @@ def status_of(error: BaseException) -> int:
     return CTRL_C
 
 
-def terminated_like_ctrl_c() -> None:
+def handle_sigterm_like_ctrl_c() -> None:
     """From now on, SIGTERM ends this process as Ctrl-C does. A second SIGTERM does not interrupt the cleaning up.
     Forked processes still end at once. Does nothing if the signal already has another handler."""
     is_main = threading.current_thread() is threading.main_thread()
@@ -44,7 +44,7 @@ def terminated_like_ctrl_c() -> None:
         os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def children_end_with_us() -> None:
+def end_children_with_process() -> None:
     """Processes forked from now on do not outlive this one, even if it is killed (Linux). What they put into the
     temporary folder is removed when this process ends, however they end."""
     multiprocessing.util.get_temp_dir()  # if a child made it, it would remain when the child is terminated
@@ -56,7 +56,7 @@ def children_end_with_us() -> None:
 
 
 @contextmanager
-def without_interrupts() -> Iterator[None]:
+def shield_children_from_interrupts() -> Iterator[None]:
     """Processes started within this context ignore Ctrl-C and print nothing about it; the process that started them
     ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows

@@ -41,8 +41,8 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Situation:
-    """A setting in which a method is checked: dimensions, how to read the targets, and the number of supervised
-    heads."""
+    """A setting in which a method is checked: dimensions, how to read the targets, and the number
+    of supervised heads."""
 
     dims: int
     kind: str
@@ -274,10 +274,10 @@ def check_ignored(method: Method, situation: Situation) -> None:
     expected = float(world.term(heads, output_t).detach())
     assert expected > 0
     other = TeacherOutput(
-        [_changed(z, -3.0) for z in output_t.logits], {k: _changed(f, 2.0) for k, f in output_t.features.items()}
+        [_change(z, -3.0) for z in output_t.logits], {k: _change(f, 2.0) for k, f in output_t.features.items()}
     )
-    features_s = {stage: _changed(f, -5.0) for stage, f in world.features_s.items()}
-    changed = float(world.term([_changed(z, 7.0) for z in heads], other, features_s).detach())
+    features_s = {stage: _change(f, -5.0) for stage, f in world.features_s.items()}
+    changed = float(world.term([_change(z, 7.0) for z in heads], other, features_s).detach())
     assert changed == pytest.approx(expected, rel=1e-3)
 
 
@@ -377,8 +377,8 @@ CHECKS: tuple[Check, ...] = (
 
 
 def method_contract(*methods: Method) -> pytest.MarkDecorator:
-    """Decorate a test that has the parameter ``check`` and calls it. It then runs every check of every method in every
-    situation."""
+    """Decorate a test that has the parameter ``check`` and calls it. It then runs every check of every method
+    in every situation."""
     cases = [
         pytest.param(functools.partial(check, method, situation), id=f"{method.name}-{check.__name__}-{situation}")
         for method in methods
@@ -410,7 +410,7 @@ def _value_and_gradient(method: Method, situation: Situation) -> tuple[float, Te
     return float(value.detach()), torch.cat(gradients)
 
 
-def _changed(tensor: Tensor, by: float) -> Tensor:
+def _change(tensor: Tensor, by: float) -> Tensor:
     """Change a tensor, at any grid, where the finest target is ignored. Every channel changes by another amount,
     because a softmax ignores a constant added to all."""
     changed = tensor.detach().clone()

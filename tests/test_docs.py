@@ -1,4 +1,4 @@
-"""The site builds without a warning, and links lead to files and headings that exist."""
+"""The site builds without a warning, links lead to files and headings that exist, and papers can be cited."""
 
 import os
 import re
@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+import nnunetv2_kd
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
@@ -35,3 +38,19 @@ def test_links_lead_to_files_and_headings_that_are_there(page):
         if heading:
             headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
             assert heading in {anchor(found) for found in headings}, f"{target}#{heading}"
+
+
+def test_the_index_leads_to_every_page():
+    linked = {target for target, _ in LINK.findall((ROOT / "docs" / "index.md").read_text())}
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} == linked
+
+
+def test_every_paper_of_the_formulas_can_be_cited():
+    """CITATION.cff is of this version, and has every arXiv id and DOI from docs/formulas.md."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == nnunetv2_kd.__version__
+    cited = " ".join(f"{paper.get('doi', '')} {paper.get('url', '')}" for paper in citation["references"])
+    formulas = (ROOT / "docs" / "formulas.md").read_text()
+    papers = re.findall(r"arXiv\s+(\d{4}\.\d{5})|doi\s+(10\.[\w./-]+\w)", formulas)
+    assert len(papers) > 15
+    assert not [arxiv or doi for arxiv, doi in papers if (arxiv or doi) not in cited]

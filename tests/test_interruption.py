@@ -14,7 +14,7 @@ from nnunetv2_kd.interruption import CTRL_C, TERMINATED, Terminated, status_of
 PARENT = """
 import multiprocessing, sys, time
 sys.path.insert(0, {root!r})
-from nnunetv2_kd.interruption import children_end_with_us, status_of, terminated_like_ctrl_c
+from nnunetv2_kd.interruption import end_children_with_process, status_of, handle_sigterm_like_ctrl_c
 
 def work():
     import multiprocessing.util
@@ -23,8 +23,8 @@ def work():
     time.sleep(600)
 
 if __name__ == "__main__":
-    terminated_like_ctrl_c()
-    children_end_with_us()
+    handle_sigterm_like_ctrl_c()
+    end_children_with_process()
     child = multiprocessing.get_context("fork").Process(target=work, daemon=True)
     child.start()
     try:
@@ -89,9 +89,9 @@ def test_status():
 LOST = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
-from nnunetv2_kd.interruption import status_of, terminated_like_ctrl_c
+from nnunetv2_kd.interruption import status_of, handle_sigterm_like_ctrl_c
 
-terminated_like_ctrl_c()
+handle_sigterm_like_ctrl_c()
 os.register_at_fork(after_in_parent=lambda: signal.raise_signal({number}))  # where Python ignores exceptions
 try:
     if os.fork() == 0:

@@ -1,5 +1,5 @@
-"""Models in the form in which nnU-Net's trainings leave them, but untrained: tiny networks with random weights that
-predict."""
+"""Models in the form in which nnU-Net's trainings leave them, but untrained: tiny networks with random
+weights that predict."""
 
 import json
 from pathlib import Path

@@ -166,8 +166,8 @@ def teachers() -> list[Finding]:
 
 
 def methods() -> list[Finding]:
-    """Distillation methods that an options file can name. One that cannot be loaded only stops trainings that use
-    it."""
+    """Distillation methods that an options file can name. One that cannot be loaded only stops trainings
+    that use it."""
     others = [name for name in method_names() if name not in own_methods()]
     found = [Finding("methods", ", ".join(own_methods()))]
     for name in others:

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from nnunetv2_kd.cli.arguments import build_parser
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.interruption import status_of, terminated_like_ctrl_c
+from nnunetv2_kd.interruption import handle_sigterm_like_ctrl_c, status_of
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -45,14 +45,14 @@ def import_command(name: str, whole_process: bool) -> ModuleType:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if argv is None:
-        terminated_like_ctrl_c()
+        handle_sigterm_like_ctrl_c()
     about = "Nothing was started yet."
     try:
         command = import_command(args.command, whole_process=argv is None)
         from nnunetv2_kd.nnunet.trust import trusting  # --help imports nothing else
-        from nnunetv2_kd.terminal import let_print_everything
+        from nnunetv2_kd.terminal import allow_any_character
 
-        let_print_everything()
+        allow_any_character()
         about = command.about_interruption(args) if hasattr(command, "about_interruption") else ""
         with trusting(getattr(args, "trust", False)):
             return int(command.run(args))

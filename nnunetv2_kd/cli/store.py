@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     console = plain_console(stderr=True)
     cases = sorted(file.name.removesuffix(".pkl") for file in data.glob("*.pkl"))
     models = load_models(args, base, plans, dataset_json, cases)
-    for line in seen_by(models):
+    for line in teacher_notes(models):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     store = make(
         Task(store_folder(base, data.name, name), data, manager, args.c, dataset_json, command()),
@@ -168,7 +168,7 @@ def channel_names(entries: list[str] | None) -> dict[str, str]:
     return {pair[0]: pair[1] for pair in pairs}
 
 
-def seen_by(models: list[CasePredictor]) -> list[str]:
+def teacher_notes(models: list[CasePredictor]) -> list[str]:
     """How each teacher sees the images, if it does not use the student's preprocessed data, and what it teaches if that
     is not every label."""
     lines = []

@@ -1,5 +1,5 @@
-"""``nnUNetv2_kd unlabelled``: make a dataset of labelled cases and of scans labelled by teachers; train a student on
-it."""
+"""``nnUNetv2_kd unlabelled``: make a dataset of labelled cases and of scans labelled by teachers; train a
+student on it."""
 
 import argparse
 import os
@@ -198,8 +198,8 @@ def _folds(labeller: Any) -> str:
 
 
 def scan_table(made: MadeDataset) -> Table:
-    """For the scans that were kept: the size of each structure, how much is ignored, and how well the teachers
-    agree."""
+    """For the scans that were kept: the size of each structure, how much is ignored, and how well
+    the teachers agree."""
     import numpy as np
 
     kept = [facts for facts in made.scans.values() if not facts["left_out"]]

@@ -80,8 +80,8 @@ def differing_voxels(model: DemoModel, output: Path) -> int:
 
 
 def labelled_cases(model: DemoModel, output: Path, dataset_json: dict[str, Any]) -> int:
-    """Number of cases that a model was trained on. The bundled teacher has no record; it was trained on all its
-    data."""
+    """Number of cases that a model was trained on. The bundled teacher has no record; it was trained on
+    all its data."""
     record = model.folder(output) / f"fold_{model.fold}" / RECORD_FILE
     if record.is_file():
         return int(read_json(record)["training"]["cases"])

@@ -49,8 +49,8 @@ class GradientBalance:
         self.lengths: dict[str, Tensor] = {}
 
     def update(self, lengths: Mapping[str, Tensor]) -> None:
-        """Average a measurement over DDP workers and add it to the running means; values that are not finite are
-        ignored."""
+        """Average a measurement over DDP workers and add it to the running means; values that are not
+        finite are ignored."""
         for name, length in lengths.items():
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(length)

@@ -53,8 +53,8 @@ def calibration_patches(predictor: nnUNetPredictor, shape: tuple[int, ...], fold
 
 
 def _patch(image: np.ndarray, size: tuple[int, ...], rng: np.random.Generator | None) -> np.ndarray:
-    """A patch ``(1, C, *size)`` of an image ``(C, *S)``, padded with 0 if the image is smaller; in 2d from one
-    slice."""
+    """A patch ``(1, C, *size)`` of an image ``(C, *S)``, padded with 0 if the image is smaller; in 2d
+    from one slice."""
     room = len(image.shape) - 1 - len(size)  # 1 for a 2d network, whose cases keep an axis of slices
     if room:
         depth = image.shape[1]

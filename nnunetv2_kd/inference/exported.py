@@ -20,7 +20,7 @@ from nnunetv2_kd.inference.sessions import open_session
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.networks.build import configuration_of
 from nnunetv2_kd.nnunet.files import is_inside, read_json, sha256
-from nnunetv2_kd.nnunet.model_files import as_nnunet_writes, printable, read_model_files
+from nnunetv2_kd.nnunet.model_files import printable, read_model_files, refuse_unexpected_content
 
 EXPORT_FILE = "export.json"
 AGAIN = "Copy the exported model again, or export it again."
@@ -110,7 +110,7 @@ def load_exported(predictor: nnUNetPredictor, folder: Path, folds: Sequence[int 
     if lacking:
         raise KDError(f"{folder} has no fold {' and '.join(lacking)}. Its folds: -f {' '.join(about['folds'])}")
     threads = prediction_threads()
-    with as_nnunet_writes(f"the network in {folder}", AGAIN):
+    with refuse_unexpected_content(f"the network in {folder}", AGAIN):
         sessions = [open_session(folder / about["folds"][str(fold)], runtime, precision, threads) for fold in folds]
     own_plans, dataset_json = read_model_files(folder)
     plans, configuration = configuration_of(own_plans, about["configuration"])

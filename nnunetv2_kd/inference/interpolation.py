@@ -97,8 +97,8 @@ def decide(
     wx: Array,
     out: Array,
 ) -> int:
-    """Write the class that wins at all eight corners of a voxel into ``out``, or UNDECIDED; returns how many are
-    UNDECIDED."""
+    """Write the class that wins at all eight corners of a voxel into ``out``, or UNDECIDED; returns how
+    many are UNDECIDED."""
     undecided = 0
     for z in range(out.shape[0]):
         for y in range(out.shape[1]):

@@ -76,7 +76,7 @@ def fastest_within(
     passes, rest = 0, 0.0
     for shape in progress(shapes):
         predictor = untrained_predictor(shape.plans(plans, configuration), configuration, dataset_json, mirroring)
-        run = put_into(predictor, runtime, precision)
+        run = patch_runner(predictor, runtime, precision)
         ms = time_in_turns({"patch": partial(run, torch.zeros(input_shape(predictor)))}, REPEATS + 1)["patch"]
         if not timed:
             passes, rest = _without_network(predictor, image, properties)
@@ -87,7 +87,7 @@ def fastest_within(
         predictor = untrained_predictor(
             candidate.shape.plans(plans, configuration), configuration, dataset_json, mirroring
         )
-        put_into(predictor, runtime, precision)
+        patch_runner(predictor, runtime, precision)
         candidate.ms_case, candidate.is_measured = _case(predictor, image, properties), True
         if candidate.ms_case <= budget:
             return timed, candidate
@@ -113,7 +113,7 @@ def untrained_predictor(
     return predictor
 
 
-def put_into(predictor: FastPredictor, runtime: Runtime, precision: Precision) -> Callable[[Any], Any]:
+def patch_runner(predictor: FastPredictor, runtime: Runtime, precision: Precision) -> Callable[[Any], Any]:
     """Let an untrained predictor compute in a runtime; returns the function that runs one patch."""
     threads = prediction_threads()
     if runtime == "torch":

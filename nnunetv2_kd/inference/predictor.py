@@ -36,15 +36,15 @@ from nnunetv2_kd.teachers.load import load_strictly, plain_weights
 
 def predictor_of(model: TrainedModel, device: torch.device) -> nnUNetPredictor:
     """nnU-Net's predictor with its own settings: step 0.5, Gaussian weights, mirroring."""
-    return _initialized(nnUNetPredictor(device=device, allow_tqdm=False), model)
+    return _initialize(nnUNetPredictor(device=device, allow_tqdm=False), model)
 
 
 def fast_predictor_of(model: TrainedModel, device: torch.device) -> "FastPredictor":
     """Like `predictor_of`, but a `FastPredictor`."""
-    return _initialized(FastPredictor(device=device, allow_tqdm=False), model)
+    return _initialize(FastPredictor(device=device, allow_tqdm=False), model)
 
 
-def _initialized(predictor: Any, model: TrainedModel) -> Any:
+def _initialize(predictor: Any, model: TrainedModel) -> Any:
     limit_threads(predictor.device)
     load_model(predictor, model.folder, [fold.name for fold in model.predicting_folds], FINAL)
     return predictor

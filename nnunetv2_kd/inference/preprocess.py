@@ -72,8 +72,8 @@ def preprocess_array(
     configuration: ConfigurationManager,
     dataset_json: dict[str, Any],
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
-    """Like nnU-Net's ``run_case_npy``: transpose, crop, normalise, resample. The segmentation is a cascade's, or
-    None."""
+    """Like nnU-Net's ``run_case_npy``: transpose, crop, normalise, resample. The segmentation is a
+    cascade's, or None."""
     preprocessor = configuration.preprocessor_class(verbose=False)
     is_known = set(configuration.normalization_schemes) <= KNOWN_NORMALIZATIONS
     if segmentation is not None or type(preprocessor) is not DefaultPreprocessor or not is_known:

@@ -1,5 +1,5 @@
-"""The runtimes for a network on a CPU (torch, OpenVINO, ONNX Runtime) and their precisions. This module imports none of
-them."""
+"""The runtimes for a network on a CPU (torch, OpenVINO, ONNX Runtime) and their precisions. This module imports
+none of them."""
 
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version

@@ -106,7 +106,7 @@ def columns(board: Board) -> list[Column]:
         numeric("HD95 mm", lambda e: e.scores.hd95_mm, 2, "95 % Hausdorff distance, without missed structures"),
         Column(
             "empty",
-            lambda e: empties(e.scores.counts),
+            lambda e: describe_empties(e.scores.counts),
             lambda e: float(sum(e.scores.counts.values())),
             "how many structures of cases are missed, false alarms, empty in both, or failed",
         ),
@@ -150,7 +150,7 @@ def p_value(value: float) -> str:
     return NOTHING if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def empties(counts: dict[str, int]) -> str:
+def describe_empties(counts: dict[str, int]) -> str:
     """Structures left out of the means, or scored 0, because they are empty: ``2 missed, 1 both empty``."""
     parts = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
     return ", ".join(parts) or "0"

@@ -13,7 +13,7 @@ from nnunetv2_kd.benchmark.cost import ModelCost, measure_costs, model_size
 from nnunetv2_kd.benchmark.timing import TimedModel
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.inference.device import device_name
-from nnunetv2_kd.interruption import without_interrupts
+from nnunetv2_kd.interruption import shield_children_from_interrupts
 from nnunetv2_kd.leaderboard.fold_groups import split_students
 from nnunetv2_kd.leaderboard.predict import ImageSet, check_images, image_jobs, predict
 from nnunetv2_kd.leaderboard.request import STOCK, LeaderboardRequest, RunsIn, Say
@@ -104,11 +104,11 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
     image_set, agreement = None, ""
     if request.images is not None and request.truths is not None and request.output is not None:
         image_set = check_images(request.images, request.truths, models[0].dataset_json, models[0].plans)
-        to_score = _predicted(models, runs_in, image_set, request, request.output / "predictions" / dataset, say)
+        to_score = _prediction_work(models, runs_in, image_set, request, request.output / "predictions" / dataset, say)
         how = f"predicted by nnU-Net {_computed_in(runs_in)}with all trained folds"
         source = f"{len(image_set.cases)} images of {request.images}, {how}"
     else:
-        to_score = _validated([m for m in models if runs_in[m.name].precision == "f32"], request.tolerance)
+        to_score = _validation_work([m for m in models if runs_in[m.name].precision == "f32"], request.tolerance)
         to_score.problems += [
             f"{name}: not scored: nnU-Net's validation was predicted in f32. Add -i IMAGES -gt LABELS"
             for name, row in runs_in.items()
@@ -120,7 +120,7 @@ def evaluate(dataset: str, request: LeaderboardRequest, say: Say) -> Evaluation:
     costs = {model.name: model_size(model) for model in models}
     scored = [_image_files(models[0], case, image_set) for case in sorted({row["case"] for row in rows})]
     costs, timing, not_timed = (
-        _timed(models, runs_in, costs, scored, request, say) if request.timed else (costs, "", [])
+        _time_models(models, runs_in, costs, scored, request, say) if request.timed else (costs, "", [])
     )
     return Evaluation(
         dataset=dataset,
@@ -186,7 +186,7 @@ def rows_of(models: Sequence[TrainedModel], runs_in: Sequence[RunsIn]) -> tuple[
     return [model for model, _ in rows], {model.name: row for model, row in rows}
 
 
-def _validated(models: Sequence[TrainedModel], tolerance: float) -> _ToScore:
+def _validation_work(models: Sequence[TrainedModel], tolerance: float) -> _ToScore:
     """What to score of the models' own validation."""
     truths, splits = ground_truth_folder(models[0].dataset), _splits_of(models[0].dataset)
     to_score = _ToScore()
@@ -202,7 +202,7 @@ def _validated(models: Sequence[TrainedModel], tolerance: float) -> _ToScore:
     return to_score
 
 
-def _predicted(
+def _prediction_work(
     models: Sequence[TrainedModel],
     runs_in: Mapping[str, RunsIn],
     image_set: ImageSet,
@@ -239,7 +239,7 @@ def _score(jobs: Sequence[ScoringJob], processes: int, say: Say) -> list[ScoreRo
     if processes == 1:
         return [row for job in jobs for row in score(job)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        with without_interrupts():
+        with shield_children_from_interrupts():
             scored = pool.map(score, jobs, chunksize=4)
         try:
             return [row for rows in scored for row in rows]
@@ -248,7 +248,7 @@ def _score(jobs: Sequence[ScoringJob], processes: int, say: Say) -> list[ScoreRo
             raise
 
 
-def _timed(
+def _time_models(
     models: Sequence[TrainedModel],
     runs_in: Mapping[str, RunsIn],
     costs: dict[str, ModelCost],

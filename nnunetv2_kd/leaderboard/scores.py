@@ -229,14 +229,12 @@ def _score(job: ScoringJob) -> list[ScoreRow]:
                 row["note"] = "no surface distances: the truth has ignored voxels, so its surface is not known"
             else:
                 true, predicted = (region_or_label_to_mask(seg[0], key) for seg in (truth, prediction))
-                row["nsd"], row["hd95_mm"] = surface_scores(
-                    *_squeezed(true, predicted, truth_properties), job.tolerance
-                )
+                row["nsd"], row["hd95_mm"] = surface_scores(*_squeeze(true, predicted, truth_properties), job.tolerance)
         rows.append(row)
     return rows
 
 
-def _squeezed(truth: Any, prediction: Any, properties: dict[str, Any]) -> tuple[Any, Any, list[float]]:
+def _squeeze(truth: Any, prediction: Any, properties: dict[str, Any]) -> tuple[Any, Any, list[float]]:
     """Make a single slice a two-dimensional image, so that its two faces do not count as surface."""
     spacing = [float(value) for value in properties["spacing"]]
     if truth.shape[0] == 1:

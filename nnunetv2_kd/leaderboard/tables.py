@@ -72,8 +72,8 @@ def print_board(board: Board, console: Console, wide: bool = False) -> None:
 
 
 def _print_line(console: Console, line: str, style: str = "") -> None:
-    """Print a line: in a terminal broken between words, unless it contains a command to copy; in a file or pipe as
-    is."""
+    """Print a line: in a terminal broken between words, unless it contains a command to copy; in a file or
+    pipe as is."""
     console.print(Text(line, style=style), soft_wrap=not console.is_terminal or "nnUNetv2_" in line)
 
 

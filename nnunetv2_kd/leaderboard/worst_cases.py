@@ -30,8 +30,8 @@ class Picture:
 
 
 def featured_model(board: Board) -> Entry | None:
-    """The model whose worst cases are shown: the best distilled student, or else the best model that is not a
-    teacher."""
+    """The model whose worst cases are shown: the best distilled student, or else the best model that is
+    not a teacher."""
     ranked = [entry for entry in board.ranked if entry.kind == DISTILLED]
     ranked += [entry for entry in board.ranked if entry.kind != TEACHER] + board.ranked
     return ranked[0] if ranked else None

@@ -137,8 +137,8 @@ def _displacements(embeddings: Tensor) -> Tensor:
 
 
 class Displacement(OnStages):
-    """How the samples of a batch differ from each other (DPRD), sum over encoder stages, with weights that grow with
-    depth."""
+    """How the samples of a batch differ from each other (DPRD), sum over encoder stages, with weights that
+    grow with depth."""
 
     name = "displacement"
     needs = Needs(features=True)

@@ -28,7 +28,7 @@ def activation_map(features: Tensor, inside: Tensor | None = None) -> Tensor:
         map is constant.
     """
     counted = features.new_ones((len(features), *features.shape[2:]), dtype=torch.float32) if inside is None else inside
-    return _standardised(_ActiveChannels.apply(features, counted), counted)
+    return _standardise(_ActiveChannels.apply(features, counted), counted)
 
 
 def feature_filtering(student: Tensor, teacher: Tensor, regions: Regions, gamma: float = 1.0) -> Tensor:
@@ -55,14 +55,14 @@ def feature_filtering(student: Tensor, teacher: Tensor, regions: Regions, gamma:
     map_t = activation_map(teacher.detach(), inside)
     map_s = activation_map(student, regions.inside(student.shape[2:]))
     if map_s.shape != map_t.shape:
-        map_s = _standardised(map_at_grid(map_s, map_t.shape[1:]), inside)
+        map_s = _standardise(map_at_grid(map_s, map_t.shape[1:]), inside)
     weights = (gamma * (2 * map_t.sigmoid() - 1).abs()).exp()
     squares, mass = regions.sums(torch.stack((weights * (map_s - map_t).square(), weights), dim=1)).unbind(dim=2)
     present = mass > 0
     return (squares / torch.where(present, mass, 1)).sum() / present.sum().clamp(min=1)
 
 
-def _standardised(maps: Tensor, inside: Tensor) -> Tensor:
+def _standardise(maps: Tensor, inside: Tensor) -> Tensor:
     flat, counted = maps.flatten(1), inside.flatten(1)
     total = counted.sum(dim=1, keepdim=True)
     total = torch.where(total > 0, total, 1)

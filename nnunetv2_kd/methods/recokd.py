@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnunetv2_kd.methods.adapters import module_key, pointwise, require_same_stages
 from nnunetv2_kd.methods.method import Needs, OnStages
-from nnunetv2_kd.methods.recokd_sums import attended, sizes, softmax_inside, sums
+from nnunetv2_kd.methods.recokd_sums import attention_pooling, sizes, softmax_inside, sums
 from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.regions import Regions
 from nnunetv2_kd.tensors.shapes import require_same_batch
@@ -85,7 +85,7 @@ class GlobalContext(nn.Module):
             What the block adds to every voxel's features, ``(B, C)``.
         """
         score = self.score.weight[0] if weight is None else self.score.weight[0] @ weight
-        context = attended(features, score, self.score.bias, inside)
+        context = attention_pooling(features, score, self.score.bias, inside)
         return self.transform(context if weight is None else context @ weight.T)
 
 

@@ -43,7 +43,7 @@ def sums(student: Tensor, weight: Tensor, teacher: Tensor, channels: Tensor, vox
     return Sums(*_Sums.apply(student, weight, teacher, channels, voxels, inside))
 
 
-def attended(features: Tensor, score: Tensor, bias: Tensor, inside: Tensor) -> Tensor:
+def attention_pooling(features: Tensor, score: Tensor, bias: Tensor, inside: Tensor) -> Tensor:
     """``sum_v softmax_v(score . F + bias) F`` over the voxels that count, with gradients to all but ``inside``.
 
     Args:
@@ -86,7 +86,7 @@ def _add_dots(total: Tensor, features: Tensor, voxels: Tensor) -> None:
     total += over_voxels(features, voxels.unsqueeze(1))[..., 0]
 
 
-def _of_all_samples(weight: Tensor, features: Tensor) -> Tensor:
+def _multiply_samples(weight: Tensor, features: Tensor) -> Tensor:
     """``weight F`` of ``(C, C')`` and ``(B, C', V)``, ``(B, C, V)``."""
     return torch.bmm(weight.expand(len(features), -1, -1), features)
 
@@ -100,7 +100,7 @@ class _Sums(torch.autograd.Function):
         over_voxels, differences, weighted, unweighted = (torch.zeros_like(channels) for _ in range(4))
         for samples, part in _blocks(teacher):
             within = inside[samples, part]
-            adapted = _of_all_samples(weight, student[samples, :, part].float())
+            adapted = _multiply_samples(weight, student[samples, :, part].float())
             size = adapted.abs()
             torch.sum(size, dim=1, out=over_channels[samples, part])
             _add_dots(over_voxels[samples], size, within)
@@ -122,13 +122,13 @@ class _Sums(torch.autograd.Function):
         of_inside = 2 * of_squares.unsqueeze(1) * inside
         for samples, part in _blocks(teacher):
             features = student[samples, :, part].float()
-            adapted = _of_all_samples(weight, features)
+            adapted = _multiply_samples(weight, features)
             within = inside[samples, part]
             gradient = _outer(of_voxels[samples], within, of_channels[samples, part].unsqueeze(1)).mul_(adapted.sign())
             factor = _outer(of_rows[samples], voxels[samples, part], of_inside[samples, part].unsqueeze(1))
             gradient.addcmul_(adapted.sub_(teacher[samples, :, part]), factor)
             gradient.addcmul_(of_differences[samples].unsqueeze(2), within.unsqueeze(1))
-            of_student[samples, :, part] = _of_all_samples(weight.T, gradient)
+            of_student[samples, :, part] = _multiply_samples(weight.T, gradient)
             of_weight += over_voxels(gradient, features).sum(dim=0)
         return of_student, of_weight, None, None, None, None
 
@@ -138,7 +138,7 @@ class _Attended(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, score: Tensor, bias: Tensor, inside: Tensor) -> Tensor:
         scores = torch.empty_like(inside)
         for samples, part in _blocks(features):
-            scores[samples, part] = _of_all_samples(score.unsqueeze(0), features[samples, :, part].float())[:, 0]
+            scores[samples, part] = _multiply_samples(score.unsqueeze(0), features[samples, :, part].float())[:, 0]
         shares = softmax_inside(scores + bias, inside)
         context = inside.new_zeros(features.shape[:2])
         for samples, part in _blocks(features):

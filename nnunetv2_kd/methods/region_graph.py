@@ -54,8 +54,8 @@ def _walk(edges: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class RegionGraph(OnStages):
-    """How similar the regions of all samples are in a stage's features, over several hops (MSKD's RGD), sum over the
-    stages."""
+    """How similar the regions of all samples are in a stage's features, over several hops (MSKD's RGD), sum
+    over the stages."""
 
     name = "region_graph"
     needs = Needs(region_cosines=True)

@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_kd.nnunet.architecture import check_architecture
-from nnunetv2_kd.nnunet.model_files import as_nnunet_writes
+from nnunetv2_kd.nnunet.model_files import refuse_unexpected_content
 
 
 def find_trainer(name: str) -> type[nnUNetTrainer] | None:
@@ -39,7 +39,7 @@ def configuration_of(
     Raises:
         KDError: if the plans are not as nnU-Net writes them, or name code that must not run.
     """
-    with as_nnunet_writes(f"the plans of {configuration}"):
+    with refuse_unexpected_content(f"the plans of {configuration}"):
         manager = PlansManager(deepcopy(plans))
         config = manager.get_configuration(configuration)
         check_architecture(config.configuration.get("architecture"), f"the plans of {configuration}", trust)
@@ -63,7 +63,7 @@ def build_network(
     """
     trainer_class = find_trainer(trainer_name) or nnUNetTrainer
     manager, config = configuration_of(plans, configuration, trust)
-    with as_nnunet_writes(f"the network of {configuration} in the plans"):
+    with refuse_unexpected_content(f"the network of {configuration} in the plans"):
         network = _build(trainer_class, manager, config, dataset_json, deep_supervision)
         if not isinstance(network, nn.Module):
             raise TypeError(f"its class makes a {type(network).__name__}, which is not a network")
@@ -114,7 +114,7 @@ def build_on_meta(
         with torch.device("meta"):
             return build_network(plans, configuration, dataset_json, trainer.__name__, False, trust)
     manager, config = configuration_of(plans, configuration, trust)
-    with as_nnunet_writes(f"the network of {configuration} in the plans"), torch.device("meta"):
+    with refuse_unexpected_content(f"the network of {configuration} in the plans"), torch.device("meta"):
         return get_network_from_plans(
             config.network_arch_class_name,
             config.network_arch_init_kwargs,

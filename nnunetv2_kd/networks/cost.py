@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_kd.networks.build import build_on_meta
-from nnunetv2_kd.nnunet.model_files import as_nnunet_writes
+from nnunetv2_kd.nnunet.model_files import refuse_unexpected_content
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def network_cost(
         KDError: if the plans name code that must not run, or describe no network that works.
     """
     network: Any = build_on_meta(plans, configuration, dataset_json, trainer_name)
-    with as_nnunet_writes(f"the network of {configuration} in the plans"):
+    with refuse_unexpected_content(f"the network of {configuration} in the plans"):
         return _cost(network, plans, configuration, dataset_json)
 
 

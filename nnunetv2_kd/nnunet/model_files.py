@@ -27,7 +27,7 @@ SHOWN = 80
 
 
 @contextmanager
-def as_nnunet_writes(what: str, mend: str = MEND) -> Iterator[None]:
+def refuse_unexpected_content(what: str, mend: str = MEND) -> Iterator[None]:
     """Turn any error that nnU-Net or torch raise on a file that they did not write into a KDError.
 
     Args:
@@ -85,7 +85,7 @@ def read_dataset_json(file: Path) -> dict[str, Any]:
 def _read_checked(file: Path, problems_of: Callable[[Any], Iterator[str]], whole_path: bool = True) -> Any:
     name = str(file) if whole_path else file.name
     content = read_json(file, name, MEND)
-    with as_nnunet_writes(name):
+    with refuse_unexpected_content(name):
         problems = list(problems_of(content))
     if problems:
         raise KDError(f"{listing(f'{name} is not as nnU-Net writes it:', problems[:10])}\n{MEND}")

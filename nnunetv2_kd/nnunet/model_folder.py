@@ -96,8 +96,8 @@ def checkpoints_of(dataset_name: str) -> list[CheckpointPath]:
 
 
 def trained_with(dataset_name: str, plans: str) -> list[str]:
-    """Names of a dataset's models that use plans of this name and have a checkpoint; empty if ``nnUNet_results`` is not
-    set."""
+    """Names of a dataset's models that use plans of this name and have a checkpoint; empty if
+    ``nnUNet_results`` is not set."""
     if not nnUNet_results.is_set():
         return []
     names = {path.folder.name for path in checkpoints_of(dataset_name)}

@@ -47,8 +47,8 @@ class TrainedFold:
 
     @property
     def debug_information(self) -> dict[str, Any]:
-        """What nnU-Net recorded about the trainer at the start of the training, every value as text; empty if
-        missing."""
+        """What nnU-Net recorded about the trainer at the start of the training, every value as text;
+        empty if missing."""
         return _json_or_nothing(self.folder / "debug.json")
 
 
@@ -116,8 +116,8 @@ class TrainedModel:
 
     @property
     def predicting_folds(self) -> tuple[TrainedFold, ...]:
-        """The folds that predict new images as an ensemble: the trained ones of the cross-validation, or else
-        ``all``."""
+        """The folds that predict new images as an ensemble: the trained ones of the cross-validation,
+        or else ``all``."""
         return tuple(fold for fold in self.trained_folds if fold.name != ALL) or self.trained_folds
 
 

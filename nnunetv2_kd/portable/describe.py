@@ -139,8 +139,8 @@ def _resampling(settings: dict[str, Any], of: str) -> dict[str, Any]:
 
 
 def postprocessing_of(model: Path, folds: Sequence[str]) -> Path | None:
-    """The file in which ``nnUNetv2_find_best_configuration`` wrote the postprocessing of these folds; None if there is
-    none."""
+    """The file in which ``nnUNetv2_find_best_configuration`` wrote the postprocessing of these folds; None if
+    there is none."""
     file = model / f"crossval_results_folds_{'_'.join(folds)}" / "postprocessing.json"
     return file if file.is_file() else None
 

@@ -1,5 +1,5 @@
-"""The packages that the runner needs, pinned to versions, with the hashes of all of their files: a part of
-``requirements.lock``."""
+"""The packages that the runner needs, pinned to versions, with the hashes of all of their files: a
+part of ``requirements.lock``."""
 
 import re
 from collections.abc import Iterable

@@ -127,7 +127,7 @@ def export_portable(
             raise KDError(
                 f"The exported folder predicts something else than nnU-Net, and was not kept. {tested.summary()}"
             )
-        found = _compared(runner, predictors, cases, base, say, progress)
+        found = _compare_cases(runner, predictors, cases, base, say, progress)
         agreement = found if found is not None else Agreement(ms=(ms, 1000 * tested.seconds))
         about = _about(content, models, predictors[0], tested, agreement, base)
         write_card(unfinished, about, base, predictors[0], agreement)
@@ -148,8 +148,8 @@ def export_portable(
 
 
 def _cases(base: ExportRequest, predictors: Sequence[nnUNetPredictor], say: Callable[[str], None]) -> list[Case]:
-    """The cases to compare on; empty if there are no images, or the previous segmentations of a cascade are not
-    given."""
+    """The cases to compare on; empty if there are no images, or the previous segmentations of a cascade
+    are not given."""
     stages = [predictor.configuration_manager.previous_stage_name for predictor in predictors]
     needs_previous = any(stage is not None for stage in stages)
     if needs_previous and base.previous is None:
@@ -256,7 +256,7 @@ def _runner(folder: Path) -> Predictor:
     return Predictor(read_model(folder), threads=allowed_threads(), scratch=folder.parent)
 
 
-def _compared(
+def _compare_cases(
     runner: Predictor,
     predictors: Sequence[nnUNetPredictor],
     cases: Sequence[Case],

@@ -11,7 +11,7 @@ from nnunetv2_kd.tensors.blockwise import channel_blocks, over_voxels
 MOST_SHARES = 2**24  # float32 values of a batch: 64 MiB
 
 
-def fits(codes: Tensor, count: int, size: tuple[int, ...]) -> bool:
+def fits_in_memory(codes: Tensor, count: int, size: tuple[int, ...]) -> bool:
     """Whether the memberships of a grid take at most 64 MiB; arguments as for `DenseSums`."""
     return len(codes) * count * math.prod(size) <= MOST_SHARES
 
@@ -83,13 +83,13 @@ class ScatteredSums:
                 values = values * weights[samples].flatten(1).unsqueeze(1)
             for slots in self._slots[samples].unbind(dim=1):
                 sums[samples, channels].scatter_add_(2, slots.unsqueeze(1).expand(values.shape), values)
-        return self._added_up(sums)
+        return self._add_up(sums)
 
     def spread(self, values: Tensor) -> Tensor:
         first, *others = self._slots.unbind(dim=1)
-        maps = self._looked_up(values.mT, first)
+        maps = self._look_up(values.mT, first)
         for slots in others:
-            maps += self._looked_up(values.mT, slots)
+            maps += self._look_up(values.mT, slots)
         return maps.mul_(1 / self.voxels).unflatten(2, self.size)
 
     def project(self, values: Tensor, features: Tensor) -> Tensor:
@@ -97,14 +97,14 @@ class ScatteredSums:
         for samples, channels in channel_blocks(features):
             part, of_codes = features[samples, channels].flatten(2), values[samples, :, channels].mT
             for slots in self._slots[samples].unbind(dim=1):
-                maps[samples] += self._looked_up(of_codes, slots).mul_(part).sum(dim=1)
+                maps[samples] += self._look_up(of_codes, slots).mul_(part).sum(dim=1)
         return maps.mul_(1 / self.voxels).unflatten(1, self.size)
 
-    def _added_up(self, sums: Tensor) -> Tensor:
+    def _add_up(self, sums: Tensor) -> Tensor:
         """Add up the partial sums, ``(B, C, all sums)`` to ``(B, U, C)``, in units of cells instead of voxels."""
         return sums.unflatten(2, (self.count, -1)).sum(dim=3).mT * (1 / self.voxels)
 
-    def _looked_up(self, values: Tensor, slots: Tensor) -> Tensor:
+    def _look_up(self, values: Tensor, slots: Tensor) -> Tensor:
         """The value of each cell's code: ``(B, C, U)`` and ``(B, cells)`` to ``(B, C, cells)``."""
         codes = (slots >> self._bits).unsqueeze(1)
         return values.gather(2, codes.expand(-1, values.shape[1], -1))

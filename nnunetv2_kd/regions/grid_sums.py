@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nnunetv2_kd.regions.accelerator_sums import DenseSums, ScatteredSums, fits
+from nnunetv2_kd.regions.accelerator_sums import DenseSums, ScatteredSums, fits_in_memory
 from nnunetv2_kd.tensors.blockwise import in_float32
 
 
@@ -54,7 +54,9 @@ def grid_sums(codes: Tensor, count: int, size: tuple[int, ...]) -> GridSums:
     if len(own) != len(size) or any(fine % coarse for fine, coarse in zip(own, size, strict=True)):
         raise ValueError(f"expected a grid that divides the regions' grid {own}, got {size}")
     if codes.device.type != "cpu":
-        return DenseSums(codes, count, size) if fits(codes, count, size) else ScatteredSums(codes, count, size)
+        return (
+            DenseSums(codes, count, size) if fits_in_memory(codes, count, size) else ScatteredSums(codes, count, size)
+        )
     # imported only here: it loads compiled code for a second, which no other device needs
     from nnunetv2_kd.regions.cpu_sums import RunLengthSums
 

@@ -95,10 +95,10 @@ def read_series(folder: Path) -> Series:
         values = [np.atleast_1d(np.array(read.get(name), dtype=float)) for read in slices]
         if not all(np.allclose(value, values[0], rtol=0, atol=SAME) for value in values):
             raise RunnerError(f"The slices of {folder.name} differ in {name}.")
-    return _sorted(slices, folder.name)
+    return _sort_slices(slices, folder.name)
 
 
-def _sorted(slices: list[Any], name: str) -> Series:
+def _sort_slices(slices: list[Any], name: str) -> Series:
     turned = np.array(slices[0].ImageOrientationPatient, dtype=float)
     along_row, along_column = turned[:3], turned[3:]
     normal = np.cross(along_row, along_column)

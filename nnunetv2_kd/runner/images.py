@@ -73,7 +73,7 @@ def read_image(reader: str, files: Sequence[Path], channels: int) -> Image:
     return image
 
 
-def _joined(images: Sequence[Array], files: Sequence[Path]) -> Array:
+def _join_channels(images: Sequence[Array], files: Sequence[Path]) -> Array:
     shapes = [image.shape for image in images]
     if any(shape != shapes[0] for shape in shapes):
         raise RunnerError(f"{files[0].name}: the channels differ in size: {', '.join(map(str, shapes))}.")
@@ -126,7 +126,7 @@ def _read_itk(files: Sequence[Path], orientation: str | None = None) -> Image:
             found = sitk.DICOMOrient(found, original)
         sitk.WriteImage(found, str(file), True)
 
-    return Image(_joined(voxels, files), spacings[0], write)
+    return Image(_join_channels(voxels, files), spacings[0], write)
 
 
 def _itk_place(image: Any) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
@@ -164,7 +164,7 @@ def _read_nibabel(files: Sequence[Path], reorient: bool = False) -> Image:
             found = found.as_reoriented(back)
         nibabel.save(found, file)
 
-    return Image(_joined(voxels, files), spacings[0], write)
+    return Image(_join_channels(voxels, files), spacings[0], write)
 
 
 def _read_nibabel_reoriented(files: Sequence[Path]) -> Image:
@@ -200,7 +200,7 @@ def _read_natural(files: Sequence[Path]) -> Image:
         else:
             imwrite(file, _small(segmented[0]))
 
-    return Image(_joined(voxels, files), [999, 1, 1], write)
+    return Image(_join_channels(voxels, files), [999, 1, 1], write)
 
 
 def _read_tiff(files: Sequence[Path]) -> Image:
@@ -222,7 +222,7 @@ def _read_tiff(files: Sequence[Path]) -> Image:
         tifffile.imwrite(file, data=_small(segmented), compression="zlib")
         file.with_suffix(".json").write_text(json.dumps({"spacing": spacing}), encoding="utf-8")
 
-    return Image(_joined(voxels, files), list(spacing), write)
+    return Image(_join_channels(voxels, files), list(spacing), write)
 
 
 READERS = {

@@ -30,7 +30,7 @@ def segmentation(logits: Stack, model: Model, configuration: Configuration, fram
     Args:
         logits: per class ``(*S)`` float16.
     """
-    inside = _Resampled(logits, configuration, frame).decided(model.region_values)
+    inside = _Resampled(logits, configuration, frame).decide(model.region_values)
     return in_image(inside, frame, configuration.transpose_backward, len(model.foreground_labels))
 
 
@@ -73,7 +73,7 @@ def add_probabilities(logits: Stack, model: Model, configuration: Configuration,
         here += added
 
 
-def decided_by_probabilities(total: Stack, models: int, model: Model) -> Array:
+def segmentation_from_probabilities(total: Stack, models: int, model: Model) -> Array:
     """The segmentation from the mean of several models' probabilities."""
     means = (total[number] / np.float32(models) for number in range(len(total)))
     regions = model.region_values
@@ -118,7 +118,7 @@ class _Resampled:
         values = np.asarray(self._logits[number]).astype(np.float32)
         return resample(values, self._shape, self._rule, *self._spacing).astype(np.float16)
 
-    def decided(self, regions: Sequence[int] | None) -> Array:
+    def decide(self, regions: Sequence[int] | None) -> Array:
         """The index of the largest class; with regions, the value that is written last."""
         if not self._is_linear:
             classes = (self.whole(number) for number in range(len(self._logits)))
@@ -169,8 +169,8 @@ def _corners(have: int, want: int) -> Corners:
 
 
 def _over_cells(values: Array, corners: Sequence[Corners], combine: Callable[..., Array]) -> Array:
-    """Combine the values at the corners of every cell, from each voxel to the next one, along the axes that are
-    resampled."""
+    """Combine the values at the corners of every cell, from each voxel to the next one, along the axes
+    that are resampled."""
     for axis, (below, above, _) in enumerate(corners):
         if (above != below).any():
             following = np.minimum(np.arange(1, values.shape[axis] + 1), values.shape[axis] - 1)
@@ -178,7 +178,7 @@ def _over_cells(values: Array, corners: Sequence[Corners], combine: Callable[...
     return values
 
 
-def _interpolated(values: Array, open_: Sequence[Array], corners: Sequence[Corners]) -> Array:
+def _interpolate(values: Array, open_: Sequence[Array], corners: Sequence[Corners]) -> Array:
     """Linear interpolation at some positions of a slab, rounded to half precision."""
     where = np.stack([places[index] for (_, _, places), index in zip(corners, open_, strict=True)])
     found: Array = ndimage.map_coordinates(values, where, output=np.float64, order=1, mode="nearest")
@@ -231,7 +231,7 @@ def _largest_of_candidates(
         is_candidate = _over_cells(values, corners, np.maximum) >= surest
         there = np.flatnonzero(np.take(is_candidate, cell))
         if len(there):
-            here = _interpolated(values, [index[there] for index in open_], corners)
+            here = _interpolate(values, [index[there] for index in open_], corners)
             better = here > best[there]
             best[there[better]] = here[better]
             found[there[better]] = number
@@ -249,7 +249,7 @@ def _slab_of_regions(source: _Rows, corners: Sequence[Corners], regions: Sequenc
         lowest, highest = (_over_cells(values, corners, combine) for combine in (np.minimum, np.maximum))
         inside = (lowest > 1e-6)[cells]
         open_ = np.nonzero(((lowest <= 1e-6) & (highest > 0))[cells])
-        inside[open_] = _is_inside(_interpolated(values, open_, corners))
+        inside[open_] = _is_inside(_interpolate(values, open_, corners))
         out[inside] = label
     return out
 

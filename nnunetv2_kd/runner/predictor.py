@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import RunnerError
-from .labels import add_probabilities, decided_by_probabilities, keep_largest, segmentation
+from .labels import add_probabilities, keep_largest, segmentation, segmentation_from_probabilities
 from .model import Configuration, Model
 from .network import Network, allowed_threads, open_network
 from .preprocessing import Frame, preprocess
@@ -134,7 +134,7 @@ class Predictor:
             if total is None:
                 raise RunnerError("There is no model.")
             with profile.stage("labels"):
-                found = decided_by_probabilities(total, len(parts), self.model)
+                found = segmentation_from_probabilities(total, len(parts), self.model)
                 total.close()
         if self._postprocessing and self.model.postprocessing:
             with profile.stage("postprocessing"):

@@ -1,5 +1,5 @@
-"""Apply the network to tiles of the image: nnU-Net's tiles, weights, mirroring and half-precision sums, in nnU-Net's
-order."""
+"""Apply the network to tiles of the image: nnU-Net's tiles, weights, mirroring and half-precision sums,
+in nnU-Net's order."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations, product

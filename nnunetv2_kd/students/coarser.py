@@ -101,7 +101,7 @@ def coarser_plans(plans: Plans, spacings: Mapping[str, Sequence[float]], name: s
     made["configurations"] = {}
     for configuration, spacing in spacings.items():
         before = manager.get_configuration(configuration).configuration
-        planned = _planned(plans, before, spacing, fingerprint, dataset)
+        planned = _plan_configuration(plans, before, spacing, fingerprint, dataset)
         identifier = f"{name}_{configuration}_{'x'.join(f'{side:g}' for side in spacing)}"
         made["configurations"][configuration] = deepcopy(before) | {
             "data_identifier": identifier,
@@ -116,7 +116,7 @@ def voxels_of(configuration: Mapping[str, Any]) -> int:
     return math.prod(round(side) for side in configuration["median_image_size_in_voxels"])
 
 
-def _planned(
+def _plan_configuration(
     plans: Plans, before: Mapping[str, Any], spacing: Sequence[float], fingerprint: Mapping[str, Any], dataset: Path
 ) -> dict[str, Any]:
     """The configuration that the plans' own planner makes for a spacing."""

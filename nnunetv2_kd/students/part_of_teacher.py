@@ -21,7 +21,7 @@ Kept = Tensor  # indices of a teacher's channels, ascending, one for each of the
 
 
 @torch.no_grad()
-def begin_as_part(student: nn.Module, teacher: nn.Module) -> None:
+def start_as_part(student: nn.Module, teacher: nn.Module) -> None:
     """Overwrite the student's weights with those of a selection of the teacher's channels.
 
     A student as wide and deep as its teacher becomes its copy.

@@ -22,7 +22,7 @@ from nnunetv2_kd.teachers.stored.own_space import match_channels
 DatasetJson = dict[str, Any]
 
 
-def fits(teacher: tuple[Plans, DatasetJson], student: tuple[Plans, DatasetJson], configuration: str) -> bool:
+def can_teach(teacher: tuple[Plans, DatasetJson], student: tuple[Plans, DatasetJson], configuration: str) -> bool:
     """Whether a model of these plans could teach, in the student's configuration."""
     try:
         check_same_task(teacher, student, configuration, configuration)
@@ -57,7 +57,7 @@ def advise_moved_plans(
     if is_coarser(plans):  # made for another spacing than its teacher's
         return []
     file = Path(nnUNet_preprocessed) / student.dataset_name / f"{teachers_plans}.json"
-    if file.is_file() and fits((_read(file), dataset_json), (plans, dataset_json), student.configuration):
+    if file.is_file() and can_teach((_read(file), dataset_json), (plans, dataset_json), student.configuration):
         return []
     missing = "does not exist" if not file.is_file() else "has another spacing, normalisation or stride"
     lines = [
@@ -73,7 +73,7 @@ def advise_moved_plans(
     sources = [
         source
         for source in sorted(Path(nnUNet_preprocessed).glob(f"*/{teachers_plans}.json"))
-        if source != file and fits((_read(source), dataset_json), (plans, dataset_json), student.configuration)
+        if source != file and can_teach((_read(source), dataset_json), (plans, dataset_json), student.configuration)
     ]
     if not sources:
         return [*lines, "No trained model and no plans under nnUNet_preprocessed fit the student."]
@@ -211,7 +211,7 @@ def _fitting_models(plans: Plans, dataset_json: DatasetJson, student: StudentIde
         if name is None or name.configuration != student.configuration or not (file.parent / "dataset.json").is_file():
             continue
         model = (_read(file), _read(file.with_name("dataset.json")))
-        if fits(model, (plans, dataset_json), student.configuration):
+        if can_teach(model, (plans, dataset_json), student.configuration):
             done = [path for path in checkpoints_in(file.parent) if path.checkpoint_name == FINAL]
             found = [path for path in done if str(path.fold) == str(student.fold)] or done[:1]
             (students if "kd_student" in model[0] else others).extend(found)

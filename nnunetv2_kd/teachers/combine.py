@@ -57,7 +57,7 @@ def voxel_weights(
             f"{tuple(membership.shape)}"
         )
     membership = membership.detach().float()
-    base = _normalised(base.detach().float()).view(-1, *[1] * membership.ndim)
+    base = _normalise(base.detach().float()).view(-1, *[1] * membership.ndim)
     inside = (membership.sum(dim=1, keepdim=True) > 0).unsqueeze(0)
     if rule == "confidence":
         right = torch.stack([-_cross_entropy(p.detach().float(), membership, sigmoid) / tau for p in probabilities])
@@ -65,7 +65,7 @@ def voxel_weights(
     elif rule == "region":
         dice = torch.stack([_region_dice(p.detach().float(), membership, sigmoid) for p in probabilities])
         base_of_regions = base.view(-1, 1, 1).expand_as(dice)
-        of_regions = _normalised(base_of_regions * dice, otherwise=base_of_regions)
+        of_regions = _normalise(base_of_regions * dice, otherwise=base_of_regions)
         total = membership.sum(dim=1, keepdim=True)
         shares = membership / torch.where(total > 0, total, 1)
         weights = torch.stack([torch.einsum("br,br...->b...", w, shares).unsqueeze(1) for w in of_regions])
@@ -95,7 +95,7 @@ def region_weights(weights: Tensor, membership: Tensor, base: Tensor) -> Tensor:
     regions = at_grid(membership.detach().float(), weights.shape[3:]).flatten(2)
     mass = regions.sum(dim=2)
     sums = over_voxels(weights[:, :, 0].flatten(2).transpose(0, 1), regions).transpose(0, 1)
-    otherwise = _normalised(base.detach().float()).view(-1, 1, 1)
+    otherwise = _normalise(base.detach().float()).view(-1, 1, 1)
     return torch.where(mass > 0, sums / torch.where(mass > 0, mass, 1), otherwise)
 
 
@@ -200,7 +200,7 @@ def _check_teachers(tensors: Sequence[Tensor], base: Tensor) -> None:
         require_equal(tensors[0], other, "the teachers' tensors")
 
 
-def _normalised(weights: Tensor, otherwise: Tensor | None = None) -> Tensor:
+def _normalise(weights: Tensor, otherwise: Tensor | None = None) -> Tensor:
     """Weights divided by their sum along the first dimension; ``otherwise`` where the sum is 0."""
     total = weights.sum(dim=0, keepdim=True)
     normalised = weights / torch.where(total > 0, total, 1)

@@ -125,7 +125,7 @@ class EnsembleTeacher(Teacher):
         edges: dict[str, list[Tensor]] = defaultdict(list)
         with torch.autocast(data.device.type, enabled=False):
             for teacher in self.teachers:
-                heads, graphs = self._reduced(teacher.run(data), finest)
+                heads, graphs = self._reduce(teacher.run(data), finest)
                 for p in heads:
                     probabilities[tuple(p.shape[2:])].append(p)
                 for stage, graph in graphs.items():
@@ -134,7 +134,7 @@ class EnsembleTeacher(Teacher):
                 return self._combine_partial(probabilities, edges, by_size)
             return self._combine(probabilities, edges, by_size)
 
-    def _reduced(self, output: TeacherOutput, regions: Regions) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def _reduce(self, output: TeacherOutput, regions: Regions) -> tuple[list[Tensor], dict[str, Tensor]]:
         """A teacher's probabilities, and cosines in place of its features, which are then released."""
         edges = {stage: region_graph(features, regions)[0] for stage, features in output.features.items()}
         return [self._probabilities(z) for z in output.logits], edges

@@ -12,7 +12,7 @@ from nnunetv2_kd.networks.build import build_network, find_trainer
 from nnunetv2_kd.networks.cost import count_params
 from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
 from nnunetv2_kd.nnunet.files import sha256
-from nnunetv2_kd.nnunet.model_files import as_nnunet_writes, read_model_files
+from nnunetv2_kd.nnunet.model_files import read_model_files, refuse_unexpected_content
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath
 from nnunetv2_kd.record import TeacherRecord, is_coarser
 from nnunetv2_kd.teachers.advice import advise_moved_plans, named_labels, plans_of_teacher, store_commands
@@ -60,7 +60,7 @@ def load_teacher(
     configuration = checkpoint["init_args"]["configuration"]
     label_map = None
     if in_patches:
-        with as_nnunet_writes(str(path.folder)):
+        with refuse_unexpected_content(str(path.folder)):
             wanted = (student_plans, student_dataset_json)
             _check_patches(options, path, (plans, dataset_json), wanted, configuration, student)
         label_map = running_map(options, dataset_json, student_dataset_json)
@@ -77,7 +77,7 @@ def load_teacher(
         )
     cases = cases_of(path, plans, dataset_json, checkpoint)
     record = teacher_record(path, checkpoint, count_params(network), cases.seen(student.dataset_name, validation))
-    with as_nnunet_writes(f"the optimizer's state in {path.checkpoint}"):
+    with refuse_unexpected_content(f"the optimizer's state in {path.checkpoint}"):
         heads = trained_heads(network, checkpoint.get("optimizer_state"))
     notes = [*missing, *(renamed_channel(dataset_json, student_dataset_json) if in_patches else [])]
     return RunningTeacher(network, record, heads, device, notes=notes, label_map=label_map)
@@ -148,7 +148,7 @@ def teacher_record(
         seen_validation_cases: how many of the student's validation cases it was trained on; None: not known, or looked
             up later for the student's fold.
     """
-    with as_nnunet_writes(f"the record of the training in {path.checkpoint}"):
+    with refuse_unexpected_content(f"the record of the training in {path.checkpoint}"):
         return TeacherRecord(
             folder=path.where,
             fold=str(path.fold),
@@ -169,7 +169,7 @@ def cases_of(
 ) -> TrainingCases:
     """What is known about the cases that a model was trained on; all arguments describe that model."""
     folder, ending = path.checkpoint.parent, dataset_json["file_ending"]
-    with as_nnunet_writes(f"the record of the training in {path.checkpoint}"):
+    with refuse_unexpected_content(f"the record of the training in {path.checkpoint}"):
         return training_cases(folder, plans["dataset_name"], path.fold, ending, checkpoint.get("kd"))
 
 
@@ -237,8 +237,8 @@ def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: Checkpoi
 
 
 def plain_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the names that they have in the network, without the prefixes of wrappers that were used in
-    training."""
+    """Weights under the names that they have in the network, without the prefixes of wrappers that were
+    used in training."""
     return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
 
 

@@ -93,14 +93,14 @@ def training_cases(
     split = splits[int(fold)] if int(fold) < len(splits) else None
     validation = read_validation(fold_folder, ending, split["val"] if split is not None else ())
     trained_on = None
-    if split is not None and _is_of(split, validation.cases, validation.counts):
+    if split is not None and _matches_split(split, validation.cases, validation.counts):
         trained_on = frozenset(split["train"])
     elif validation.cases and everything:
         trained_on = everything - validation.cases
     return TrainingCases(dataset, str(fold), trained_on, validation.cases, inherited)
 
 
-def _is_of(split: Split, held_out: frozenset[str], counts: tuple[int, int] | None) -> bool:
+def _matches_split(split: Split, held_out: frozenset[str], counts: tuple[int, int] | None) -> bool:
     """Whether a fold left traces of its cases, and they agree with the current split."""
     agrees = [held_out == set(split["val"])] if held_out else []
     if counts is not None:

@@ -14,8 +14,8 @@ import nnunetv2
 
 from nnunetv2_kd.discovery import VARIABLE
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.interruption import status_of, terminated_like_ctrl_c
-from nnunetv2_kd.terminal import let_print_everything
+from nnunetv2_kd.interruption import handle_sigterm_like_ctrl_c, status_of
+from nnunetv2_kd.terminal import allow_any_character
 from nnunetv2_kd.trainers.variants import split_name
 
 NOT_FOUND = re.compile(r"Could not find requested nnunet trainer (\w+) in ")
@@ -31,10 +31,10 @@ class Interrupted(KeyboardInterrupt):
 def install_exit_messages() -> None:
     """From now on, our errors end this process with their message and without a traceback; all other errors are shown
     as before. This is done in nnU-Net's commands only."""
-    let_print_everything()
+    allow_any_character()
     if Path(sys.argv[0]).name.startswith("nnUNetv2_") and not isinstance(sys.excepthook, _Hook):
         sys.excepthook = _Hook(sys.excepthook)
-        terminated_like_ctrl_c()
+        handle_sigterm_like_ctrl_c()
 
 
 @contextmanager

@@ -101,7 +101,7 @@ class FiniteSteps:
             batch = next(others)
         return batch
 
-    def skipped(self, what: str) -> None:
+    def count_skipped(self, what: str) -> None:
         """Count a step that was skipped because ``what`` was not finite.
 
         Raises:
@@ -109,7 +109,7 @@ class FiniteSteps:
         """
         self._leave_out(what, f"{what} was not finite: the step was skipped.")
 
-    def scaled_down(self) -> None:
+    def count_scaled_down(self) -> None:
         """Count a step that nnU-Net skipped on a GPU because its gradient was too large for float16, which happens now
         and then.
 
@@ -119,7 +119,7 @@ class FiniteSteps:
         self._in_a_row += 1
         self._stop_if_too_many(GRADIENT)
 
-    def taken(self) -> None:
+    def count_taken(self) -> None:
         """Note that a step was made."""
         self._in_a_row = 0
 

@@ -20,7 +20,7 @@ from nnunetv2_kd.config import TeacherOptions, WeightedTeacherOptions
 from nnunetv2_kd.distillation import Distillation
 from nnunetv2_kd.distillation.gradients import EVERY
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.interruption import children_end_with_us, without_interrupts
+from nnunetv2_kd.interruption import end_children_with_process, shield_children_from_interrupts
 from nnunetv2_kd.networks import cpu_mode
 from nnunetv2_kd.networks.build import plain_network
 from nnunetv2_kd.networks.cost import count_params
@@ -34,7 +34,7 @@ from nnunetv2_kd.nnunet.teacher_labels import agreement_note
 from nnunetv2_kd.nnunet.validation import set_stale_aside
 from nnunetv2_kd.record import PreviousStageRecord, Record, TeacherRecord, is_coarser
 from nnunetv2_kd.regions import Labels
-from nnunetv2_kd.students.part_of_teacher import begin_as_part
+from nnunetv2_kd.students.part_of_teacher import start_as_part
 from nnunetv2_kd.students.shrink import made_from
 from nnunetv2_kd.students.size import DEFAULT_WIDTH, student_plans
 from nnunetv2_kd.teachers.ensemble import EnsembleTeacher, check_different
@@ -77,7 +77,7 @@ from nnunetv2_kd.trainers.options import (
 )
 from nnunetv2_kd.trainers.out_of_space import explain_failed_writes, explain_out_of_memory
 from nnunetv2_kd.trainers.pretrained import check_pretrained
-from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, in_log_line, judge
+from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, check_first_terms, in_log_line
 from nnunetv2_kd.trainers.provenance import make_record, teacher_labels, write_record
 from nnunetv2_kd.trainers.result_message import result_message
 from nnunetv2_kd.trainers.schedule import factor_at
@@ -208,8 +208,8 @@ class DistillationMixin(Base):
 
     @contextmanager
     def _workers_ended(self) -> Iterator[None]:
-        """However this context ends, end nnU-Net's data workers, and keep its threads from reporting that they are
-        missing."""
+        """However this context ends, end nnU-Net's data workers, and keep its threads from reporting that
+        they are missing."""
         try:
             yield
         finally:
@@ -285,7 +285,7 @@ class DistillationMixin(Base):
         plans, configuration = self.plans_manager.plans, self.configuration_name
         self._say(*self._start.check(plans, configuration, make_record(self)))
         check_named_plans(Path(self.preprocessed_dataset_folder_base), plans, configuration, self.options.name)
-        self._begin_as_part_of_teacher()
+        self._start_as_part_of_teacher()
         self._check_previous_stage()
         self.precision = self._set_cpu_mode(self.network, "student", trained=True)
         self._start_average()
@@ -316,7 +316,7 @@ class DistillationMixin(Base):
             in_force["student"] = self.options.student.model_copy(update={"width": DEFAULT_WIDTH})
         self.options = self.options.model_copy(update=in_force)
 
-    def _begin_as_part_of_teacher(self) -> None:
+    def _start_as_part_of_teacher(self) -> None:
         """Overwrite the student's weights if the options ask for it and the training is not resumed."""
         if self._resumed is not None:
             self.began_as_part_of = self._resumed.start
@@ -327,7 +327,7 @@ class DistillationMixin(Base):
             data = Path(self.preprocessed_dataset_folder)
             options = first_stored(Store(store_folder(data.parent, data.name, self.options.stored_teacher)))
         teacher = self._find_teacher(options)
-        begin_as_part(plain_network(self.network), teacher.network)
+        start_as_part(plain_network(self.network), teacher.network)
         self.began_as_part_of = teacher.records()[0]
         self._say(*about_start(self.began_as_part_of, self.fold))
 
@@ -452,8 +452,8 @@ class DistillationMixin(Base):
         return (training if self.teacher is None else self.teacher.training_dataset(training)), validation
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        children_end_with_us()
-        with without_interrupts():
+        end_children_with_process()
+        with shield_children_from_interrupts():
             return self._get_dataloaders(self.teacher)
 
     def _get_dataloaders(self, teacher: Teacher | None) -> tuple[Any, Any]:
@@ -507,11 +507,11 @@ class DistillationMixin(Base):
             result, left_out = {"loss": np.float32(np.nan)}, True
         if left_out:
             values = self.distillation.loss.values if self.distillation is not None else {}
-            self._finite.skipped(finite.first_not_finite(self._output, values))
+            self._finite.count_skipped(finite.first_not_finite(self._output, values))
         elif self.grad_scaler is not None and self.grad_scaler.get_scale() < scale:
-            self._finite.scaled_down()
+            self._finite.count_scaled_down()
         else:
-            self._finite.taken()
+            self._finite.count_taken()
         self._output = None
         return result
 
@@ -555,7 +555,7 @@ class DistillationMixin(Base):
         shares = self.teacher.shares() if self.teacher is not None else {}
         self._history.add(self.loss.values, self.loss.weighted, factor, shares, self.loss.gradients if measure else {})
         if self._guard.add(self.loss.values, self.loss.learnable):
-            judge(self.of_all_workers(self._guard.seen), self._guard.learnable)
+            check_first_terms(self.of_all_workers(self._guard.seen), self._guard.learnable)
         return result
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:

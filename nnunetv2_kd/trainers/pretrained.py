@@ -50,8 +50,8 @@ def _shape(tensor: Any) -> str:
 
 
 def _options(file: Path) -> str:
-    """The options that start the student from this model, and name it as the teacher if the file is in a model
-    folder."""
+    """The options that start the student from this model, and name it as the teacher if the file is in
+    a model folder."""
     folder, fold = file.absolute().parents[1], file.parent.name.removeprefix("fold_")
     start = "student: {start: teacher}"
     if not (folder / "plans.json").is_file() or not (fold == "all" or fold.isdigit()):

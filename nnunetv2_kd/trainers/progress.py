@@ -45,7 +45,7 @@ class TermGuard:
             learnable: whether each term had a gradient at all.
 
         Returns:
-            Whether this was the last of the first iterations, so that `judge` can be called.
+            Whether this was the last of the first iterations, so that `check_first_terms` can be called.
         """
         self._count += 1
         if self._count > self.iterations:
@@ -57,7 +57,7 @@ class TermGuard:
         return self._count == self.iterations
 
 
-def judge(workers: list[Seen], learnable: Mapping[str, bool]) -> None:
+def check_first_terms(workers: list[Seen], learnable: Mapping[str, bool]) -> None:
     """Check that no term was exactly 0, not finite, or without a gradient in all first iterations of all workers.
 
     Args:
@@ -247,8 +247,8 @@ class TermHistory:
 
 
 def in_log_line(row: dict[str, float], weights: dict[str, float]) -> str:
-    """``region_kl 0.1234 (12.3 %), ...; nnU-Net's loss -0.5; schedule 1.00``, and how much each of several teachers
-    counted."""
+    """``region_kl 0.1234 (12.3 %), ...; nnU-Net's loss -0.5; schedule 1.00``, and how much each of
+    several teachers counted."""
     terms = [f"{name} {row[name]:.4f} ({100 * row[f'{name}_share']:.1f} %)" for name in weights]
     line = f"{', '.join(terms)}; nnU-Net's loss {row['segmentation']:.4f}; schedule {row['factor']:.2f}"
     teachers = [f"{row[name]:.3f}" for name in row if name.startswith("weight_of_teacher_")]

@@ -1,5 +1,5 @@
-"""The end of a training's log: how good the student is compared with its teacher and the student alone, and the next
-step."""
+"""The end of a training's log: how good the student is compared with its teacher and the student alone, and
+the next step."""
 
 import json
 from pathlib import Path
@@ -23,12 +23,12 @@ def result_message(fold: Path) -> str:
         return ""
     record = _record(fold)
     parts = [f"Validation Dice of fold {fold_name(fold)}: {dice:.4f} of this student"]
-    parts += [f"{value:.4f} of its teacher" for value in _of_teachers(record, fold)]
+    parts += [f"{value:.4f} of its teacher" for value in _dice_of_teachers(record, fold)]
     dataset = dataset_id(fold.parents[1].name)
     compare = f"nnUNetv2_kd leaderboard -d {dataset}"
     if record is None or (not record.teachers and record.stored is None):
         return f"{parts[0]}. Compare all models:\n  {compare}"
-    of_alone = _of_alone(record, fold, name)
+    of_alone = _dice_of_alone(record, fold, name)
     if of_alone is not None:
         parts.append(f"{of_alone:.4f} of the same student alone")
         return f"{', '.join(parts)}. Compare them case by case:\n  {compare}"
@@ -44,7 +44,7 @@ def validation_dice(fold: Path) -> float | None:
         return None
 
 
-def _of_alone(record: Record, fold: Path, name: ModelName) -> float | None:
+def _dice_of_alone(record: Record, fold: Path, name: ModelName) -> float | None:
     """Dice of the same student trained alone, for as long and with the same seed, under any name."""
     pattern = f"{ALONE_TRAINER}{variant_suffix(name.trainer)}__*__{name.configuration}/{fold.name}"
     for other in sorted(fold.parents[1].glob(pattern)):
@@ -56,7 +56,7 @@ def _of_alone(record: Record, fold: Path, name: ModelName) -> float | None:
     return None
 
 
-def _of_teachers(record: Record | None, fold: Path) -> list[float]:
+def _dice_of_teachers(record: Record | None, fold: Path) -> list[float]:
     """Dice of the teachers that were validated on the same cases after their training."""
     teachers = record.teachers if record is not None else ()
     same = [(Path(t.folder) / f"fold_{t.fold}", t.checkpoint) for t in teachers if t.seen_validation_cases == 0]

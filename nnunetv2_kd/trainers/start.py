@@ -126,8 +126,8 @@ class Start:
             raise
 
     def undo(self) -> None:
-        """Remove what this start has created and restore what it has overwritten, unless it is over or has saved a
-        checkpoint."""
+        """Remove what this start has created and restore what it has overwritten, unless it is over or has
+        saved a checkpoint."""
         if self._is_over or self.resumes:
             return
         self._is_over = True

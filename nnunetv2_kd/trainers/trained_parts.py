@@ -29,7 +29,7 @@ def start_training_parts(
         adapters.load_state_dict(resumed["adapters"])
         restore_optimizer_state(adapters, optimizer, resumed["adapters_optimizer"])
     if is_ddp:
-        keep_equal_on_workers(adapters)
+        synchronise_workers(adapters)
     return not kept
 
 
@@ -39,7 +39,7 @@ def add_to_optimizer(adapters: nn.Module, optimizer: torch.optim.Optimizer, sche
     scheduler.base_lrs = [*scheduler.base_lrs, scheduler.base_lrs[0]]  # torch's schedulers expect one per group
 
 
-def keep_equal_on_workers(adapters: nn.Module) -> None:
+def synchronise_workers(adapters: nn.Module) -> None:
     """Do for the adapters what DDP does for the network: equal initial weights, and averaged gradients."""
 
     def average(parameter: Tensor) -> None:

@@ -41,7 +41,7 @@ class UnsavedEpochs:
             return
         trainer.current_epoch = done - 1
         try:
-            self._content = self._serialised()
+            self._content = self._serialise()
         finally:
             trainer.current_epoch = done
 
@@ -67,7 +67,7 @@ class UnsavedEpochs:
                 self._trainer.print_to_log_file(f"The epochs since the last checkpoint could not be saved: {error}")
             raise
 
-    def _serialised(self) -> bytes:
+    def _serialise(self) -> bytes:
         with BytesIO() as plain, BytesIO() as ours:
             nnUNetTrainer.save_checkpoint(self._trainer, plain)  # torch.save accepts a file name or a stream
             plain.seek(0)

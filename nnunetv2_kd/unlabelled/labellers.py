@@ -96,8 +96,8 @@ class Labeller:
         return map_labels(structures, structures_of(self.dataset_json), self.named)
 
     def all_named(self, structures: Structures) -> dict[str, list[str] | None]:
-        """For each of a dataset's labels, the model's labels, or None if it has none; empty if the labels are the
-        same."""
+        """For each of a dataset's labels, the model's labels, or None if it has none; empty if the labels
+        are the same."""
         label_map = self.map_to(structures)
         if label_map.is_one_to_one and not self.named:
             return {}

@@ -316,6 +316,6 @@ def _teaching(labellers: Sequence[Labeller], plans: Plans, dataset_json: dict[st
 
 
 def student_base(plans: Plans, dataset: str) -> Plans:
-    """A teacher's plans for another dataset, as nnU-Net moves them, so that the student sees scans as its teacher
-    does."""
+    """A teacher's plans for another dataset, as nnU-Net moves them, so that the student sees scans as
+    its teacher does."""
     return {key: value for key, value in plans.items() if key not in STUDENT_KEYS} | {"dataset_name": dataset}

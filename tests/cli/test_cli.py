@@ -161,8 +161,8 @@ def test_plan_without_preprocessed(folders, capsys, monkeypatch):
 
 
 def test_a_size_in_the_teachers_plans_is_not_asked_for_again(folders):
-    """Options in the teacher's plans are copied to the student's plans, except for the size, which the plans now
-    have."""
+    """Options in the teacher's plans are copied to the student's plans, except for the size, which the
+    plans now have."""
     file = folders / "nnUNet_preprocessed" / "Dataset999_Test" / "nnUNetPlans.json"
     file.write_text(json.dumps(plans() | {"kd": {"student": {"width": 0.25}, "epochs": 5}}))
     assert main(["plan", "-d", "999"]) == 0

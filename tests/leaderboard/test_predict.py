@@ -159,7 +159,7 @@ def test_what_a_predecessor_predicted_is_not_scored(folders, results, monkeypatc
 
     monkeypatch.setattr(evaluate, "predict", refuse)
     request = LeaderboardRequest([DATASET], torch.device("cpu"))
-    found = evaluate._predicted([model], {model.name: RunsIn()}, images, request, tmp_path, lambda line: None)
+    found = evaluate._prediction_work([model], {model.name: RunsIn()}, images, request, tmp_path, lambda line: None)
     assert found.jobs == []
     assert len({row["case"] for row in found.failed}) == 16
     assert "cannot predict" in found.problems[0]

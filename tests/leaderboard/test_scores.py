@@ -166,8 +166,8 @@ def test_cases_of_older_folds_are_not_counted(results):
 
 
 def test_a_model_that_was_trained_with_other_folds(results):
-    """There is no sign that it was validated on other cases than those it has: they count, and no current case is
-    missing."""
+    """There is no sign that it was validated on other cases than those it has: they count, and no current
+    case is missing."""
     model_with_older_cases(results)
     cases, missing, (problem,) = validation_of(results)
     assert len(cases) == 10

@@ -76,8 +76,8 @@ def region_graph_loss(f_s: Array, f_t: Array, m_s: Array, m_t: Array, hops: int)
 
 
 def variation_values(f: Array, m: Array) -> tuple[Array, Array]:
-    """For one sample: per voxel the weighted mean of its cosines to its regions' vectors, and whether it has a
-    region."""
+    """For one sample: per voxel the weighted mean of its cosines to its regions' vectors, and whether it
+    has a region."""
     vectors = region_vectors(f[None], m[None])[0]
     values = np.zeros(f.shape[1:])
     for v in np.ndindex(*f.shape[1:]):

@@ -66,7 +66,7 @@ def test_attended_and_its_gradients(blocks, frozen, rng):
     score, bias = torch.randn(NARROW, generator=rng).requires_grad_(), torch.zeros(1, requires_grad=True)
     shares = (torch.einsum("bcv,c->bv", features, score) + bias).masked_fill(inside == 0, -1e30).softmax(dim=1) * inside
     expected = torch.einsum("bcv,bv->bc", features, shares)
-    found = recokd_sums.attended(features, score, bias, inside)
+    found = recokd_sums.attention_pooling(features, score, bias, inside)
     torch.testing.assert_close(found, expected)
     weights = torch.randn(expected.shape, generator=rng)
     learning = [score, bias] if frozen else [features, score, bias]
@@ -109,7 +109,7 @@ def test_a_backward_pass_under_autocast_is_computed_in_float32(dtype, rng):
 
     def gradients(autocast):
         found = recokd_sums.sums(student, weight, teacher, *weights)
-        context = recokd_sums.attended(student, score, torch.zeros(1), weights[-1])
+        context = recokd_sums.attention_pooling(student, score, torch.zeros(1), weights[-1])
         loss = sum(x.square().sum() for x in (*found, context))
         with torch.autocast("cpu", dtype=dtype, enabled=autocast):
             return torch.autograd.grad(loss, (student, weight, score))

@@ -4,11 +4,11 @@ import pytest
 
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.nnunet.model_files import (
-    as_nnunet_writes,
     is_plain_name,
     printable,
     read_dataset_json,
     read_model_files,
+    refuse_unexpected_content,
 )
 from tests.small_networks import DATASET_JSON, plans
 from tests.untrained_models import predicting_plans
@@ -115,10 +115,10 @@ def test_plain_names():
 def test_whatever_nnunet_raises_is_a_refusal_of_one_line():
     with (
         pytest.raises(KDError, match=r"x cannot be used, because it is not as nnU-Net writes it \(ValueError: first\)"),
-        as_nnunet_writes("x"),
+        refuse_unexpected_content("x"),
     ):
         raise ValueError("first\nsecond")
-    with pytest.raises(KDError, match="^own$"), as_nnunet_writes("x"):
+    with pytest.raises(KDError, match="^own$"), refuse_unexpected_content("x"):
         raise KDError("own")
 
 

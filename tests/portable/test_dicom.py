@@ -73,8 +73,8 @@ def as_itk(folder):
     ],
 )
 def test_round_trip(here, voxels, orientation, kind):
-    """The segments equal the segmentation of the same image in a NIfTI file with the orientation of the training
-    images."""
+    """The segments equal the segmentation of the same image in a NIfTI file with the orientation of
+    the training images."""
     make_model(here / "results", **KINDS[kind])
     (here / "codes.json").write_text(json.dumps(CODES))
     assert main(["export", "-d", "7", "-o", "out", "--format", "portable", "--codes", "codes.json"]) == 0

@@ -22,8 +22,8 @@ STATISTICS = {"mean": 20.0, "std": 40.0, "percentile_00_5": -60.0, "percentile_9
 
 
 def plans_of(dims: int = 3, schemes: tuple[str, ...] = ("ZScoreNormalization",), **settings: Any) -> dict[str, Any]:
-    """Plans with one configuration; ``transpose`` and ``reader`` are for the plans, everything else for the
-    configuration."""
+    """Plans with one configuration; ``transpose`` and ``reader`` are for the plans, everything else
+    for the configuration."""
     plans = predicting_plans("nnUNetPlans", (4, 8))
     name = "2d" if dims == 2 else "3d_fullres"
     transpose = settings.pop("transpose", [0, 1, 2])

@@ -1,5 +1,5 @@
-"""A student that starts as a part of its teacher: if the teacher's other channels are 0, both networks predict the
-same."""
+"""A student that starts as a part of its teacher: if the teacher's other channels are 0, both networks
+predict the same."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.students.part_of_teacher import begin_as_part, strongest
+from nnunetv2_kd.students.part_of_teacher import start_as_part, strongest
 
 CONV = {2: (nn.Conv2d, nn.InstanceNorm2d), 3: (nn.Conv3d, nn.InstanceNorm3d)}
 
@@ -111,7 +111,7 @@ def test_a_student_is_the_part_of_its_teacher_that_does_something(teacher, stude
     silence_half(teacher, rng)
     if list(teacher.encoder.output_channels[:2]) == [8, 8]:
         share_first_two_stages(teacher, rng)
-    begin_as_part(student, teacher)
+    start_as_part(student, teacher)
     image = torch.rand(shape, generator=rng)
     with torch.no_grad():
         for mine, theirs in zip(student(image), teacher(image), strict=True):
@@ -133,14 +133,14 @@ def share_first_two_stages(network, rng):
 @pytest.mark.parametrize("make", [plain, residual])
 def test_a_student_as_large_as_its_teacher_becomes_its_copy(make):
     teacher, student = make([4, 8]), make([4, 8])
-    begin_as_part(student, teacher)
+    start_as_part(student, teacher)
     for name, parameter in student.state_dict().items():
         assert torch.equal(parameter, teacher.state_dict()[name]), name
 
 
 def test_a_student_with_fewer_convolutions_begins_with_the_first():
     teacher, student = plain([4, 8], convs=2), plain([4, 8], convs=1)
-    begin_as_part(student, teacher)
+    start_as_part(student, teacher)
     name = "encoder.stages.0.0.convs.0.conv.weight"
     assert torch.equal(student.state_dict()[name], teacher.state_dict()[name])
 
@@ -152,7 +152,7 @@ def test_the_strongest_channels_keep_their_order():
 def test_statistics_of_batch_norms_come_along():
     teacher, student = plain([4, 8], norm=nn.BatchNorm2d), plain([2, 4], norm=nn.BatchNorm2d)
     teacher.encoder.stages[0][0].convs[0].norm.running_mean.copy_(torch.arange(4.0))
-    begin_as_part(student, teacher)
+    start_as_part(student, teacher)
     kept = student.encoder.stages[0][0].convs[0].norm.running_mean.tolist()
     conv = teacher.encoder.stages[0][0].convs[0].conv.weight
     assert kept == [float(i) for i in strongest(conv.abs().flatten(1).sum(1), 2)]
@@ -176,6 +176,6 @@ def test_statistics_of_batch_norms_come_along():
 def test_a_student_that_is_no_part_of_its_teacher_is_refused_and_left_alone(student, words):
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     with pytest.raises(KDError, match="cannot begin as a part of this teacher") as refusal:
-        begin_as_part(student, plain([4, 8]))
+        start_as_part(student, plain([4, 8]))
     assert words in str(refusal.value)
     assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())

@@ -63,8 +63,8 @@ def test_confidence_closed_form():
 
 
 def test_region_rule_hears_each_teacher_on_what_it_knows():
-    """One teacher is right about class 1 and never predicts class 2, the other the reverse; both know the
-    background."""
+    """One teacher is right about class 1 and never predicts class 2, the other the reverse; both
+    know the background."""
     labels = torch.tensor([0, 0, 1, 2]).view(1, 1, 2, 2)
     m = label_regions(labels, 3).dense()
     knows_1 = label_regions(torch.where(labels == 2, 0, labels), 3).dense()
@@ -116,8 +116,8 @@ def test_logits_of_certainty_are_finite(sigmoid):
 
 
 def test_mean_affinity(rng):
-    """Teachers of different width. Each pair is weighted by the mean of its regions' weights, so the diagonal stays
-    1."""
+    """Teachers of different width. Each pair is weighted by the mean of its regions' weights, so the
+    diagonal stays 1."""
     m = label_regions(torch.randint(0, 3, (2, 1, 4, 4), generator=rng), 3)
     matrices = [region_cosines(torch.randn(2, c, 4, 4, generator=rng), m)[0] for c in (2, 5)]
     weights = torch.rand(2, 2, 3, generator=rng)

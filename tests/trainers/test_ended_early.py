@@ -67,8 +67,8 @@ def replace_teacher(world):
 
 @pytest.mark.parametrize(("error", "words"), [(Terminated(), "Interrupted in epoch 2"), (ZeroDivisionError(), None)])
 def test_an_early_end_keeps_the_epochs_since_the_last_checkpoint(here, monkeypatch, error, words):
-    """As on a cluster, where SIGTERM comes before the time limit: the resumed training equals one that was never
-    interrupted."""
+    """As on a cluster, where SIGTERM comes before the time limit: the resumed training equals one that
+    was never interrupted."""
     options = {"epochs": 4, "iterations_per_epoch": 2, "ema": 0.9}
     whole = make_trainer(nnUNetTrainerKD, here, **options)
     train(whole)

@@ -54,7 +54,7 @@ def test_another_batch_takes_the_place_of_one_that_is_not_finite(steps):
         "WARNING: the image of case_0",
         "WARNING: the image of case_1",
     ]
-    steps.taken()
+    steps.count_taken()
     (line,) = steps.close_epoch(3, 5)
     assert "skipped in epoch 3" in line
     assert "1 for the image of case_0, 1 for the image of case_1" in line
@@ -63,18 +63,18 @@ def test_another_batch_takes_the_place_of_one_that_is_not_finite(steps):
 
 def test_too_many_in_a_row_end_the_training_with_the_reason(steps):
     for _ in range(finite.MOST_IN_A_ROW - 1):
-        steps.skipped("the term kl")
-    steps.taken()
+        steps.count_skipped("the term kl")
+    steps.count_taken()
     for _ in range(finite.MOST_IN_A_ROW - 1):
-        steps.skipped("the term kl")
+        steps.count_skipped("the term kl")
     assert len(steps.said) == 1
     with pytest.raises(KDError, match=r"The term kl was not finite, and 25 steps in a row"):
-        steps.skipped("the term kl")
+        steps.count_skipped("the term kl")
 
 
 def test_an_epoch_without_a_step_ends_the_training(steps):
     for _ in range(3):
-        steps.skipped(finite.TEACHER)
+        steps.count_skipped(finite.TEACHER)
     with pytest.raises(KDError, match=r"The teacher's output was not finite[\s\S]*name another teacher"):
         steps.close_epoch(0, 3)
 

@@ -9,7 +9,7 @@ import yaml
 from nnunetv2_kd.config import StudentOptions
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.networks.build import build_network
-from nnunetv2_kd.students.part_of_teacher import begin_as_part
+from nnunetv2_kd.students.part_of_teacher import start_as_part
 from nnunetv2_kd.trainers.pretrained import check_pretrained
 
 STANDS_STILL = {"name": "sgd", "lr": 1e-12, "weight_decay": 0.0}
@@ -24,7 +24,7 @@ def expected(world, student_checkpoint):
     teacher.load_state_dict(checkpoint["network_weights"])
     of_student = student_checkpoint["init_args"]["plans"]
     student = build_network(of_student, "3d_fullres", dataset_json, "nnUNetTrainer", deep_supervision=True)
-    begin_as_part(student, teacher)
+    start_as_part(student, teacher)
     return student.state_dict()
 
 

@@ -7,7 +7,7 @@ import torch
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.regions.labels import Labels
 from nnunetv2_kd.teachers.pseudo_dice import pseudo_dice
-from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, judge
+from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, check_first_terms
 
 TRAINED = {"rad": True, "kl": True}
 
@@ -35,22 +35,22 @@ def test_guard_stops_a_term_that_stays_zero():
     seen = seen_in([{"rad": 0, "kl": 1}] * 3)
     assert seen == {"rad": [0, 0, 0], "kl": [1, 1, 1]}
     with pytest.raises(KDError, match="rad was exactly 0 in the first 3 iterations"):
-        judge([seen], TRAINED)
+        check_first_terms([seen], TRAINED)
 
 
 def test_guard_lets_a_late_term_pass():
-    judge([seen_in([{"rad": 0}, {"rad": 0}, {"rad": 0.1}])], TRAINED)
+    check_first_terms([seen_in([{"rad": 0}, {"rad": 0}, {"rad": 0.1}])], TRAINED)
 
 
 def test_guard_asks_all_workers():
     """Under DDP, the first workers may get only random patches without any foreground."""
-    judge([seen_in([{"rad": 0}] * 2), seen_in([{"rad": 0.1}] * 2)], TRAINED)
+    check_first_terms([seen_in([{"rad": 0}] * 2), seen_in([{"rad": 0.1}] * 2)], TRAINED)
 
 
 def test_guard_stops_a_term_that_is_never_finite():
     with pytest.raises(KDError, match="kl was not finite in any of the first 2 iterations"):
-        judge([seen_in([{"kl": math.nan}, {"kl": math.inf}])], TRAINED)
-    judge([seen_in([{"kl": math.nan}, {"kl": 1}])], TRAINED)
+        check_first_terms([seen_in([{"kl": math.nan}, {"kl": math.inf}])], TRAINED)
+    check_first_terms([seen_in([{"kl": math.nan}, {"kl": 1}])], TRAINED)
 
 
 def test_guard_stops_a_term_without_a_gradient():
@@ -58,7 +58,7 @@ def test_guard_stops_a_term_without_a_gradient():
     for _ in range(2):
         guard.add(values(rad=1, kl=1), {"rad": False, "kl": True})
     with pytest.raises(KDError, match="rad had no gradient in any of the first 2 iterations"):
-        judge([guard.seen], guard.learnable)
+        check_first_terms([guard.seen], guard.learnable)
 
 
 def test_history_means_and_shares(tmp_path):

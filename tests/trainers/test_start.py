@@ -1,5 +1,5 @@
-"""The start of a training replaces no model by another method, mixes no networks, and leaves nothing behind if it
-fails."""
+"""The start of a training replaces no model by another method, mixes no networks, and leaves nothing behind
+if it fails."""
 
 import json
 import re
@@ -286,8 +286,8 @@ def test_options_file_holds_the_defaults_that_were_in_force(student):
 
 
 def test_a_resumed_student_whose_plans_file_was_replaced(student):
-    """By plan --overwrite of an older version, or by hand: the printed command puts the plans back, and --c
-    continues."""
+    """By plan --overwrite of an older version, or by hand: the printed command puts the plans back,
+    and --c continues."""
     student.run("nnUNetv2_kd", "plan", "-d", "4", "-c", "3d_fullres", "-o", "nnUNetPlansSmall", "--width", "0.5")
     student.train("nnUNetTrainerKD", "-p", "nnUNetPlansSmall", **QUICK, validate=False)
     other = student.plans_file("nnUNetPlansOther")

@@ -150,8 +150,8 @@ def test_for_terms_on_the_encoder_the_teachers_decoder_does_not_run(here):
 
 
 def test_adapters_are_resumed_and_not_exported(here):
-    """Killed after two of four epochs and resumed, or run without interruption: the same adapters and the same
-    student."""
+    """Killed after two of four epochs and resumed, or run without interruption: the same adapters and
+    the same student."""
     options = {"terms": WITH_ADAPTERS, "epochs": 4, "save_every": 1}
     whole = make_trainer(nnUNetTrainerKD, here, **options)
     train(whole)

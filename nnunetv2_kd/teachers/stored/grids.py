@@ -57,8 +57,8 @@ class Grid:
         return low + (np.arange(self.size[axis]) + 0.5) * (high - low) / self.size[axis] - 0.5
 
     def from_image(self, axis: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Convert positions in the image to positions along an axis of the grid, and tell which of them are in the
-        box."""
+        """Convert positions in the image to positions along an axis of the grid, and tell which of them are
+        in the box."""
         low, high = self.box[axis]
         inside = (positions >= low - 0.5) & (positions < high - 0.5)
         # rounded, so that equal grids give whole numbers

@@ -170,15 +170,15 @@ class StoredTeacher(Teacher):
         edges, weights = [], []
         for name in self.stages[stage]:
             unit = unit_vectors(torch.cat([self._of(str(case))[name] for case in cases]), dim=1)
-            knows = self._knows(int(name.split("/")[0]), len(unit) // len(cases)).repeat(len(cases))
+            knows = self._root_weights(int(name.split("/")[0]), len(unit) // len(cases)).repeat(len(cases))
             edges.append(unit @ unit.T)
             weights.append(knows.outer(knows))
         weight = torch.stack(weights)
         return (torch.stack(edges) * weight).sum(dim=0) / weight.sum(dim=0)
 
-    def _knows(self, number: int, regions: int) -> Tensor:
-        """Square root of a teacher's weight for every region; 0 for regions that it does not know. All know the
-        background."""
+    def _root_weights(self, number: int, regions: int) -> Tensor:
+        """Square root of a teacher's weight for every region; 0 for regions that it does not know. All
+        know the background."""
         teacher = self.store.header["teachers"][number]
         all_known = range(regions - 1) if self.known is None else self.store.header["known"]
         known = [True, *(structure in teacher.get("known", all_known) for structure in all_known)]

@@ -194,8 +194,8 @@ def _store_case(task: Task, models: Sequence[CasePredictor], dataset: Any, case:
 
 @dataclass
 class _Answers:
-    """The teachers' output for a case, in the form in which it is written. ``before``: fingerprints of the preprocessed
-    files."""
+    """The teachers' output for a case, in the form in which it is written. ``before``: fingerprints of
+    the preprocessed files."""
 
     before: dict[str, Fingerprint]
     stored: np.ndarray
@@ -313,8 +313,8 @@ def compress(stored: np.ndarray, patch_size: Sequence[int]) -> bytes:
 
 
 def _dice(stored: np.ndarray, target: Tensor, labels: Labels) -> list[float | None]:
-    """Dice of the stored predictions against the labels, per foreground class or region; None if neither contains
-    it."""
+    """Dice of the stored predictions against the labels, per foreground class or region; None if
+    neither contains it."""
     from nnunetv2_kd.teachers.pseudo_dice import pseudo_dice  # trainers read stores
 
     def slabs() -> Iterator[tuple[Tensor, Tensor]]:
