@@ -139,7 +139,10 @@ class CombineOptions(CheckedOptions):
         "mean", description="equally, by each teacher's accuracy at a voxel, or by its accuracy in a region"
     )
     tau: float = Field(
-        1.0, ge=0.001, le=1000, description="of the rule confidence: the smaller, the more the best one decides"
+        1.0,
+        ge=0.001,
+        le=1000,
+        description="for the rule confidence: the smaller it is, the more the best teacher counts",
     )
 
 

@@ -315,7 +315,7 @@ def _export(subparsers: Any) -> None:
         nargs="+",
         default=["3d_fullres"],
         metavar="CONFIGURATION",
-        help="several: models that predict together, of portable; default: 3d_fullres",
+        help="with --format portable, several models that predict together; default: 3d_fullres",
     )
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
     parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="default: nnUNetTrainer")
@@ -324,7 +324,8 @@ def _export(subparsers: Any) -> None:
         nargs="+",
         type=Path,
         metavar="FOLDER",
-        help="a model folder instead of -d, -c, -p and -tr; of portable also a zip, and several that predict together",
+        help="a model folder instead of -d, -c, -p and -tr; with --format portable also a zip, or several that predict "
+        "together",
     )
     parser.add_argument("-f", nargs="+", default=["0"], metavar="FOLD", help="fold; several: an ensemble; default: 0")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")

@@ -99,7 +99,7 @@ def paths() -> list[Finding]:
         if mistake:
             findings.append(Finding(name, f"{mistake_in(str(variable))}: {variable}", export_line(name, str(variable))))
         elif name == "nnUNet_raw" and not (variable.is_set() and Path(variable).is_dir()):
-            findings.append(Finding(name, f"not there; preprocessing needs it, training does not ({export})"))
+            findings.append(Finding(name, f"does not exist; preprocessing needs it, training does not ({export})"))
         elif not variable.is_set():
             findings.append(Finding(name, "not set", export))
         elif not Path(variable).is_dir():
@@ -136,7 +136,7 @@ def options() -> list[Finding]:
     try:
         resolve_options({}, {}, file)
     except KDError as error:
-        return [Finding("options", str(error), f"mend {file}, or: unset {VARIABLE}")]
+        return [Finding("options", str(error), f"correct {file}, or: unset {VARIABLE}")]
     return [Finding("options", str(file))]
 
 

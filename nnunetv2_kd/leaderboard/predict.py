@@ -68,7 +68,7 @@ def check_images(
     expected = file_per_channel(reader, dataset_json)
     lacking = channel_problems(images, ending, expected)
     if lacking:
-        raise KDError(listing(f"-i {images} lacks channels, or has some too many:", lacking))
+        raise KDError(listing(f"-i {images} has cases with missing or additional channels:", lacking))
     channels = expected or 0
     if expected is None:
         channels = len({file.name[-len(ending) - 5 :] for file in images.glob(f"{glob.escape(cases[0])}_????{ending}")})

@@ -132,7 +132,7 @@ class FeatureFiltering(OnStages):
     name = "feature_filtering"
     needs = Needs(features=True)
 
-    gamma: float = Field(1.0, gt=0, le=10, description="how much more decided voxels count")
+    gamma: float = Field(1.0, gt=0, le=10, description="how much more voxels count at which the teacher is certain")
 
     def __call__(self, step: Step) -> Tensor:
         return step.over_stages(self.stages, lambda f_s, f_t: feature_filtering(f_s, f_t, step.regions(), self.gamma))

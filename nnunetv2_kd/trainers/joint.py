@@ -136,8 +136,8 @@ class LearningTeacher(Teacher):
         if better:
             self.best = self.ema
             self.snapshot.network.load_state_dict(plain_network(self._learner).state_dict())
-        before = f"the one with {self.best:.4f} distils" if self.best > 0 else "none is good enough to distil yet"
-        kept = "distils from now on" if better else before
+        before = f"the one with {self.best:.4f} teaches" if self.best > 0 else "none is good enough to teach yet"
+        kept = "teaches from now on" if better else before
         return [f"teacher: pseudo Dice {dice:.4f}, running mean {self.ema:.4f}; {kept}"]
 
     def training_state(self) -> dict[str, Any]:

@@ -71,8 +71,8 @@ class Output:
             return f"-o: {self.folder / PROGRESS} is damaged: remove {self.folder}, or take another number"
         if before["settings"] != self.settings:
             return (
-                f"-o: {self.folder} was begun with other scans, teachers or settings, by: {before.get('command')}. Go "
-                "on with that line, or take another number"
+                f"-o: {self.folder} was started with other scans, teachers or settings, by: {before.get('command')}. "
+                "Continue with that command, or take another number"
             )
         self.scans = before["scans"]
         return ""

@@ -119,7 +119,7 @@ def test_files_of_other_people(here, capsys):
     assert "The trainer nnUNetTrainerOfSomebody is not installed" in capsys.readouterr().out
     assert main(["export", "-m", "model.zip", "-f", "3", "-o", "lacks", *flags]) == 1
     error = capsys.readouterr().err
-    assert "by -f FOLD and -chk CHECKPOINT" in error
+    assert "with -f FOLD and -chk CHECKPOINT" in error
     assert "teacher" not in error
     torch.save(checkpoint | {"logging": Path("somewhere")}, file)
     assert main(["export", "-m", str(model), "-o", "refused", *flags]) == 1
@@ -181,7 +181,7 @@ def test_openvino(here):
         (["--format", "portable", "--wheels", "win_amd64", "2.7"], "Python 3.10 to 3.13, found 2.7"),
         (["--format", "portable", "--precision", "int8"], "has no --precision int8"),
         (["--format", "onnx", "-c", "2d", "3d_fullres"], "exports one model, found 2"),
-        (["--format", "portable", "--codes", "codes.json"], "liver is no label"),
+        (["--format", "portable", "--codes", "codes.json"], "liver is not a label"),
     ],
 )
 def test_flags_that_do_not_fit(here, flags, message, capsys):

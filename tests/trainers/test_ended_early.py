@@ -166,7 +166,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_whole(here, monkeypatch, save):
 
     monkeypatch.setattr(type(trainer), "on_epoch_start", fills_up)
     with pytest.raises(
-        KDError, match=r"the disk or the quota is full[\s\S]*checkpoint_latest.pth is whole. Go on from"
+        KDError, match=r"the disk or the quota is full[\s\S]*checkpoint_latest.pth is complete. To continue from"
     ):
         trainer.run_training()
     monkeypatch.undo()

@@ -44,7 +44,7 @@ def test_no_distillation_before_the_first_snapshot(here_alone):
     log = train(trainer)
     assert "Teacher: the network of nnUNetPlans, " in log
     assert [row["epoch"] for row in trainer._history.rows] == [1]
-    assert "distils from now on" in log
+    assert "teaches from now on" in log
     assert trainer._history.rows[0]["region_kl"] > 0
 
 

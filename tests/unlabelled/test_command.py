@@ -236,7 +236,7 @@ def test_what_is_finished_stays_and_the_same_line_goes_on(world, scans, monkeypa
     assert "unlabelled -i" in done.stderr
     assert not (world.raw / NAME / "dataset.json").exists()
     other = unlabelled(world, scans, *flags, "--confidence", "0.9", check=False)
-    assert "was begun with other scans, teachers or settings" in other.stderr
+    assert "was started with other scans, teachers or settings" in other.stderr
     fails["now"] = False
     assert "2 of 3 scans are labelled already." in unlabelled(world, scans, *flags).stdout
     assert len(json_of(world)["teacher_labels"]["cases"]) == SCANS

@@ -244,7 +244,7 @@ def test_images_that_are_gone_or_damaged(here, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert "1 of 6 cases cannot be stored; the others are:" in error
     assert f"{images[0].name} cannot be read" in error
-    assert "Once that is mended, go on with: nnUNetv2_kd store" in error
+    assert "Once that is solved, continue with: nnUNetv2_kd store" in error
     images[0].write_bytes(before)
     assert store(*flags) == 0
     assert "5 of 6 cases are stored already" in capsys.readouterr().err

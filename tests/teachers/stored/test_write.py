@@ -245,7 +245,7 @@ def test_an_ensemble_is_the_mean_of_probabilities(here):
         (["-c", "3d_lowres"], "no configuration '3d_lowres'"),
         (["-p", "Other"], "Plans in this folder: "),
         (["--teacher_folder", "/nowhere"], "/nowhere/plans.json does not exist"),
-        (["--teacher_folder", "/nowhere"], "here it is -tr, -p, -f, -chk, --teacher_folder"),
+        (["--teacher_folder", "/nowhere"], "use -tr, -p, -f, -chk, --teacher_folder"),
         (["-device", "cuda"], "This machine has no device cuda. Add: -device cpu"),
     ],
 )
