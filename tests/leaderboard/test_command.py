@@ -93,7 +93,7 @@ def test_a_row_per_model_and_runtime(family, tmp_path, capsys, monkeypatch):
     """nnU-Net's validation was predicted in f32, so models in another precision are timed but not scored."""
     monkeypatch.setattr("nnunetv2_kd.networks.cpu_mode.cpu_has_bfloat16", lambda: True)
     timed = []
-    monkeypatch.setattr(evaluate, "measured", lambda rows, costs, *_: timed.extend(rows) or costs)
+    monkeypatch.setattr(evaluate, "measure_costs", lambda rows, costs, *_: timed.extend(rows) or costs)
     flags = ["--runtime", "torch", "measure", "--precision", "f32", "bf16", "-np", "1", "-o", str(tmp_path / "out")]
     assert main(["leaderboard", *TIMED, *flags]) == 0
     (board,) = json.loads((tmp_path / "out" / "leaderboard.json").read_text())["datasets"]

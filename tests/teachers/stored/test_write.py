@@ -144,7 +144,7 @@ def test_a_full_disk_loses_nothing(here, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "The disk is full" in error
     assert "holds 3 finished cases, which are kept" in error
-    assert "go on with: nnUNetv2_kd store -d 4 -device cpu" in error
+    assert "continue with: nnUNetv2_kd store -d 4 -device cpu" in error
     done = counting(monkeypatch)
     assert store("-o", "full", "--disable_tta") == 0
     assert len(done) == 3
@@ -188,7 +188,7 @@ def test_only_a_folder_of_its_own_is_written_to(here, capsys, flags, folder):
     before = {file.name: file.stat().st_mtime_ns for file in theirs.iterdir()}
     assert store("-o", str(theirs), *flags) == 1
     error = capsys.readouterr().err
-    assert "is no stored teacher: it has no store.json, but holds" in error
+    assert "is not a stored teacher: it has no store.json, but holds" in error
     assert "Nothing was changed" in error
     assert {file.name: file.stat().st_mtime_ns for file in theirs.iterdir()} == before
 
