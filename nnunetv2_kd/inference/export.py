@@ -1,9 +1,6 @@
 """Export a trained model, and check that the export predicts the same as the model."""
 
 import json
-import os
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +27,7 @@ from nnunetv2_kd.nnunet.files import check_writable, read_json, sha256
 from nnunetv2_kd.nnunet.images import cases_in, channel_files, reader_of, reading_problems
 from nnunetv2_kd.nnunet.model_files import read_dataset_json, read_plans_file
 from nnunetv2_kd.nnunet.model_folder import FINAL, parse_model_name
+from nnunetv2_kd.nnunet.room_on_disk import whole_folder
 from nnunetv2_kd.nnunet.splits import read_splits
 from nnunetv2_kd.teachers.check import channels
 
@@ -104,9 +102,7 @@ def export(request: ExportRequest, say: Callable[[str], None], progress: Callabl
     check_request(request)
     dataset_json = read_dataset_json(request.model / "dataset.json")
     cases = cases_to_compare(request, dataset_json)
-    request.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{request.output.name}.", dir=request.output.parent))
-    try:
+    with whole_folder(request.output) as unfinished:
         say(f"exporting {request.model.name}, fold {' '.join(request.folds)}, as {request.format} {request.precision}")
         reference = _reference(request)
         about = _write(request, reference, unfinished)
@@ -121,12 +117,6 @@ def export(request: ExportRequest, say: Callable[[str], None], progress: Callabl
         if request.format == "nnunet":
             _zip(unfinished, request)
         _write_about(about, unfinished)
-        unfinished.chmod(0o755)
-        if request.output.exists():
-            request.output.rmdir()  # known to be empty
-        os.rename(unfinished, request.output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return found
 
 

@@ -29,6 +29,7 @@ from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.fold_data import check_fold_data, preprocess_line
 from nnunetv2_kd.nnunet.locks import holding, of_readers
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE, ModelName
+from nnunetv2_kd.nnunet.room_on_disk import told_where_nothing_can_be_written
 from nnunetv2_kd.nnunet.splits import read_splits
 from nnunetv2_kd.nnunet.teacher_labels import agreement_note
 from nnunetv2_kd.nnunet.validation import set_stale_aside
@@ -83,7 +84,7 @@ from nnunetv2_kd.trainers.provenance import make_record, teacher_labels, write_r
 from nnunetv2_kd.trainers.schedule import factor_at
 from nnunetv2_kd.trainers.start import Start, check_named_plans, named_plans, write_named_plans
 from nnunetv2_kd.trainers.step_clock import StepClock, time_to_end
-from nnunetv2_kd.trainers.without_room import told_where_nothing_can_be_written, told_without_memory
+from nnunetv2_kd.trainers.without_room import told_without_memory
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Base
@@ -756,14 +757,14 @@ class DistillationMixin(Base):
     def _check_previous_stage(self) -> None:
         if self.is_cascaded:
             train, val = self.do_split()
-            folds = len(read_splits(Path(self.preprocessed_dataset_folder_base))) or 5
             command = (
                 f"nnUNetv2_train {dataset_id(self.plans_manager.dataset_name)} "
-                f"{self.configuration_manager.previous_stage_name} F -p {self.plans_manager.plans_name} "
-                f"-tr {type(self).__name__}   (F = 0 to {folds - 1})"
+                f"{self.configuration_manager.previous_stage_name} {{fold}} -p {self.plans_manager.plans_name} "
+                f"-tr {type(self).__name__}"
             )
             folder = str(self.folder_with_segs_from_previous_stage)
-            check_previous_stage(folder, [*train, *val], command)
+            splits = read_splits(Path(self.preprocessed_dataset_folder_base))
+            check_previous_stage(folder, [*train, *val], splits, command)
             before = self._resumed.previous_stage if self._resumed is not None else None
             check_same_previous_stage(before, folder, [*train, *val])
             self.previous_stage = before or PreviousStageRecord(folder, content(folder, [*train, *val]))

@@ -1,9 +1,7 @@
-"""Where memory or disk run out: what to change, and the line that goes on from the last checkpoint."""
+"""Where memory runs out: what to change, and the line that goes on from the last checkpoint."""
 
-import errno
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,6 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.nnunet.datasets import dataset_id
 
 MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
-WRITER = re.compile(r"PytorchStreamWriter|inline_container|cannot be opened|Parent directory")  # of torch.save
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -56,47 +51,3 @@ def _without_memory(who: str, trainer: Any) -> str:
         f"  - fewer patches: a smaller batch_size of {trainer.configuration_name} in plans of another name, -p"
     )
     return "\n".join([*lines, trainer.about_saved()])
-
-
-@contextmanager
-def told_where_nothing_can_be_written(folder: Path, saved: Callable[[], str]) -> Iterator[None]:
-    """Where a file cannot be written inside, it is told which and why.
-
-    Args:
-        folder: of the training.
-        saved: what is to be said of the checkpoints that are there.
-
-    Raises:
-        KDError: in place of the error of the system, or of ``torch.save``.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL + CLOSED:
-            raise
-        raise KDError(f"{_why(error, folder)}\n{saved()}") from error
-    except RuntimeError as error:
-        if isinstance(error, KDError) or not WRITER.search(str(error)):
-            raise
-        raise KDError(f"{_why(OSError(_errno_of(folder), ''), folder)}\n{saved()}") from error
-
-
-def _errno_of(folder: Path) -> int:
-    """What kept torch from writing, which it does not say."""
-    try:
-        probe = folder / ".probe"
-        probe.write_bytes(b"0" * 2**20)
-        probe.unlink()
-    except OSError as error:
-        return int(error.errno or 0)
-    return errno.ENOSPC
-
-
-def _why(error: OSError, folder: Path) -> str:
-    file = error.filename or folder
-    if error.errno in FULL:
-        free = shutil.disk_usage(folder).free / 2**20
-        return f"{file} cannot be written: the disk or the quota is full ({free:.0f} MiB free). Make room."
-    if error.errno == errno.EROFS:
-        return f"{file} cannot be written: its file system is read-only now. Have it mounted for writing again."
-    return f"{file} cannot be written: {error.strerror}. Give the right to write back: chmod -R u+w '{folder}'"

@@ -15,12 +15,14 @@ from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.interruption import Terminated
 from nnunetv2_kd.nnunet.locks import holding
+from nnunetv2_kd.nnunet.room_on_disk import told_where_nothing_can_be_written
 from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline, without_room
 from nnunetv2_kd.trainers.last_words import Interrupted
 from nnunetv2_kd.trainers.messages import about_no_better
 from nnunetv2_kd.trainers.mixin import DistillationMixin
 from nnunetv2_kd.trainers.one_at_a_time import LOCK
 from tests.conftest import DATASET
+from tests.room_on_disk import fill, small_disk
 from tests.trainers.helpers import inside, make_trainer, train
 
 
@@ -174,6 +176,30 @@ def test_a_full_disk_keeps_the_last_checkpoint_whole(here, monkeypatch, save):
     assert not list(folder.glob("*.unfinished"))
 
 
+def test_a_disk_that_is_really_full(here, monkeypatch):
+    """A file system of a few megabytes, filled in the second epoch; with room again the training goes on."""
+    with small_disk(here.results, 20):
+        trainer = make_trainer(nnUNetTrainerKD, here, epochs=3, save_every=1)
+        plain = type(trainer).on_epoch_start
+
+        def fills_up(trained):
+            plain(trained)
+            if trained.current_epoch == 1:
+                fill(here.results)
+
+        monkeypatch.setattr(type(trainer), "on_epoch_start", fills_up)
+        with pytest.raises(KDError, match=r"the disk or the quota is full \(0 MiB free\)[\s\S]*checkpoint_latest.pth"):
+            trainer.run_training()
+        folder = Path(trainer.output_folder)
+        assert torch.load(folder / "checkpoint_latest.pth", weights_only=False)["current_epoch"] == 1
+        assert not list(folder.glob("*.unfinished"))
+        monkeypatch.setattr(type(trainer), "on_epoch_start", plain)
+        (here.results / "filling").unlink()
+        train(resumed_from(trainer, here, epochs=3, save_every=1))
+        assert (folder / "checkpoint_final.pth").is_file()
+        assert [float(row.split(",")[0]) for row in (folder / "kd_progress.csv").read_text().split()[1:]] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("number", "words"), [(errno.EROFS, "its file system is read-only now"), (errno.EACCES, r"chmod -R u\+w '")]
 )
@@ -220,7 +246,7 @@ def test_out_of_memory_says_whose_and_what_needs_less(here, monkeypatch, who, er
 
 def test_other_errors_are_not_taken_for_a_lack_of_room(tmp_path):
     for error in (RuntimeError("shape mismatch"), OSError(errno.ENOENT, "gone")):
-        with pytest.raises(type(error)), without_room.told_where_nothing_can_be_written(tmp_path, str):
+        with pytest.raises(type(error)), told_where_nothing_can_be_written(tmp_path, str):
             raise error
     with pytest.raises(RuntimeError, match="shape"), without_room.told_without_memory("the teacher", None):
         raise RuntimeError("shape mismatch")
