@@ -104,8 +104,14 @@ def export(request: ExportRequest, say: Callable[[str], None], progress: Callabl
     cases = cases_to_compare(request, dataset_json)
     with whole_folder(request.output) as unfinished:
         say(f"exporting {request.model.name}, fold {' '.join(request.folds)}, as {request.format} {request.precision}")
+        checkpoints = _checksums(request)
         reference = _reference(request)
         about = _write(request, reference, unfinished)
+        if _checksums(request) != checkpoints:
+            raise KDError(
+                f"{request.checkpoint} of {request.model} has changed while it was exported: a training writes it. "
+                "Nothing was exported. Once the training has ended, export its checkpoint_final.pth."
+            )
         other = _exported(request, unfinished)
         say(f"comparing with PyTorch on {len(cases)} case{'s' if len(cases) > 1 else ''}")
         predict = [partial(predict_case, predictor) for predictor in (reference, other)]
@@ -270,6 +276,11 @@ def _exported(request: ExportRequest, folder: Path) -> FastPredictor:
     return predictor
 
 
+def _checksums(request: ExportRequest) -> dict[str, str]:
+    """SHA-256 of the checkpoint of every fold."""
+    return {fold: sha256(request.model / f"fold_{fold}" / request.checkpoint) for fold in request.folds}
+
+
 def _write(request: ExportRequest, reference: FastPredictor, folder: Path) -> dict[str, Any]:
     """Write the model's files; returns their description for ``export.json``."""
     plans = without_origin(read_json(request.model / "plans.json"))
@@ -283,7 +294,7 @@ def _write(request: ExportRequest, reference: FastPredictor, folder: Path) -> di
         "trainer": reference.trainer_name,
         "mirroring_axes": list(axes) if axes is not None else None,
         "folds": {},
-        "checkpoints": {fold: sha256(request.model / f"fold_{fold}" / request.checkpoint) for fold in request.folds},
+        "checkpoints": _checksums(request),
         "files": {},
     }
     home = folder if request.format != "nnunet" else folder / request.model.parent.name / request.model.name

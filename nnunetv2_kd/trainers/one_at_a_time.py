@@ -7,10 +7,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.locks import holders, holding
+from nnunetv2_kd.nnunet.locks import LOCK_OF_TRAINING, holders, holding
 from nnunetv2_kd.trainers.start import Start
-
-LOCK = "lock_of_training"
 
 
 def refuse_second(fold: Path) -> None:
@@ -24,7 +22,7 @@ def refuse_second(fold: Path) -> None:
     """
     if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
         return  # the first of the workers holds it
-    if others := holders(fold / LOCK):
+    if others := holders(fold / LOCK_OF_TRAINING):
         raise KDError(_taken(fold, others))
 
 
@@ -43,7 +41,7 @@ def alone_in(fold: Path, rank: int, start: Start) -> Iterator[None]:
     if rank != 0:
         yield
         return
-    with holding(fold / LOCK) as others:
+    with holding(fold / LOCK_OF_TRAINING) as others:
         if others:
             start.keep()
             raise KDError(_taken(fold, others))
@@ -54,5 +52,5 @@ def _taken(fold: Path, others: str) -> str:
     return (
         f"Another process trains or validates {fold}: {others} (process id on host). Two would write over each other's "
         "checkpoints. Wait until it has ended, or end it and go on with --c. If there is no such process: "
-        f"rm '{fold / LOCK}'"
+        f"rm '{fold / LOCK_OF_TRAINING}'"
     )

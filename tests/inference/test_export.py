@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import torch
 
 from nnunetv2_kd.cli.main import main
+from nnunetv2_kd.inference import export
 from nnunetv2_kd.inference.export import as_float16
 from nnunetv2_kd.inference.model_card import without_origin
 from nnunetv2_kd.inference.runtimes import is_installed
@@ -316,3 +317,20 @@ def test_a_disk_that_is_full_gets_no_half_export(here, capsys, flags, room):
         assert "the disk or the quota is full" in told or "-o small cannot be written to" in told
         assert [file.name for file in small.iterdir()] == ["filling"]
         filling.unlink()
+
+
+def test_a_checkpoint_that_a_training_replaces_meanwhile_is_not_exported(here, capsys, monkeypatch):
+    model = make_model(here / "results")
+    other = make_model(here / "other", folds=(1,))
+    make_images(here / "images", labels=here / "labels")
+    plain = export._reference
+
+    def replaced(request):
+        found = plain(request)
+        (other / "fold_1" / "checkpoint_final.pth").replace(model / "fold_0" / "checkpoint_final.pth")
+        return found
+
+    monkeypatch.setattr(export, "_reference", replaced)
+    assert main(command(model, "out", "--format", "nnunet")) == 1
+    assert "has changed while it was exported" in capsys.readouterr().err
+    assert not list(here.glob("*out*"))

@@ -14,13 +14,12 @@ import torch
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.interruption import Terminated
-from nnunetv2_kd.nnunet.locks import holding
+from nnunetv2_kd.nnunet.locks import LOCK_OF_TRAINING, holding
 from nnunetv2_kd.nnunet.room_on_disk import told_where_nothing_can_be_written
 from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline, without_room
 from nnunetv2_kd.trainers.last_words import Interrupted
 from nnunetv2_kd.trainers.messages import about_no_better
 from nnunetv2_kd.trainers.mixin import DistillationMixin
-from nnunetv2_kd.trainers.one_at_a_time import LOCK
 from tests.conftest import DATASET
 from tests.room_on_disk import fill, small_disk
 from tests.trainers.helpers import inside, make_trainer, train
@@ -114,7 +113,7 @@ def test_one_training_of_a_fold_at_a_time(here):
     trainer = make_trainer(nnUNetTrainerKDBaseline, here)
     fold = Path(trainer.output_folder)
     fold.mkdir(parents=True, exist_ok=True)
-    with holding(fold / LOCK):
+    with holding(fold / LOCK_OF_TRAINING):
         before = sorted(fold.iterdir())
         with pytest.raises(KDError, match="Another process trains or validates"):
             make_trainer(nnUNetTrainerKDBaseline, here)
@@ -258,3 +257,31 @@ def test_a_teacher_that_is_no_better_is_said_once(here, monkeypatch):
     assert log.count("has reached its teacher's (0.0000)") <= 1
     assert about_no_better(0.8, 0.7)[0].startswith("NOTE: the student's pseudo Dice (running mean 0.8000)")
     assert about_no_better(0.6, 0.7) == about_no_better(0.8, None) == about_no_better(0.0, 0.0) == []
+
+
+def test_an_export_and_a_leaderboard_during_a_training(here, monkeypatch, capsys):
+    """Checkpoints are replaced whole, so that either is there: what is exported is the last one. A fold that is not
+    validated yet is not in the leaderboard."""
+    done, plain = {}, DistillationMixin.on_epoch_start
+    export = ["export", "-d", "4", "-c", "3d_fullres", "-tr", "nnUNetTrainerKD", "-f", "0", "--format", "nnunet"]
+
+    def meanwhile(trainer):
+        plain(trainer)
+        if trainer.current_epoch == 2:
+            done["final"] = main([*export, "-o", str(here.root / "final")]), capsys.readouterr().err
+            latest = [*export, "-chk", "checkpoint_latest.pth", "--cases", "1", "-o", str(here.root / "latest")]
+            done["latest"] = main(latest), capsys.readouterr().err
+            done["board"] = main(["leaderboard", "-d", "4", "-np", "1"]), capsys.readouterr()
+
+    monkeypatch.setattr(DistillationMixin, "on_epoch_start", meanwhile)
+    trainer = make_trainer(nnUNetTrainerKD, here, epochs=3, save_every=1)
+    train(trainer)
+    status, told = done["final"]
+    assert status == 1
+    assert "checkpoint_final.pth" in told
+    assert done["latest"] == (0, done["latest"][1])
+    (exported,) = (here.root / "latest").rglob("checkpoint_final.pth")
+    assert torch.load(exported, weights_only=False)["current_epoch"] == 2
+    assert done["board"][0] == 0
+    assert "nnUNetTrainerKD__nnUNetPlans__3d_fullres, fold 0: is being trained by " in done["board"][1].out
+    assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
