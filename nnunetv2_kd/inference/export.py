@@ -1,9 +1,6 @@
 """Export a trained model, and check that the export predicts the same as the model."""
 
 import json
-import os
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +27,7 @@ from nnunetv2_kd.nnunet.files import check_writable, read_json, sha256
 from nnunetv2_kd.nnunet.images import cases_in, channel_files, reader_of, reading_problems
 from nnunetv2_kd.nnunet.model_files import read_dataset_json, read_plans_file
 from nnunetv2_kd.nnunet.model_folder import FINAL, parse_model_name
+from nnunetv2_kd.nnunet.room_on_disk import whole_folder
 from nnunetv2_kd.nnunet.splits import read_splits
 from nnunetv2_kd.teachers.check import channels
 
@@ -104,12 +102,16 @@ def export(request: ExportRequest, say: Callable[[str], None], progress: Callabl
     check_request(request)
     dataset_json = read_dataset_json(request.model / "dataset.json")
     cases = cases_to_compare(request, dataset_json)
-    request.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{request.output.name}.", dir=request.output.parent))
-    try:
+    with whole_folder(request.output) as unfinished:
         say(f"exporting {request.model.name}, fold {' '.join(request.folds)}, as {request.format} {request.precision}")
+        checkpoints = _checksums(request)
         reference = _reference(request)
         about = _write(request, reference, unfinished)
+        if _checksums(request) != checkpoints:
+            raise KDError(
+                f"{request.checkpoint} of {request.model} has changed while it was exported: a training writes it. "
+                "Nothing was exported. Once the training has ended, export its checkpoint_final.pth."
+            )
         other = _exported(request, unfinished)
         say(f"comparing with PyTorch on {len(cases)} case{'s' if len(cases) > 1 else ''}")
         predict = [partial(predict_case, predictor) for predictor in (reference, other)]
@@ -121,12 +123,6 @@ def export(request: ExportRequest, say: Callable[[str], None], progress: Callabl
         if request.format == "nnunet":
             _zip(unfinished, request)
         _write_about(about, unfinished)
-        unfinished.chmod(0o755)
-        if request.output.exists():
-            request.output.rmdir()  # known to be empty
-        os.rename(unfinished, request.output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return found
 
 
@@ -280,6 +276,11 @@ def _exported(request: ExportRequest, folder: Path) -> FastPredictor:
     return predictor
 
 
+def _checksums(request: ExportRequest) -> dict[str, str]:
+    """SHA-256 of the checkpoint of every fold."""
+    return {fold: sha256(request.model / f"fold_{fold}" / request.checkpoint) for fold in request.folds}
+
+
 def _write(request: ExportRequest, reference: FastPredictor, folder: Path) -> dict[str, Any]:
     """Write the model's files; returns their description for ``export.json``."""
     plans = without_origin(read_json(request.model / "plans.json"))
@@ -293,7 +294,7 @@ def _write(request: ExportRequest, reference: FastPredictor, folder: Path) -> di
         "trainer": reference.trainer_name,
         "mirroring_axes": list(axes) if axes is not None else None,
         "folds": {},
-        "checkpoints": {fold: sha256(request.model / f"fold_{fold}" / request.checkpoint) for fold in request.folds},
+        "checkpoints": _checksums(request),
         "files": {},
     }
     home = folder if request.format != "nnunet" else folder / request.model.parent.name / request.model.name

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from nnunetv2_kd.tensors.compiled import compiled_once
 
 Array: TypeAlias = NDArray[Any]
 UNDECIDED = 255  # no label
@@ -18,11 +19,7 @@ ROUNDING = 2.0**-9  # relative; twice the spacing of half-precision numbers, whi
 
 
 def compile_kernel(function: Callable) -> Callable:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # no fastmath, because the order of sums matters
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to cache in, as in a container without a home
-        return njit(**options)(function)
+    return compiled_once(function, nogil=True, error_model="numpy")  # no fastmath, because the order of sums matters
 
 
 def in_threads(work: Callable[[int], None], items: Sequence[int], threads: int) -> None:

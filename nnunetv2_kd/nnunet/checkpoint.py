@@ -24,10 +24,20 @@ class CarriesObjectsError(KDError):
 
 def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Number types that nnU-Net's logging stores in a checkpoint, under their names in NumPy 1 and 2."""
-    scalar = np.float64(0).__reduce__()[0]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     dtypes = [type(np.dtype(t)) for t in (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)]
-    return [np.dtype, *dtypes, *((scalar, name) for name in names)]
+    return [np.dtype, *dtypes, *(_scalar_of(module) for module in ("numpy.core.multiarray", "numpy._core.multiarray"))]
+
+
+def _scalar_of(module: str) -> Callable[..., Any]:
+    """NumPy's function that makes a number, under the name that it has in a checkpoint. torch 2.5 goes by a function's
+    own name and takes no other beside it."""
+    made = np.float64(0).__reduce__()[0]
+
+    def scalar(*arguments: Any) -> Any:
+        return made(*arguments)
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"
+    return scalar
 
 
 def read_checkpoint(file: Path, trust: bool = False, mend: str = COPY) -> dict[str, Any]:

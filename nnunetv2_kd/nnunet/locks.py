@@ -15,6 +15,7 @@ from typing import Any
 from nnunetv2_kd.errors import KDError
 
 LOCK = "lock"
+LOCK_OF_TRAINING = "lock_of_training"  # in the folder of a fold
 ALONE, SHARED = "alone", "shared"
 _open: set[Any] = set()
 

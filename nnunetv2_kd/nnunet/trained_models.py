@@ -10,6 +10,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.nnunet.checkpoint import CarriesObjectsError, read_checkpoint
 from nnunetv2_kd.nnunet.datasets import how_to_train
+from nnunetv2_kd.nnunet.locks import LOCK_OF_TRAINING, holders
 from nnunetv2_kd.nnunet.model_files import read_model_files
 from nnunetv2_kd.nnunet.model_folder import ALL, FINAL, RECORD_FILE, ModelName, fold_name, parse_model_name
 from nnunetv2_kd.record import Record, TeacherRecord, read_record
@@ -185,12 +186,17 @@ def _fold_folders(folder: Path, folds: list[str] | None) -> list[Path]:
     return [f for f in begun if folds is None or fold_name(f) in folds]
 
 
+def _not_finished(folder: Path) -> str:
+    if who := holders(folder / LOCK_OF_TRAINING):
+        return f"is being trained by {who} (process id on host); wait until it has ended"
+    begun = sorted(file.name for file in folder.glob("checkpoint_*.pth"))
+    return f"training not finished: there is {', '.join(begun)}, and no {FINAL} (repeat its command with --c)"
+
+
 def _read_fold(folder: Path) -> TrainedFold:
     name = fold_name(folder)
     if not (folder / FINAL).is_file():
-        begun = sorted(file.name for file in folder.glob("checkpoint_*.pth"))
-        problem = f"training not finished: there is {', '.join(begun)}, and no {FINAL} (repeat its command with --c)"
-        return TrainedFold(name, folder, False, _record_beside(folder), None, problem)
+        return TrainedFold(name, folder, False, _record_beside(folder), None, _not_finished(folder))
     try:
         checkpoint = read_checkpoint(folder / FINAL)
     except CarriesObjectsError:  # from another kind of trainer, and not loaded here; its validation is still valid

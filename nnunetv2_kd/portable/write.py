@@ -30,6 +30,7 @@ from nnunetv2_kd.inference.model_card import write_card
 from nnunetv2_kd.inference.runtimes import check_runtime
 from nnunetv2_kd.nnunet.files import read_json, sha256
 from nnunetv2_kd.nnunet.model_folder import CheckpointPath
+from nnunetv2_kd.nnunet.room_on_disk import whole_folder
 from nnunetv2_kd.portable.describe import describe_model, orientation_of, postprocessing_of, read_postprocessing
 from nnunetv2_kd.portable.load import checkpoints_of_model, load_model
 from nnunetv2_kd.portable.requirements import BASE, Pinned, as_text, needed_packages
@@ -108,42 +109,36 @@ def export_portable(
         say(note)
     base = replace(base, model=models[0][0].folder)
     cases = _cases(base, predictors, say)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{base.output.name}.", dir=base.output.parent))
     try:
-        content = describe_model(predictors, _network_names(predictors, base.folds))
-        content |= {"postprocessing": _postprocessing(request, models[0], say), "codes": _codes(request, content)}
-        content["orientation"] = orientation_of([file for case in cases for file in case.files])
-        say(f"exporting {', '.join(_name(paths) for paths in models)}, fold {' '.join(base.folds)}")
-        _write_networks(unfinished, predictors, content, request)
-        pinned = _write_runner(unfinished, content, request)
-        say("predicting the test image with nnU-Net in PyTorch")
-        started = time.perf_counter()
-        write_test_image(unfinished, predictors, content["postprocessing"])
-        ms = 1000 * (time.perf_counter() - started)
-        _write_sums(unfinished)
-        runner = _runner(unfinished)
-        tested = self_test_module.self_test(runner)
-        if not tested.passed:
-            raise KDError(
-                f"The exported folder predicts something else than nnU-Net, and was not kept. {tested.summary()}"
-            )
-        found = _compare_cases(runner, predictors, cases, base, say, progress)
-        agreement = found if found is not None else Agreement(ms=(ms, 1000 * tested.seconds))
-        about = _about(content, models, predictors[0], tested, agreement, base)
-        write_card(unfinished, about, base, predictors[0], agreement)
-        (unfinished / "export.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        _write_sums(unfinished)
-        if target is not None:
-            say(f"downloading wheels for {target[0]}, Python {target[1]}")
-            download_wheels(unfinished / WHEELS, pinned, *target)
-        unfinished.chmod(0o755)
-        if base.output.exists():
-            base.output.rmdir()  # it is empty, as checked
-        os.rename(unfinished, base.output)
+        with whole_folder(base.output) as unfinished:
+            content = describe_model(predictors, _network_names(predictors, base.folds))
+            content |= {"postprocessing": _postprocessing(request, models[0], say), "codes": _codes(request, content)}
+            content["orientation"] = orientation_of([file for case in cases for file in case.files])
+            say(f"exporting {', '.join(_name(paths) for paths in models)}, fold {' '.join(base.folds)}")
+            _write_networks(unfinished, predictors, content, request)
+            pinned = _write_runner(unfinished, content, request)
+            say("predicting the test image with nnU-Net in PyTorch")
+            started = time.perf_counter()
+            write_test_image(unfinished, predictors, content["postprocessing"])
+            ms = 1000 * (time.perf_counter() - started)
+            _write_sums(unfinished)
+            runner = _runner(unfinished)
+            tested = self_test_module.self_test(runner)
+            if not tested.passed:
+                raise KDError(
+                    f"The exported folder predicts something else than nnU-Net, and was not kept. {tested.summary()}"
+                )
+            found = _compare_cases(runner, predictors, cases, base, say, progress)
+            agreement = found if found is not None else Agreement(ms=(ms, 1000 * tested.seconds))
+            about = _about(content, models, predictors[0], tested, agreement, base)
+            write_card(unfinished, about, base, predictors[0], agreement)
+            (unfinished / "export.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            _write_sums(unfinished)
+            if target is not None:
+                say(f"downloading wheels for {target[0]}, Python {target[1]}")
+                download_wheels(unfinished / WHEELS, pinned, *target)
     except RunnerError as error:
         raise KDError(f"The exported folder does not run, and was not kept: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return Written(tested, found)
 
 

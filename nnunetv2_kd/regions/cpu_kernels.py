@@ -6,14 +6,13 @@ because numba does not vectorise loops over indices that may be negative. Every 
 types only: processes that compile it for two at the same time could mix them up in the cache.
 """
 
-import pickle
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from nnunetv2_kd.tensors.compiled import compiled_once
 
 LONGEST = 4096  # cells of a run: a float32 sum over more would lose digits
 
@@ -22,33 +21,7 @@ Array: TypeAlias = NDArray[Any]
 
 def compile_kernel(function: Callable) -> Callable:
     # additions may be reordered, which allows vectorisation; NaN and infinity keep their meaning
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
-    try:
-        dispatcher = njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to cache in, as in a container without a home
-        return njit(**options)(function)
-    dispatcher._cache = _CacheIfPossible(dispatcher._cache)
-    return dispatcher
-
-
-class _CacheIfPossible:
-    """numba's cache of a function, which is skipped if it cannot be read or written, for example on a full disk."""
-
-    def __init__(self, cache: Any) -> None:
-        self._cache = cache
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-    def load_overload(self, *signature: Any) -> Any:
-        try:
-            return self._cache.load_overload(*signature)
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):  # numba then compiles the function
-            return None
-
-    def save_overload(self, *compiled_code: Any) -> None:
-        with suppress(OSError):  # the next process compiles again
-            self._cache.save_overload(*compiled_code)
+    return compiled_once(function, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 
 
 @compile_kernel

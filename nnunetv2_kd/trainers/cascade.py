@@ -2,10 +2,10 @@
 
 import glob
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nnunetv2_kd.errors import KDError
+from nnunetv2_kd.errors import KDError, listing
 from nnunetv2_kd.nnunet.files import sha256
 from nnunetv2_kd.nnunet.model_folder import parse_model_name
 from nnunetv2_kd.record import PreviousStageRecord
@@ -66,21 +66,38 @@ def check_same_previous_stage(before: PreviousStageRecord | None, folder: str, c
         )
 
 
-def check_previous_stage(folder: str, cases: Sequence[str], train_command: str) -> None:
+def check_previous_stage(
+    folder: str, cases: Sequence[str], splits: Sequence[Mapping[str, Sequence[str]]], train_command: str
+) -> None:
     """Check that every case has a segmentation of the previous stage.
 
     Args:
         folder: where they are expected.
         cases: identifiers of this fold's training and validation cases.
-        train_command: the command that makes them, for a fold F.
+        splits: of the dataset, a fold each.
+        train_command: the command that makes those of a fold's validation cases, with ``{fold}`` for the fold.
 
     Raises:
         KDError: says how many are missing and what to type.
     """
     missing = missing_cases(folder, cases)
     if missing:
+        lines = [train_command.format(fold=fold) for fold in folds_that_predict(missing, splits)]
         raise KDError(
-            f"The cascade needs the previous stage's segmentation of every case in {folder}; {len(missing)} of "
-            f"{len(cases)} are missing ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}). "
-            f"Train the previous stage on all folds first: {train_command}"
+            listing(
+                f"The cascade needs the previous stage's segmentation of every case in {folder}; {len(missing)} of "
+                f"{len(cases)} are missing ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}). "
+                "A training of the previous stage writes those of its validation cases. Train it first:",
+                lines,
+            )
         )
+
+
+def folds_that_predict(cases: Sequence[str], splits: Sequence[Mapping[str, Sequence[str]]]) -> list[int | str]:
+    """Folds that have these cases among their validation cases, the first for each; ``all`` where a case is in none."""
+    left, folds = set(cases), list[int | str]()
+    for fold, split in enumerate(splits):
+        if left & set(split["val"]):
+            folds.append(fold)
+            left -= set(split["val"])
+    return ["all"] if left else folds

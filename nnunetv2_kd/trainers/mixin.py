@@ -29,6 +29,7 @@ from nnunetv2_kd.nnunet.datasets import dataset_id
 from nnunetv2_kd.nnunet.fold_data import check_fold_data, preprocess_line
 from nnunetv2_kd.nnunet.locks import hold_lock, readers_lock
 from nnunetv2_kd.nnunet.model_folder import OPTIONS_FILE, ModelName
+from nnunetv2_kd.nnunet.room_on_disk import explain_failed_writes
 from nnunetv2_kd.nnunet.splits import read_splits
 from nnunetv2_kd.nnunet.teacher_labels import agreement_note
 from nnunetv2_kd.nnunet.validation import set_stale_aside
@@ -75,7 +76,7 @@ from nnunetv2_kd.trainers.options import (
     options_of_environment,
     resolve_options,
 )
-from nnunetv2_kd.trainers.out_of_space import explain_failed_writes, explain_out_of_memory
+from nnunetv2_kd.trainers.out_of_space import explain_out_of_memory
 from nnunetv2_kd.trainers.pretrained import check_pretrained
 from nnunetv2_kd.trainers.progress import TermGuard, TermHistory, check_first_terms, in_log_line
 from nnunetv2_kd.trainers.provenance import make_record, teacher_labels, write_record
@@ -762,14 +763,14 @@ class DistillationMixin(Base):
     def _check_previous_stage(self) -> None:
         if self.is_cascaded:
             train, val = self.do_split()
-            folds = len(read_splits(Path(self.preprocessed_dataset_folder_base))) or 5
             command = (
                 f"nnUNetv2_train {dataset_id(self.plans_manager.dataset_name)} "
-                f"{self.configuration_manager.previous_stage_name} F -p {self.plans_manager.plans_name} "
-                f"-tr {type(self).__name__}   (F = 0 to {folds - 1})"
+                f"{self.configuration_manager.previous_stage_name} {{fold}} -p {self.plans_manager.plans_name} "
+                f"-tr {type(self).__name__}"
             )
             folder = str(self.folder_with_segs_from_previous_stage)
-            check_previous_stage(folder, [*train, *val], command)
+            splits = read_splits(Path(self.preprocessed_dataset_folder_base))
+            check_previous_stage(folder, [*train, *val], splits, command)
             before = self._resumed.previous_stage if self._resumed is not None else None
             check_same_previous_stage(before, folder, [*train, *val])
             self.previous_stage = before or PreviousStageRecord(folder, content(folder, [*train, *val]))

@@ -1,9 +1,7 @@
-"""If memory or disk space runs out, say what to change, and how to continue from the last checkpoint."""
+"""If memory runs out, say what to change, and how to continue from the last checkpoint."""
 
-import errno
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,6 @@ from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.nnunet.datasets import dataset_id
 
 MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
-WRITER = re.compile(
-    r"PytorchStreamWriter|inline_container|cannot be opened|Parent directory"
-)  # in messages of torch.save
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -58,47 +51,3 @@ def _out_of_memory_message(who: str, trainer: Any) -> str:
         f"  - use fewer patches: a smaller batch_size for {trainer.configuration_name} in plans with another name, -p"
     )
     return "\n".join([*lines, trainer.about_saved()])
-
-
-@contextmanager
-def explain_failed_writes(folder: Path, saved: Callable[[], str]) -> Iterator[None]:
-    """If a file cannot be written within this context, say which one and why.
-
-    Args:
-        folder: of the training.
-        saved: returns the message about existing checkpoints.
-
-    Raises:
-        KDError: instead of the error of the system or of ``torch.save``.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL + CLOSED:
-            raise
-        raise KDError(f"{_write_error_message(error, folder)}\n{saved()}") from error
-    except RuntimeError as error:
-        if isinstance(error, KDError) or not WRITER.search(str(error)):
-            raise
-        raise KDError(f"{_write_error_message(OSError(_errno_of(folder), ''), folder)}\n{saved()}") from error
-
-
-def _errno_of(folder: Path) -> int:
-    """The error that kept torch from writing, which torch does not report."""
-    try:
-        probe = folder / ".probe"
-        probe.write_bytes(b"0" * 2**20)
-        probe.unlink()
-    except OSError as error:
-        return int(error.errno or 0)
-    return errno.ENOSPC
-
-
-def _write_error_message(error: OSError, folder: Path) -> str:
-    file = error.filename or folder
-    if error.errno in FULL:
-        free = shutil.disk_usage(folder).free / 2**20
-        return f"{file} cannot be written: the disk or the quota is full ({free:.0f} MiB free). Free some space."
-    if error.errno == errno.EROFS:
-        return f"{file} cannot be written: its file system is read-only now. Have it mounted with write access again."
-    return f"{file} cannot be written: {error.strerror}. Restore the write permission: chmod -R u+w '{folder}'"

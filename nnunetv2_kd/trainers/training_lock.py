@@ -7,10 +7,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.locks import hold_lock, holders
+from nnunetv2_kd.nnunet.locks import LOCK_OF_TRAINING, hold_lock, holders
 from nnunetv2_kd.trainers.start import Start
-
-LOCK = "lock_of_training"
 
 
 def check_not_training(fold: Path) -> None:
@@ -24,7 +22,7 @@ def check_not_training(fold: Path) -> None:
     """
     if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
         return  # the first worker holds the lock
-    if others := holders(fold / LOCK):
+    if others := holders(fold / LOCK_OF_TRAINING):
         raise KDError(_taken_message(fold, others))
 
 
@@ -43,7 +41,7 @@ def hold_training_lock(fold: Path, rank: int, start: Start) -> Iterator[None]:
     if rank != 0:
         yield
         return
-    with hold_lock(fold / LOCK) as others:
+    with hold_lock(fold / LOCK_OF_TRAINING) as others:
         if others:
             start.keep()
             raise KDError(_taken_message(fold, others))
@@ -54,5 +52,5 @@ def _taken_message(fold: Path, others: str) -> str:
     return (
         f"Another process trains or validates {fold}: {others} (process id on host). Two would overwrite each other's "
         "checkpoints. Wait until it has ended, or end it and continue with --c. If there is no such process: "
-        f"rm '{fold / LOCK}'"
+        f"rm '{fold / LOCK_OF_TRAINING}'"
     )

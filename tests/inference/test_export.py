@@ -13,11 +13,13 @@ import SimpleITK as sitk
 import torch
 
 from nnunetv2_kd.cli.main import main
+from nnunetv2_kd.inference import export
 from nnunetv2_kd.inference.export import as_float16
 from nnunetv2_kd.inference.model_card import without_origin
 from nnunetv2_kd.inference.runtimes import is_installed
 from nnunetv2_kd.networks.cpu_mode import cpu_has_bfloat16
 from tests.inference.models import KINDS, make_images, make_model, make_previous
+from tests.room_on_disk import fill, small_disk
 from tests.untrained_models import DATASET
 
 ALONE = ["-device", "cpu", "-npp", "0", "-nps", "0", "--disable_progress_bar"]
@@ -286,3 +288,49 @@ def test_folds_and_device_of_an_export(here, capsys):
     arguments = ["predict", "-m", "out", "-i", "images", "-o", "predictions"]
     assert main([*arguments, "-device", "cpu", "-f", "4"]) == 1
     assert "out has no fold 4. Its folds: -f 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--format", "nnunet"),
+        pytest.param(
+            ("--format", "onnx"),
+            marks=pytest.mark.skipif(not is_installed("onnx"), reason="onnxruntime is not installed"),
+        ),
+        pytest.param(("--format", "openvino"), marks=needs_openvino),
+    ],
+    ids=lambda flags: flags[1],
+)
+@pytest.mark.parametrize("room", [0, 24_000])
+def test_a_disk_that_is_full_gets_no_half_export(here, capsys, flags, room):
+    """No byte, or a few for the small files."""
+    make_model(here / "results")
+    make_images(here / "images", labels=here / "labels")
+    with small_disk(here / "small", 8) as small:
+        filling = fill(small, room)
+        assert (
+            main(command(here / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres", "small/out", *flags))
+            == 1
+        )
+        told = capsys.readouterr().err
+        assert "the disk or the quota is full" in told or "-o small cannot be written to" in told
+        assert [file.name for file in small.iterdir()] == ["filling"]
+        filling.unlink()
+
+
+def test_a_checkpoint_that_a_training_replaces_meanwhile_is_not_exported(here, capsys, monkeypatch):
+    model = make_model(here / "results")
+    other = make_model(here / "other", folds=(1,))
+    make_images(here / "images", labels=here / "labels")
+    plain = export._reference
+
+    def replaced(request):
+        found = plain(request)
+        (other / "fold_1" / "checkpoint_final.pth").replace(model / "fold_0" / "checkpoint_final.pth")
+        return found
+
+    monkeypatch.setattr(export, "_reference", replaced)
+    assert main(command(model, "out", "--format", "nnunet")) == 1
+    assert "has changed while it was exported" in capsys.readouterr().err
+    assert not list(here.glob("*out*"))

@@ -12,6 +12,7 @@ from nnunetv2_kd.inference.runtimes import is_installed
 from nnunetv2_kd.leaderboard import evaluate
 from nnunetv2_kd.nnunet.trained_models import find_models
 from tests.conftest import DATASET
+from tests.room_on_disk import fill, small_disk
 from tests.scored_models import shifted, write
 from tests.untrained_models import DATASET as UNTRAINED
 from tests.untrained_models import add_images, add_model, make_folders
@@ -180,3 +181,16 @@ def test_a_disk_that_is_full_leaves_the_files_of_before_whole(family, tmp_path, 
         assert main(command) == 1
     assert "No space left on device. What was there before is kept." in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_disk_that_is_really_full(family, tmp_path, capsys):
+    command = ["leaderboard", "-d", "7", "-np", "1", "-o", str(tmp_path / "small" / "out")]
+    with small_disk(tmp_path / "small", 4):
+        assert main(command) == 0
+        before = {file.name: file.read_bytes() for file in (tmp_path / "small" / "out").iterdir()}
+        filling = fill(tmp_path / "small")
+        assert main(command) == 1
+        assert "No space left on device. What was there before is kept." in capsys.readouterr().err
+        assert {file.name: file.read_bytes() for file in (tmp_path / "small" / "out").iterdir()} == before
+        filling.unlink()
+        assert main(command) == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nnunetv2_kd.errors import KDError
-from nnunetv2_kd.nnunet.checkpoint import read_checkpoint
+from nnunetv2_kd.nnunet.checkpoint import allowed_globals, read_checkpoint
 from nnunetv2_kd.nnunet.files import sha256
 
 
@@ -35,6 +35,25 @@ def test_what_nnunet_logs_can_be_read(tmp_path):
     logging = {"dice": [np.float32(0.5), np.float64(0.25)], "epochs": [np.int64(3)], "flag": np.bool_(True)}
     torch.save(checkpoint(logging=logging), file)
     assert read_checkpoint(file)["logging"] == logging
+
+
+def test_numbers_of_another_numpy_can_be_read(tmp_path):
+    """NumPy 2 names the module of its numbers anew; torch 2.5 knows a function by its own name only."""
+    plain, other = tmp_path / "plain.pth", tmp_path / "other.pth"
+    torch.save(checkpoint(logging={"dice": [np.float64(0.25)]}), plain)
+    names = [b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"]
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(other, "w") as target:
+        for part in source.namelist():
+            content = source.read(part)
+            if part.endswith("data.pkl"):
+                (held,) = (name for name in names if name in content)
+                (wanted,) = (name for name in names if name != held)
+                content = content.replace(held, wanted)
+            target.writestr(part, content)
+    assert read_checkpoint(other)["logging"] == {"dice": [0.25]}
+    for allowed in allowed_globals():
+        assert hasattr(allowed, "__module__"), "torch 2.5 takes no pairs of function and name"
+        assert hasattr(allowed, "__qualname__")
 
 
 def test_code_is_refused_and_does_not_run(tmp_path):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from numba.core.caching import NullCache
 
 from nnunetv2_kd.regions import cpu_kernels, region_vectors
 from nnunetv2_kd.regions import membership as regions_module
@@ -192,17 +191,6 @@ def test_a_label_that_is_none_of_the_classes_is_refused():
     for label in (-1, 3):
         with pytest.raises(ValueError, match=r"expected labels in \[0, number of classes\), found another"):
             label_regions(torch.full((1, 1, 4, 4), label), 2).mass()
-
-
-def test_compiled_anew_where_nothing_can_be_kept(monkeypatch):
-    """In a container without a home, numba has no folder in which to cache compiled code."""
-    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
-    compiled = cpu_kernels.compile_kernel(cpu_kernels.spread.py_func)
-    assert isinstance(compiled._cache, NullCache)
-    maps = np.empty((1, 2), np.float32)
-    one = np.ones(1, np.float32)
-    compiled(np.full((1, 1), 3, np.float32), np.array([0]), np.array([2]), np.array([0]), one, maps)
-    assert maps.tolist() == [[3, 3]]
 
 
 def test_a_grid_that_does_not_divide_is_refused():

@@ -1,6 +1,7 @@
-"""SIGKILL at random moments of a training, a store and a leaderboard, then the same command again.
+"""SIGKILL at random moments of a training, a store, a leaderboard and an export, then the same command again.
 
-``python -m tests.soak.kills 50`` kills fifty times and prints what was lost. Each command is a process of its own,
+``python -m tests.soak.kills 50 5`` kills trainings fifty times and each of the others five times, and prints what was
+lost. Each command is a process of its own,
 forked from one that has imported everything, so that most moments fall into work and not into imports.
 """
 
@@ -14,12 +15,15 @@ import signal
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from nnunetv2_kd.inference.exported import check_files, read_export
 from tests.conftest import DATASET, World, copy_of, make_trained_world
 
 TRAINER = "nnUNetTrainerRegionKD"
@@ -158,37 +162,66 @@ def kill_trainings(base: World, kills: int, say: Callable[[str], None]) -> Count
             command.wait()
         check_training(world, expected)
         counts["trainings that ended as the one that was not killed"] += 1
-        say(f"{counts['kills']} kills of trainings: all resumed and equal to {TOLERANCE:g}")
+        say(", ".join(f"{what}: {count}" for what, count in sorted(counts.items())))
     return counts
+
+
+STORE, BOARD, EXPORT = "x", "board", "exported"
+OTHERS = {
+    "store": ("store", "-d", "4", "-device", "cpu", "-o", STORE),
+    "leaderboard": ("leaderboard", "-d", "4", "-np", "1", "-o", BOARD),
+    "export": ("export", "-d", "4", "-c", "3d_fullres", "-f", "0", "--format", "nnunet", "-o", EXPORT),
+}
+
+
+def store_of(world: World) -> Path:
+    return world.preprocessed / DATASET / f"nnUNetPlans_3d_fullres_teacher_{STORE}"
+
+
+def check_after_kill(name: str, world: World) -> bool:
+    """What a killed command has left is whole.
+
+    Returns:
+        Whether the same command has still something to do.
+    """
+    if name == "leaderboard":
+        for file in (world.root / BOARD).glob("*.json"):
+            json.loads(file.read_text())
+        for file in (world.root / BOARD).glob("*.html"):
+            assert file.read_text().rstrip().endswith("</html>"), file
+    if name == "export" and (world.root / EXPORT).exists():
+        check_files(world.root / EXPORT, read_export(world.root / EXPORT))
+        with zipfile.ZipFile(world.root / EXPORT / f"{DATASET}.zip") as archive:
+            assert archive.testzip() is None
+        return False
+    return True
 
 
 def kill_others(base: World, kills: int, say: Callable[[str], None]) -> Counter[str]:
-    """The same of a store, and of a leaderboard of what is there."""
+    """The same of a store, and of a leaderboard and an export of what is there."""
     counts: Counter[str] = Counter()
-    commands = {
-        "store": ("store", "-d", "4", "-device", "cpu", "-o", "x"),
-        "leaderboard": ("leaderboard", "-d", "4", "-o", "board"),
-    }
-    for name, arguments in commands.items():
-        world = copy_of(base, base.root.parent / name)
-        seconds = of_kd(world, *arguments).wait()
+    for name, arguments in OTHERS.items():
+        whole = copy_of(base, base.root.parent / name)
+        seconds = of_kd(whole, *arguments).wait()
         for number in range(kills):
             world = copy_of(base, base.root.parent / f"{name}_{number}")
             killed = of_kd(world, *arguments).kill_after(random.uniform(0.02, 0.98) * seconds)
-            for file in (world.root / "board").glob("*/*.json") if name == "leaderboard" else ():
-                json.loads(file.read_text())
-            of_kd(world, *arguments).wait()
-            counts[f"kills of {name}, then ended well" if killed else "ended before the kill"] += 1
+            if check_after_kill(name, world):
+                of_kd(world, *arguments).wait()
+            check_after_kill(name, world)
+            if name == "store":
+                for file in store_of(whole).glob("*.b2nd"):
+                    assert (store_of(world) / file.name).read_bytes() == file.read_bytes(), file.name
+            counts[f"kills of {name}, then ended well" if killed else f"{name} ended before the kill"] += 1
             say(f"{name}: {number + 1}")
-    store = base.root.parent / "store" / "preprocessed" / DATASET / "nnUNetPlans_3d_fullres_teacher_x"
-    for folder in base.root.parent.glob(f"store_*/preprocessed/{DATASET}/{store.name}"):
-        for file in store.glob("*.b2nd"):
-            assert (folder / file.name).read_bytes() == file.read_bytes(), folder / file.name
     return counts
 
 
-def soak(kills: int, say: Callable[[str], None] = print) -> Counter[str]:
-    """Most kills of trainings, a few of the rest.
+def soak(trainings: int, others: int, say: Callable[[str], None] = print) -> Counter[str]:
+    """
+    Args:
+        trainings: kills of trainings.
+        others: kills of each other command.
 
     Raises:
         AssertionError: where something was lost.
@@ -196,11 +229,11 @@ def soak(kills: int, say: Callable[[str], None] = print) -> Counter[str]:
     with tempfile.TemporaryDirectory() as folder:
         base = World(Path(folder) / "base")
         make_trained_world(base.root)
-        counts = kill_trainings(base, kills, say)
-        counts += kill_others(base, max(1, kills // 10), say)
-    return counts
+        return kill_others(base, others, say) + kill_trainings(base, trainings, say)
 
 
 if __name__ == "__main__":
-    for what, count in soak(int(sys.argv[1])).items():
+    trainings = int(sys.argv[1])
+    others = int(sys.argv[2]) if len(sys.argv) > 2 else trainings // 10
+    for what, count in soak(trainings, others, partial(print, flush=True)).items():
         print(f"{count:4} {what}")

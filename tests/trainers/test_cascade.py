@@ -1,6 +1,7 @@
 """3d_lowres, then 3d_cascade_fullres."""
 
 import json
+import re
 
 import blosc2
 import numpy as np
@@ -15,6 +16,7 @@ from nnunetv2_kd.trainers.cascade import (
     check_previous_stage,
     check_same_previous_stage,
     content,
+    folds_that_predict,
     previous_stage_folder,
 )
 from tests.conftest import DATASET
@@ -103,22 +105,31 @@ def balance_classes(checkpoint, world, predict):
 
 
 @pytest.mark.commands
-def test_previous_stage_is_asked_for_by_name(cascaded):
+def test_previous_stage_is_asked_for_by_lines_that_make_it(cascaded):
+    """They are run: then the cascade trains."""
     done = cascaded.train("nnUNetTrainerKDBaseline", configuration="3d_cascade_fullres", check=False)
     assert done.returncode == 1
-    command = "nnUNetv2_train 4 3d_lowres F -p nnUNetPlans -tr nnUNetTrainerKDBaseline   (F = 0 to 4)"
-    assert command in done.stderr
     assert "6 of 6 are missing" in done.stderr
+    lines = re.findall(r"  - (nnUNetv2_train .+)", done.stderr)
+    assert lines == [f"nnUNetv2_train 4 3d_lowres {f} -p nnUNetPlans -tr nnUNetTrainerKDBaseline" for f in range(5)]
+    options = str(cascaded.options(epochs=1, iterations_per_epoch=1))
+    for line in lines:
+        cascaded.run(*line.split(), "-device", "cpu", nnUNet_kd_config=options)
+    cascaded.train("nnUNetTrainerKDBaseline", configuration="3d_cascade_fullres", validate=False)
 
 
 def test_some_cases_are_missing(tmp_path):
     (tmp_path / "a.b2nd").touch()
     (tmp_path / "1.2.840.npz").touch()
-    check_previous_stage(str(tmp_path), ["a", "1.2.840"], "command")
-    with pytest.raises(
-        KDError, match=r"1 of 2 are missing \(b\). Train the previous stage on all folds first: command"
-    ):
-        check_previous_stage(str(tmp_path), ["a", "b"], "command")
+    splits = [{"train": ["b"], "val": ["a"]}, {"train": ["a"], "val": ["b"]}, {"train": ["a"], "val": ["b"]}]
+    check_previous_stage(str(tmp_path), ["a", "1.2.840"], splits, "train {fold}")
+    with pytest.raises(KDError, match=r"1 of 2 are missing \(b\)[\s\S]*\n  - train 1$"):
+        check_previous_stage(str(tmp_path), ["a", "b"], splits, "train {fold}")
+
+
+def test_a_case_that_no_fold_validates_is_made_by_all():
+    assert folds_that_predict(["a", "c"], [{"train": ["c"], "val": ["a"]}]) == ["all"]
+    assert folds_that_predict([], [{"train": ["c"], "val": ["a"]}]) == []
 
 
 def test_the_first_complete_set_is_taken(tmp_path):

@@ -14,13 +14,14 @@ import torch
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.errors import KDError
 from nnunetv2_kd.interruption import Terminated
-from nnunetv2_kd.nnunet.locks import hold_lock
+from nnunetv2_kd.nnunet.locks import LOCK_OF_TRAINING, hold_lock
+from nnunetv2_kd.nnunet.room_on_disk import explain_failed_writes
 from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline, out_of_space
 from nnunetv2_kd.trainers.error_exit import Interrupted
 from nnunetv2_kd.trainers.messages import about_no_better
 from nnunetv2_kd.trainers.mixin import DistillationMixin
-from nnunetv2_kd.trainers.training_lock import LOCK
 from tests.conftest import DATASET
+from tests.room_on_disk import fill, small_disk
 from tests.trainers.helpers import inside, make_trainer, train
 
 
@@ -113,7 +114,7 @@ def test_one_training_of_a_fold_at_a_time(here):
     trainer = make_trainer(nnUNetTrainerKDBaseline, here)
     fold = Path(trainer.output_folder)
     fold.mkdir(parents=True, exist_ok=True)
-    with hold_lock(fold / LOCK):
+    with hold_lock(fold / LOCK_OF_TRAINING):
         before = sorted(fold.iterdir())
         with pytest.raises(KDError, match="Another process trains or validates"):
             make_trainer(nnUNetTrainerKDBaseline, here)
@@ -175,6 +176,30 @@ def test_a_full_disk_keeps_the_last_checkpoint_whole(here, monkeypatch, save):
     assert not list(folder.glob("*.unfinished"))
 
 
+def test_a_disk_that_is_really_full(here, monkeypatch):
+    """A file system of a few megabytes, filled in the second epoch; with room again the training goes on."""
+    with small_disk(here.results, 20):
+        trainer = make_trainer(nnUNetTrainerKD, here, epochs=3, save_every=1)
+        plain = type(trainer).on_epoch_start
+
+        def fills_up(trained):
+            plain(trained)
+            if trained.current_epoch == 1:
+                fill(here.results)
+
+        monkeypatch.setattr(type(trainer), "on_epoch_start", fills_up)
+        with pytest.raises(KDError, match=r"the disk or the quota is full \(0 MiB free\)[\s\S]*checkpoint_latest.pth"):
+            trainer.run_training()
+        folder = Path(trainer.output_folder)
+        assert torch.load(folder / "checkpoint_latest.pth", weights_only=False)["current_epoch"] == 1
+        assert not list(folder.glob("*.unfinished"))
+        monkeypatch.setattr(type(trainer), "on_epoch_start", plain)
+        (here.results / "filling").unlink()
+        train(resumed_from(trainer, here, epochs=3, save_every=1))
+        assert (folder / "checkpoint_final.pth").is_file()
+        assert [float(row.split(",")[0]) for row in (folder / "kd_progress.csv").read_text().split()[1:]] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("number", "words"), [(errno.EROFS, "its file system is read-only now"), (errno.EACCES, r"chmod -R u\+w '")]
 )
@@ -221,7 +246,7 @@ def test_out_of_memory_says_whose_and_what_needs_less(here, monkeypatch, who, er
 
 def test_other_errors_are_not_taken_for_a_lack_of_room(tmp_path):
     for error in (RuntimeError("shape mismatch"), OSError(errno.ENOENT, "gone")):
-        with pytest.raises(type(error)), out_of_space.explain_failed_writes(tmp_path, str):
+        with pytest.raises(type(error)), explain_failed_writes(tmp_path, str):
             raise error
     with pytest.raises(RuntimeError, match="shape"), out_of_space.explain_out_of_memory("the teacher", None):
         raise RuntimeError("shape mismatch")
@@ -233,3 +258,31 @@ def test_a_teacher_that_is_no_better_is_said_once(here, monkeypatch):
     assert log.count("has reached its teacher's (0.0000)") <= 1
     assert about_no_better(0.8, 0.7)[0].startswith("NOTE: the student's pseudo Dice (running mean 0.8000)")
     assert about_no_better(0.6, 0.7) == about_no_better(0.8, None) == about_no_better(0.0, 0.0) == []
+
+
+def test_an_export_and_a_leaderboard_during_a_training(here, monkeypatch, capsys):
+    """Checkpoints are replaced whole, so that either is there: what is exported is the last one. A fold that is not
+    validated yet is not in the leaderboard."""
+    done, plain = {}, DistillationMixin.on_epoch_start
+    export = ["export", "-d", "4", "-c", "3d_fullres", "-tr", "nnUNetTrainerKD", "-f", "0", "--format", "nnunet"]
+
+    def meanwhile(trainer):
+        plain(trainer)
+        if trainer.current_epoch == 2:
+            done["final"] = main([*export, "-o", str(here.root / "final")]), capsys.readouterr().err
+            latest = [*export, "-chk", "checkpoint_latest.pth", "--cases", "1", "-o", str(here.root / "latest")]
+            done["latest"] = main(latest), capsys.readouterr().err
+            done["board"] = main(["leaderboard", "-d", "4", "-np", "1"]), capsys.readouterr()
+
+    monkeypatch.setattr(DistillationMixin, "on_epoch_start", meanwhile)
+    trainer = make_trainer(nnUNetTrainerKD, here, epochs=3, save_every=1)
+    train(trainer)
+    status, told = done["final"]
+    assert status == 1
+    assert "checkpoint_final.pth" in told
+    assert done["latest"] == (0, done["latest"][1])
+    (exported,) = (here.root / "latest").rglob("checkpoint_final.pth")
+    assert torch.load(exported, weights_only=False)["current_epoch"] == 2
+    assert done["board"][0] == 0
+    assert "nnUNetTrainerKD__nnUNetPlans__3d_fullres, fold 0: is being trained by " in done["board"][1].out
+    assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()

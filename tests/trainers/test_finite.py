@@ -1,6 +1,7 @@
 """NaN and infinity are skipped, counted, reported, and never saved in a checkpoint."""
 
 import json
+from unittest import mock
 
 import blosc2
 import numpy as np
@@ -140,3 +141,61 @@ def test_weights_that_are_not_finite_are_not_saved(here):
         trainer.save_checkpoint(file)
     saved = torch.load(file, weights_only=False)["network_weights"]
     assert all(torch.isfinite(value).all() for value in saved.values())
+
+
+def with_a_scaler(trainer, scale):
+    """As on a GPU, where nnU-Net scales losses up so that small gradients survive float16."""
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=2.0**-120)
+    steps = []
+    plain = trainer._finite.scaled_down
+
+    def scaled_down():
+        steps.append(trainer._iteration)
+        plain()
+
+    trainer._finite.scaled_down = scaled_down
+    return steps
+
+
+def test_a_step_that_the_scaler_leaves_out_is_no_fault(here):
+    """The first of a scale that is too large: nnU-Net leaves it out, scales less, and goes on."""
+    trainer = make_trainer(nnUNetTrainerKD, here, epochs=1, iterations_per_epoch=3)
+    trainer.initialize()
+    left_out = with_a_scaler(trainer, 2.0**127)
+    next(trainer.network.parameters()).register_hook(lambda gradient: gradient * 1e9)
+    log = train(trainer)
+    assert left_out == [0]
+    assert trainer.grad_scaler.get_scale() == 2.0**7
+    assert "left out" not in log
+    assert "not finite" not in log
+
+
+def test_a_gradient_that_no_scale_mends_ends_the_training(here):
+    trainer = make_trainer(nnUNetTrainerKD, here, epochs=1, iterations_per_epoch=finite.MOST_IN_A_ROW + 5)
+    trainer.initialize()
+    left_out = with_a_scaler(trainer, 1.0)
+    trainer.grad_scaler.set_backoff_factor(0.5)
+    next(trainer.network.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(KDError, match="The gradient was not finite, and 25 steps in a row"):
+        trainer.run_training()
+    assert left_out == list(range(finite.MOST_IN_A_ROW))
+
+
+def test_a_loss_that_is_not_finite_is_told_with_a_scaler_too(here, monkeypatch):
+    """The scaler leaves the step out; what is told is the loss, and that once."""
+    trainer = make_trainer(nnUNetTrainerKDBaseline, here, epochs=1, iterations_per_epoch=3)
+    left_out = with_a_scaler(trainer, 1.0)
+    plain = type(trainer).plain_train_step
+
+    def broken(trained, batch):
+        if trained._iteration != 1:
+            return plain(trained, batch)
+        loss = trained.loss
+        with mock.patch.object(trained, "loss", lambda *arguments: loss(*arguments) * NAN):
+            return plain(trained, batch)
+
+    monkeypatch.setattr(type(trainer), "plain_train_step", broken)
+    log = train(trainer)
+    assert log.count("the step was left out") == 1
+    assert left_out == []
+    assert all(torch.isfinite(value).all() for value in trainer.network.parameters())

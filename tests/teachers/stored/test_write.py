@@ -1,6 +1,7 @@
 """Storing a teacher's predictions: what is written, and everything that can interrupt it."""
 
 import json
+import re
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +21,7 @@ from nnunetv2_kd.teachers.stored.case_vectors import target_of
 from nnunetv2_kd.teachers.stored.predictor import CasePredictor
 from nnunetv2_kd.teachers.stored.store import Store
 from tests.conftest import DATASET
+from tests.room_on_disk import fill, small_disk
 from tests.trainers.helpers import inside
 
 pytestmark = pytest.mark.commands
@@ -148,6 +150,22 @@ def test_a_full_disk_loses_nothing(here, monkeypatch, capsys):
     done = counting(monkeypatch)
     assert store("-o", "full", "--disable_tta") == 0
     assert len(done) == 3
+
+
+def test_a_disk_that_is_really_full(here, monkeypatch, capsys):
+    """A file system of a few megabytes, with room for some of the cases."""
+    with small_disk(here.preprocessed, 64):
+        filling = fill(here.preprocessed, leave=200_000)
+        assert store("-o", "full", "--disable_tta") == 1
+        found = re.search(r"The disk is full: .* holds (\d) finished cases, which are kept", capsys.readouterr().err)
+        assert found is not None
+        kept = int(found[1])
+        assert 0 < kept < 6
+        assert not list(folder_of(here, "full").glob("*.unfinished"))
+        filling.unlink()
+        done = counting(monkeypatch)
+        assert store("-o", "full", "--disable_tta") == 0
+        assert len(done) == 6 - kept
 
 
 def test_only_what_is_missing_or_changed_is_made_again(here, monkeypatch):
