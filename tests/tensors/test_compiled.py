@@ -22,7 +22,7 @@ print(largest_two(np.eye(3, dtype=np.float32)[:, None, None])[0].ravel().tolist(
 def test_compiled_anew_where_nothing_can_be_kept(monkeypatch):
     """A container without a home: numba has no folder for what it compiled."""
     monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
-    compiled = cpu_kernels.compiled(cpu_kernels.spread.py_func)
+    compiled = cpu_kernels.compile_kernel(cpu_kernels.spread.py_func)
     assert isinstance(compiled._cache, NullCache)
     maps = np.empty((1, 2), np.float32)
     one = np.ones(1, np.float32)
