@@ -4,17 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all mutants soak test-browser benchmark results lint docs notebook dist install clean
+.PHONY: demo test test-all mutants soak matrix test-slurm test-browser benchmark results lint docs notebook dist install clean
 
 demo: $(STAMP)
 	$(BIN)/nnUNetv2_kd demo -o demo_output
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm"
 
 # With the tests marked slow, which do at length what shorter ones of `make test` do as well
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slurm"
 
 # Chromium: the one in the PATH (Debian: apt-get install chromium), or the one that CHROMIUM names, or playwright's own
 test-browser: $(STAMP)
@@ -40,11 +40,22 @@ results: $(STAMP)
 	$(BIN)/python benchmarks/accuracy/report.py
 
 # A hundred thousand mutated options files, plans, checkpoints, stores, exported models and results folders: whatever is
-# refused is refused in words. And SIGKILL at fifty random moments of trainings, and at a few of a store and a leaderboard,
-# then the same command again. The tests of `make test` and `make test-all` do a few of each kind
+# refused is refused in words. And SIGKILL at fifty random moments of trainings, and at a few of a store, a leaderboard and
+# an export, then the same command again. The tests of `make test` and `make test-all` do a few of each kind
 soak: $(STAMP)
 	$(BIN)/python -W ignore -m tests.fuzz.soak 100000
 	$(BIN)/python -W ignore -m tests.soak.kills 50
+
+# A SLURM of one node on this machine, of its own ports and folders, and what happens to jobs on a cluster. Needs Debian's
+# packages, which are installed by: tests/slurm/set_up.sh --install. Skipped without them
+test-slurm: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[workflow]' snakemake-executor-plugin-slurm
+	$(BIN)/python -m pytest tests/slurm -m slurm
+
+# Every Python, and the oldest and newest torch and nnU-Net that are allowed, in environments of their own; gigabytes of
+# downloads, some minutes each
+matrix: $(STAMP)
+	$(BIN)/python -m tests.matrix.run
 
 # Change one line at a time and see whether the tests notice; some twenty minutes
 mutants: $(STAMP)

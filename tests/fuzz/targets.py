@@ -1,5 +1,6 @@
 """What reads files of others, as functions of one input, each of which gives something or raises a `KDError`."""
 
+import hashlib
 import io
 import json
 import os
@@ -50,7 +51,8 @@ OPTIONS = {
     "name": "mine",
     "seed": 1,
 }
-FINGERPRINT = {"size": 3, "mtime_ns": 1, "sha256": "0" * 64}
+CONTENT = b"abc"
+FINGERPRINT = {"size": len(CONTENT), "mtime_ns": 1, "sha256": hashlib.sha256(CONTENT).hexdigest()}
 HEADER = {
     "schema": 1,
     "dataset": "Dataset999_Test",
@@ -205,11 +207,17 @@ def records(value: Any, folder: Path) -> None:
 
 
 def stores(value: tuple[Any, Any], folder: Path) -> None:
+    """Beside the data that it was made from: with good values it can be used."""
     header, case = value
-    (folder / "store.json").write_text(json_text(header))
-    (folder / "x.json").write_text(json_text(case))
-    store = Store(folder)
-    store.check(folder.parent / "nnUNetPlans_3d_fullres", (3, False), DATASET_JSON, ["x"])
+    data = folder / "Dataset999_Test" / "nnUNetPlans_3d_fullres"
+    stored = data.with_name(f"{data.name}_teacher_x")
+    stored.mkdir(parents=True)
+    data.mkdir()
+    for file in (data / "x.b2nd", stored / "x.b2nd", stored / "x.npz"):
+        file.write_bytes(CONTENT)
+    (stored / "store.json").write_text(json_text(header))
+    (stored / "x.json").write_text(json_text(case))
+    Store(stored).check(data, (3, False), DATASET_JSON, ["x"])
 
 
 def exports(value: Any, folder: Path) -> None:
@@ -306,7 +314,7 @@ TARGETS = {
         st.lists(st.tuples(st.integers(0, 999), st.integers(0, 5)), min_size=1, max_size=3), weights
     ),
     "records": Target(mutated(record("nnUNetTrainerKD")), records),
-    "stores": Target(st.tuples(mutated(HEADER) | st.just(HEADER), mutated(CASE)), stores),
+    "stores": Target(st.tuples(mutated(HEADER) | st.just(HEADER), mutated(CASE) | st.just(CASE)), stores),
     "exported models": Target(mutated(EXPORT), exports),
     "results folders": Target(
         st.tuples(mutated(SUMMARY), mutated([{"train": ["x"], "val": ["x"]}, {"train": ["y"], "val": ["z"]}])), results

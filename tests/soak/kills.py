@@ -5,6 +5,7 @@ lost. Each command is a process of its own,
 forked from one that has imported everything, so that most moments fall into work and not into imports.
 """
 
+import argparse
 import csv
 import json
 import multiprocessing
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from nnunetv2_kd.inference.exported import check_files, read_export
+from nnunetv2_kd.nnunet.files import sha256
 from tests.conftest import DATASET, World, copy_of, make_trained_world
 
 TRAINER = "nnUNetTrainerRegionKD"
@@ -43,6 +44,7 @@ class Command:
     """
 
     def __init__(self, world: World, call: Callable[[], object], arguments: Sequence[str]) -> None:
+        self.printed = world.root / "printed.txt"
         self.began = time.monotonic()
         self.process = os.fork()
         if self.process == 0:
@@ -65,7 +67,8 @@ class Command:
         while time.monotonic() - self.began < PATIENCE:
             ended, status = os.waitpid(self.process, os.WNOHANG)
             if ended:
-                assert os.waitstatus_to_exitcode(status) == 0, f"ended with {os.waitstatus_to_exitcode(status)}"
+                code = os.waitstatus_to_exitcode(status)
+                assert code == 0, f"ended with {code}: {self.printed.read_text()[-2000:]}"
                 return time.monotonic() - self.began
             time.sleep(0.05)
         os.kill(self.process, signal.SIGKILL)
@@ -190,17 +193,20 @@ def check_after_kill(name: str, world: World) -> bool:
         for file in (world.root / BOARD).glob("*.html"):
             assert file.read_text().rstrip().endswith("</html>"), file
     if name == "export" and (world.root / EXPORT).exists():
-        check_files(world.root / EXPORT, read_export(world.root / EXPORT))
+        about = json.loads((world.root / EXPORT / "export.json").read_text())
+        for file, digest in about["files"].items():
+            assert sha256(world.root / EXPORT / file) == digest, file
         with zipfile.ZipFile(world.root / EXPORT / f"{DATASET}.zip") as archive:
             assert archive.testzip() is None
         return False
     return True
 
 
-def kill_others(base: World, kills: int, say: Callable[[str], None]) -> Counter[str]:
+def kill_others(base: World, kills: int, names: Sequence[str], say: Callable[[str], None]) -> Counter[str]:
     """The same of a store, and of a leaderboard and an export of what is there."""
     counts: Counter[str] = Counter()
-    for name, arguments in OTHERS.items():
+    for name in names:
+        arguments = OTHERS[name]
         whole = copy_of(base, base.root.parent / name)
         seconds = of_kd(whole, *arguments).wait()
         for number in range(kills):
@@ -217,11 +223,12 @@ def kill_others(base: World, kills: int, say: Callable[[str], None]) -> Counter[
     return counts
 
 
-def soak(trainings: int, others: int, say: Callable[[str], None] = print) -> Counter[str]:
+def soak(trainings: int, others: int, names: Sequence[str], say: Callable[[str], None] = print) -> Counter[str]:
     """
     Args:
         trainings: kills of trainings.
         others: kills of each other command.
+        names: of these commands.
 
     Raises:
         AssertionError: where something was lost.
@@ -229,11 +236,14 @@ def soak(trainings: int, others: int, say: Callable[[str], None] = print) -> Cou
     with tempfile.TemporaryDirectory() as folder:
         base = World(Path(folder) / "base")
         make_trained_world(base.root)
-        return kill_others(base, others, say) + kill_trainings(base, trainings, say)
+        return kill_others(base, others, names, say) + kill_trainings(base, trainings, say)
 
 
 if __name__ == "__main__":
-    trainings = int(sys.argv[1])
-    others = int(sys.argv[2]) if len(sys.argv) > 2 else trainings // 10
-    for what, count in soak(trainings, others, partial(print, flush=True)).items():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trainings", type=int, nargs="?", default=50, help="kills of trainings")
+    parser.add_argument("others", type=int, nargs="?", default=5, help="kills of each of the other commands")
+    parser.add_argument("names", nargs="*", default=list(OTHERS), metavar="NAME", help=f"of: {', '.join(OTHERS)}")
+    args = parser.parse_args()
+    for what, count in soak(args.trainings, args.others, args.names, partial(print, flush=True)).items():
         print(f"{count:4} {what}")
