@@ -147,13 +147,13 @@ def with_a_scaler(trainer, scale):
     """As on a GPU, where nnU-Net scales losses up so that small gradients survive float16."""
     trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=2.0**-120)
     steps = []
-    plain = trainer._finite.scaled_down
+    plain = trainer._finite.count_scaled_down
 
     def scaled_down():
         steps.append(trainer._iteration)
         plain()
 
-    trainer._finite.scaled_down = scaled_down
+    trainer._finite.count_scaled_down = scaled_down
     return steps
 
 
