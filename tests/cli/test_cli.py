@@ -204,7 +204,7 @@ def test_doctor_names_what_is_wrong_and_what_mends_it(folders, capsys, monkeypat
     out = capsys.readouterr().out
     assert "preprocessing needs it, training does not" in out
     assert f"nnUNet_results: mkdir -p {folders / 'not_there'}" in out
-    assert f"options: mend {options}, or: unset nnUNet_kd_config" in out
+    assert f"options: correct {options}, or: unset nnUNet_kd_config" in out
     assert "2 would stop a training" in out
 
 
