@@ -44,6 +44,11 @@ class Step:
         """Whether the heads are overlapping regions (sigmoid) and not exclusive classes (softmax)."""
         return self.labels.has_regions
 
+    @property
+    def sigmoid(self) -> bool:
+        """The former name of `uses_sigmoid`, for methods that were written for version 0.2."""
+        return self.uses_sigmoid
+
     def valid(self, target: Tensor) -> Tensor | None:
         """``(B, 1, *S)`` bool, False at voxels with the ignore label; None if the dataset has none.
 

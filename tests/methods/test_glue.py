@@ -7,6 +7,7 @@ from nnunetv2_kd.methods import OWN_METHODS
 from nnunetv2_kd.methods.lovasz import Lovasz, lovasz
 from nnunetv2_kd.methods.region_affinity import RegionAffinity
 from nnunetv2_kd.methods.soft_dice import SoftDice, soft_dice
+from nnunetv2_kd.methods.step import Step
 from nnunetv2_kd.testing import Situation, World
 from tests.methods.given import region_affinity
 
@@ -46,3 +47,9 @@ def test_region_affinity_leaves_absent_regions_out():
     regions = world.situation.labels.regions(world.targets[0])
     expected = region_affinity(world.features_s[stage].detach(), output_t.features[stage], regions)
     assert float(world.term(heads, output_t).detach()) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["labels", "regions"])
+def test_a_method_written_for_version_0_2_finds_the_former_name(kind):
+    step = Step(Situation(2, kind).labels, [], [], [], [], {})
+    assert step.sigmoid == step.uses_sigmoid == (kind == "regions")
