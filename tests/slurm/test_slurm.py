@@ -298,6 +298,7 @@ def test_a_job_that_queues_itself_again(grid_of, cluster, seconds_per_epoch):
     limit = 3 + cluster.minutes(job)  # SLURM sends SIGTERM two minutes before
     cluster.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
     wait_until(lambda: _goes_on(cluster, job) and len(grid.begun()) == 3, "it queues itself again")
+    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")  # it would queue itself once more
     wait_until(lambda: not _goes_on(cluster, job), "its end")
     printed = (grid.world.root / "job.txt").read_text()
     assert cluster.accounted(job, "State")[-1] == "COMPLETED", printed
@@ -309,8 +310,7 @@ def test_a_job_that_queues_itself_again(grid_of, cluster, seconds_per_epoch):
 
 
 def _goes_on(cluster: Cluster, job: str) -> bool:
-    """Whether a job runs or waits; SLURM lets one that is queued again wait for two minutes, which are cut short."""
+    """Whether a job runs or waits. SLURM lets one that is queued again wait for two minutes; one that is started in the
+    second in which it was cancelled is killed: "Job credential revoked"."""
     state = cluster.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")
-    if state == "PENDING":
-        cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
     return state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
