@@ -93,7 +93,7 @@ def train(study: dict[str, Any], cell: dict[str, Any], work: Path, results: Path
         # not known if the training was killed and resumed
         result |= {"processor_minutes": None if resumed else round(processor_minutes() - used, 2)}
         results.mkdir(parents=True, exist_ok=True)
-        written = json.dumps(result, indent=1)
+        written = json.dumps(result, indent=1).replace(f"{work}/", "")  # no folder of this machine
         (results / f"{name_of(cell)}.json").write_text(written + "\n")
 
 

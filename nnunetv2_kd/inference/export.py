@@ -106,7 +106,7 @@ def export(request: ExportRequest, say: Callable[[str], None], progress: Callabl
         say(f"exporting {request.model.name}, fold {' '.join(request.folds)}, as {request.format} {request.precision}")
         checkpoints = _checksums(request)
         reference = _reference(request)
-        about = _write(request, reference, unfinished)
+        about = _write(request, reference, unfinished, checkpoints)
         if _checksums(request) != checkpoints:
             raise KDError(
                 f"{request.checkpoint} of {request.model} has changed while it was exported: a training writes it. "
@@ -281,7 +281,9 @@ def _checksums(request: ExportRequest) -> dict[str, str]:
     return {fold: sha256(request.model / f"fold_{fold}" / request.checkpoint) for fold in request.folds}
 
 
-def _write(request: ExportRequest, reference: FastPredictor, folder: Path) -> dict[str, Any]:
+def _write(
+    request: ExportRequest, reference: FastPredictor, folder: Path, checkpoints: dict[str, str]
+) -> dict[str, Any]:
     """Write the model's files; returns their description for ``export.json``."""
     plans = without_origin(read_json(request.model / "plans.json"))
     dataset_json = without_origin(read_json(request.model / "dataset.json"))
@@ -294,7 +296,7 @@ def _write(request: ExportRequest, reference: FastPredictor, folder: Path) -> di
         "trainer": reference.trainer_name,
         "mirroring_axes": list(axes) if axes is not None else None,
         "folds": {},
-        "checkpoints": _checksums(request),
+        "checkpoints": checkpoints,
         "files": {},
     }
     home = folder if request.format != "nnunet" else folder / request.model.parent.name / request.model.name
