@@ -1,4 +1,4 @@
-"""Where a file cannot be written: which, why, and what is kept."""
+"""If a file cannot be written, say which one, why, and what is kept."""
 
 import errno
 import os
@@ -18,14 +18,14 @@ CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 @contextmanager
 def explain_failed_writes(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
-    """Where a file cannot be written inside, it is told which and why.
+    """If a file cannot be written within this context, say which one and why.
 
     Args:
-        folder: into which files are written.
-        kept: what is to be said of what is there, and of how to go on.
+        folder: the folder that files are written to.
+        kept: returns the message about existing files, and how to continue.
 
     Raises:
-        KDError: in place of the error of the system, or of the library that writes.
+        KDError: instead of the error of the system, or of the library that writes.
     """
     try:
         yield
@@ -38,19 +38,19 @@ def explain_failed_writes(folder: Path, kept: Callable[[], str]) -> Iterator[Non
 
 @contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """Inside, an empty folder beside ``output`` to write into, which gets that name at the end. Where something is
-    raised, nothing is left behind.
+    """Within this context, an empty folder beside ``output``, which gets that name at the end. After an error, nothing
+    is left behind.
 
     Args:
         output: does not exist, or is empty.
 
     Raises:
-        KDError: where something cannot be written.
+        KDError: if something cannot be written.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        with explain_failed_writes(output.parent, lambda: "Nothing was written. Then the same line again."):
+        with explain_failed_writes(output.parent, lambda: "Nothing was written. Then repeat the command."):
             yield unfinished
             unfinished.chmod(0o755)
             if output.exists():
@@ -61,9 +61,9 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
 
 def _refusal(error: OSError | RuntimeError, folder: Path) -> OSError | None:
-    """The system's; None where it has refused nothing. Libraries that write in C++ do not hand it on: what they raise
-    is taken for it where nothing can be written into the folder now."""
-    if isinstance(error, KDError):  # of somebody who knows the file, and not what is kept and how to go on
+    """The system's error that kept a file from being written; None if there was none. Libraries that write in C++ do
+    not pass it on, so their errors count as such if the folder cannot be written to now."""
+    if isinstance(error, KDError):  # it names the file, but not what is kept and how to continue
         return _refusal(error.__cause__, folder) if isinstance(error.__cause__, OSError) else None
     if isinstance(error, OSError):
         return error if error.errno in FULL + CLOSED else None
@@ -74,7 +74,7 @@ def _refusal(error: OSError | RuntimeError, folder: Path) -> OSError | None:
 
 
 def _tried(folder: Path) -> OSError | None:
-    """What the system says to a file of a mebibyte."""
+    """The system's error for a file of one mebibyte; None if it can be written."""
     probe = folder / ".probe"
     try:
         probe.write_bytes(b"0" * 2**20)

@@ -1,4 +1,4 @@
-"""Loops that numba compiles, kept on disk where that is possible."""
+"""Loops that numba compiles, and keeps on disk if possible."""
 
 import pickle
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from numba import njit
 
 
 def compiled_once(function: Callable, **options: Any) -> Callable:
-    """A function that numba compiles at its first call and keeps on disk. Where nothing can be read or written there,
-    it is compiled in every process.
+    """A function that numba compiles at its first call and keeps on disk. If nothing can be read or written there,
+    every process compiles it.
 
     Args:
         options: of ``numba.njit``.
