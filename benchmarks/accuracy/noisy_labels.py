@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from prepare import DATASETS, TEACHER, run
+from prepare import DATASETS, derived_dataset
 from scipy.ndimage import binary_dilation
 
 NAME = "Dataset909_HippoNoisy"
@@ -47,13 +47,9 @@ def main() -> None:
         SimpleITK.WriteImage(result, str(raw / NAME / "labelsTr" / source.name))
     print(f"{len(chosen)} of {len(train)} training cases have wrong labels: {', '.join(sorted(chosen))}")
     after.mkdir(exist_ok=True)
-    shutil.copyfile(before / "dataset_fingerprint.json", after / "dataset_fingerprint.json")
     shutil.copyfile(before / "dataset.json", after / "dataset.json")
     (after / "splits_final.json").write_text(json.dumps(splits))
-    for plans in (TEACHER, "nnUNetPlansS16"):
-        content = json.loads((before / f"{plans}.json").read_text()) | {"dataset_name": NAME}
-        (after / f"{plans}.json").write_text(json.dumps(content, indent=2))
-    run("nnUNetv2_preprocess", "-d", NAME[7:10], "-plans_name", TEACHER, "-c", "2d", "-np", "1")
+    derived_dataset(NAME, ["nnUNetPlansS16"])
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ trainings on one core. nnU-Net's plans are kept, except for the sizes below. Set
 """
 
 import json
+import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+ROOT = Path(__file__).parents[2]
 DATASETS = {
     "4": {
         "name": "Dataset004_Hippocampus",
@@ -44,6 +47,7 @@ SHAPES = (  # of shapes.yaml: data set, plans, channels, convolutions a stage
 )
 FEW, UNLABELLED = 8, 32  # labelled cases, and scans that join them, of fold 0's training cases
 DOZEN = 12  # labelled cases that all other training cases of fold 0 join as scans
+DEMO = ROOT / "nnunetv2_kd" / "demo"
 
 
 def run(*command: str) -> None:
@@ -71,9 +75,20 @@ def teacher_plans(plans: dict, wanted: dict) -> dict:
     return plans | {"plans_name": TEACHER, "configurations": {"2d": configuration}}
 
 
+def derived_dataset(name: str, students: Iterable[str]) -> None:
+    """Give a dataset of the same images the fingerprint and the plans of hippocampus, and preprocess it."""
+    before, after = (Path(str(nnUNet_preprocessed)) / d for d in (DATASETS["4"]["name"], name))
+    shutil.copyfile(before / "dataset_fingerprint.json", after / "dataset_fingerprint.json")
+    for plans in (TEACHER, *students):
+        content = json.loads((before / f"{plans}.json").read_text()) | {"dataset_name": name}
+        (after / f"{plans}.json").write_text(json.dumps(content, indent=2))
+    run("nnUNetv2_preprocess", "-d", name[7:10], "-plans_name", TEACHER, "-c", "2d", "-np", "1")
+
+
 def splits_of(cases: list[str]) -> list[dict[str, list[str]]]:
     """nnU-Net's five folds, and four more with fold 0's validation cases. 5 trains on the few labelled cases, 6 on
-    neither these nor the unlabelled ones, 7 on both, 8 on a dozen."""
+    neither these nor the unlabelled ones, 7 on both, 8 on a dozen. Of hippocampus, 9 trains on what the demo's teacher
+    has seen, and validates on the demo's held-out cases."""
     splits = [{key: list(map(str, split[key])) for key in split} for split in generate_crossval_split(cases)]
     train = splits[0]["train"]
     few = np.random.RandomState(0).choice(train, FEW, replace=False).tolist()
@@ -81,9 +96,12 @@ def splits_of(cases: list[str]) -> list[dict[str, list[str]]]:
     unlabelled = np.random.RandomState(1).choice(rest, UNLABELLED, replace=False).tolist()
     others = [case for case in rest if case not in unlabelled]
     dozen = np.random.RandomState(2).choice(train, DOZEN, replace=False).tolist()
+    held_out = [file.name.removesuffix(".nii.gz") for file in sorted((DEMO / "data" / "labelsTs").glob("*.nii.gz"))]
+    seen = [case for case in cases if case not in held_out]
     return [
         *splits,
         *({"train": sorted(chosen), "val": splits[0]["val"]} for chosen in (few, others, few + unlabelled, dozen)),
+        *([{"train": seen, "val": held_out}] if set(held_out) <= set(cases) else []),
     ]
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from prepare import DATASETS, TEACHER, run
+from prepare import DATASETS, TEACHER, derived_dataset
 from run import ENVIRONMENT, teacher_folder
 
 
@@ -60,17 +60,13 @@ def main() -> None:
 def label(wanted: Labelling, work: Path, preprocessed: Path) -> None:
     """Label and preprocess one dataset."""
     original, raw = DATASETS["4"]["name"], Path(str(nnUNet_raw))
-    before, after = preprocessed / original, preprocessed / wanted.name
+    before = preprocessed / original
     folds = (wanted.few, wanted.both)
     scans = write_labelled(raw / original, raw / wanted.labelled, before, preprocessed / wanted.labelled, folds)
     command = ["nnUNetv2_kd", "unlabelled", "-d", wanted.labelled, "-i", scans, "-o", wanted.name]
     command += ["--teacher_folder", teacher_folder(work, wanted.teacher), "-f", wanted.fold, "-device", "cpu"]
     subprocess.run(list(map(str, command)), check=True, env=os.environ | ENVIRONMENT)
-    shutil.copyfile(before / "dataset_fingerprint.json", after / "dataset_fingerprint.json")
-    for plans in (TEACHER, *DATASETS["4"]["students"]):
-        content = json.loads((before / f"{plans}.json").read_text()) | {"dataset_name": wanted.name}
-        (after / f"{plans}.json").write_text(json.dumps(content, indent=2))
-    run("nnUNetv2_preprocess", "-d", wanted.name[7:10], "-plans_name", TEACHER, "-c", "2d", "-np", "1")
+    derived_dataset(wanted.name, DATASETS["4"]["students"])
 
 
 def write_labelled(source: Path, labelled: Path, before: Path, after: Path, folds: tuple[int | None, int]) -> Path:
