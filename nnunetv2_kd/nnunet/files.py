@@ -120,7 +120,7 @@ def is_inside(folder: Path, name: Any) -> bool:
         return False
     try:
         return (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a loop of links, or a name that is too long
+    except (OSError, RuntimeError, UnicodeError):  # a loop of links, or a name that is too long or no text
         return False
 
 

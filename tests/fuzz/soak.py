@@ -70,6 +70,8 @@ def main() -> int:
     parser.add_argument("kinds", nargs="*", default=list(TARGETS), metavar="KIND", help=f"of: {'; '.join(TARGETS)}")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if unknown := set(args.kinds) - set(TARGETS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
     whole, escapes = {name: Counter[str]() for name in args.kinds}, dict[str, str]()
     each = -(-args.inputs // len(args.kinds) // SLICES)
     for number in range(SLICES):

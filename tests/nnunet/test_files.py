@@ -38,7 +38,9 @@ def test_files_that_lie_inside(tmp_path, name):
     assert is_inside(tmp_path, name) == (".." not in name)
 
 
-@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "", None, 3, "a\0b", "..\\a", "link/secret", "loop/a"])
+@pytest.mark.parametrize(
+    "name", ["../a", "/etc/passwd", "", None, 3, "a\0b", "..\\a", "link/secret", "loop/a", "\ud800"]
+)
 def test_files_that_lie_outside(tmp_path, name):
     (tmp_path / "secret").write_text("")
     folder = tmp_path / "folder"
