@@ -31,6 +31,7 @@ PAGES = [ROOT / "docs" / "results.md", ROOT / "README.md"]
 FIGURE = ROOT / "docs" / "dice.png"
 SGD, ALONE = "SGD 0.01 (nnU-Net's)", "AdamW 0.01"
 OWN_TABLE = (
+    "optimizer_settings",
     "longer",
     "sizes",
     "shapes",
@@ -154,6 +155,15 @@ def optimizer_table(runs: Runs) -> str:
     for dataset in datasets:
         header += [dataset, "against SGD"]
     return markdown(header, rows)
+
+
+def optimizer_settings_table(runs: Runs) -> str:
+    """Study 21, with AdamW 0.01 of study 1."""
+    reference = chosen(runs, study="optimizer", dataset="hippocampus 2d", arm=ALONE)
+    rows = arm_rows([*reference, *chosen(runs, study="optimizer_settings")], (ALONE,))
+    return markdown(
+        ["hippocampus 2d, student alone, 1000 iterations", "Dice", f"against {ALONE}", "NSD", "minutes"], rows
+    )
 
 
 def longer_table(runs: Runs) -> str:
@@ -344,6 +354,13 @@ def teacher_use_table(runs: Runs) -> str:
     return by_budget([*study, *reference], (first,), [])
 
 
+def other_methods_table(runs: Runs) -> str:
+    """Study 22."""
+    first = "channel-wise KL, temperature 4, to the end"
+    reference = chosen(runs, study="same_cases_longer", dataset="hippocampus 2d", budget="3000 iterations", arm=first)
+    return by_budget([*chosen(runs, study="other_methods"), *reference], (first,), [])
+
+
 def region_default_table(runs: Runs) -> str:
     """Study 16: everything that was taught by the same teacher, against RegionKD as it is."""
     studies = ("optimizer", "longer", "same_cases", "same_cases_longer", "region_default")
@@ -462,6 +479,7 @@ def situation(
 TABLES: dict[str, Callable[[Runs], str]] = {
     "top": top_table,
     "optimizer": optimizer_table,
+    "optimizer_settings": optimizer_settings_table,
     "longer": longer_table,
     "taught": taught_table,
     "taught_longer": taught_longer_table,
@@ -474,6 +492,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "no_labels": no_labels_table,
     "noisy_labels": noisy_labels_table,
     "teacher_use": teacher_use_table,
+    "other_methods": other_methods_table,
     "three_dimensions": three_dimensions_table,
     "three_dimensions_taught": three_dimensions_taught_table,
     "region_default": region_default_table,
