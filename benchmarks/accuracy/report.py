@@ -55,6 +55,10 @@ def chosen(runs: Runs, **wanted: Any) -> Runs:
     return sorted((r for r in runs if all(r[key] == value for key, value in wanted.items())), key=lambda r: r["seed"])
 
 
+def teachers_of(runs: Runs, dataset: str, budget: str = "2500 iterations") -> Runs:
+    return chosen(runs, study="teachers", dataset=dataset, budget=budget)
+
+
 def seeds_cell(runs: Runs, structure: str | None = None) -> str:
     """``mean (seed 0 seed 1 ...)``; "-" if nothing was run."""
     dice = [dice_of(run, structure) for run in runs]
@@ -193,13 +197,19 @@ def taught_longest_table(runs: Runs) -> str:
     return arms_table(runs, "same_cases_longer", "longer", "6000 iterations")
 
 
-def arms_table(runs: Runs, name: str, of_alone: str, budget: str) -> str:
+def better_teacher_table(runs: Runs) -> str:
+    """Study 23."""
+    return arms_table(runs, "better_teacher", "longer", "6000 iterations", "10000 iterations")
+
+
+def arms_table(runs: Runs, name: str, of_alone: str, budget: str, of_teacher: str = "2500 iterations") -> str:
     """Per data set one row per arm, against the student alone.
 
     Args:
         name: of the study with the taught students.
         of_alone: of the study with the student alone.
         budget: of both.
+        of_teacher: the teacher's budget.
     """
     study = chosen(runs, study=name, budget=budget)
     alone = chosen(runs, study=of_alone, arm=ALONE, budget=budget)
@@ -207,8 +217,8 @@ def arms_table(runs: Runs, name: str, of_alone: str, budget: str) -> str:
         return NOT_RUN
     rows = []
     for dataset in sorted(in_order(study, "dataset")):
-        reference, teacher = chosen(alone, dataset=dataset), chosen(runs, study="teachers", dataset=dataset)
-        rows.append([dataset, "teacher, 2500 iterations", seeds_cell(teacher), "", "", *costs(teacher)])
+        reference, teacher = chosen(alone, dataset=dataset), teachers_of(runs, dataset, of_teacher)
+        rows.append([dataset, f"teacher, {of_teacher}", seeds_cell(teacher), "", "", *costs(teacher)])
         rows.append([dataset, "student alone", seeds_cell(reference), "", "", *costs(reference)])
         for arm in arms_of(chosen(study, dataset=dataset), ("RegionKD as it is",)):
             mine = chosen(study, dataset=dataset, arm=arm)
@@ -261,7 +271,7 @@ def other_fold_table(runs: Runs) -> str:
     """Study 8."""
     study = chosen(runs, study="other_fold")
     [dataset] = in_order(study, "dataset")
-    teacher = chosen(runs, study="teachers", dataset=dataset)
+    teacher = teachers_of(runs, dataset)
     rows = [["teacher, 2500 iterations", seeds_cell(teacher), "", "", *costs(teacher)]]
     rows += arm_rows(study, (ALONE, "RegionKD as it is"), teacher)
     header = [f"{dataset}, 3000 iterations", "Dice", f"against {ALONE}", "share of the gap", "NSD", "minutes"]
@@ -328,7 +338,7 @@ def unlabelled_table(runs: Runs) -> str:
     rows = []
     for name in ("12 labelled", "all"):
         dataset = "hippocampus 2d" if name == "all" else f"hippocampus 2d, {name}"
-        teacher = chosen(runs, study="teachers", dataset=dataset)
+        teacher = teachers_of(runs, dataset)
         rows.append(["2500 iterations", f"teacher of {name}", seeds_cell(teacher), "", *costs(teacher)])
     return by_budget(study, ("12 labelled, alone",), rows)
 
@@ -336,7 +346,7 @@ def unlabelled_table(runs: Runs) -> str:
 def no_labels_table(runs: Runs) -> str:
     """Study 12."""
     study, first = chosen(runs, study="no_labels"), "40 labelled, alone"
-    teacher = chosen(runs, study="teachers", dataset="hippocampus 2d, 120 others")
+    teacher = teachers_of(runs, "hippocampus 2d, 120 others")
     alone = chosen(runs, study="few_labels", budget="3000 iterations", arm=first)
     rows = [["2500 iterations", "teacher of 120 others", seeds_cell(teacher), "", *costs(teacher)]]
     return by_budget([*study, *alone], (first,), rows)
@@ -375,7 +385,7 @@ def region_default_table(runs: Runs) -> str:
 
 def teacher_optimizer_table(runs: Runs) -> str:
     """Study 17."""
-    used = [*chosen(runs, study="teacher_optimizer"), *chosen(runs, study="teachers", dataset="hippocampus 2d")]
+    used = [*chosen(runs, study="teacher_optimizer"), *teachers_of(runs, "hippocampus 2d")]
     rows = [
         [arm, budget, seeds_cell(mine), *costs(mine)]
         for arm in arms_of(used, (SGD, "AdamW 0.003", ALONE))
@@ -388,7 +398,7 @@ def teacher_optimizer_table(runs: Runs) -> str:
 def shape_taught_table(runs: Runs) -> str:
     """Study 18, with the plain sixteenth."""
     study = chosen(runs, study="shape_taught")
-    teacher = chosen(runs, study="teachers", dataset="hippocampus 2d")
+    teacher = teachers_of(runs, "hippocampus 2d")
     plain = [
         *chosen(runs, study="longer", dataset="hippocampus 2d", budget="3000 iterations", arm=ALONE),
         *chosen(
@@ -450,14 +460,14 @@ def top_table(runs: Runs) -> str:
             ("6000 iterations", "longer", "same_cases_longer"),
         ):
             alone, taught = (chosen(runs, study=s, dataset=dataset, budget=budget) for s in (of_alone, name))
-            teacher = chosen(runs, study="teachers", dataset=dataset)
+            teacher = teachers_of(runs, dataset)
             if alone and taught:
                 rows.append(
                     situation(f"{dataset}, the same labels as the teacher, {budget}", teacher, alone, ALONE, taught)
                 )
     few = chosen(runs, study="few_labels", budget="3000 iterations")
     if few:
-        teacher = chosen(runs, study="teachers", dataset="hippocampus 2d, 120 others")
+        teacher = teachers_of(runs, "hippocampus 2d, 120 others")
         taught = [run for run in few if run["arm"] != "40 labelled, alone"]
         named = "hippocampus 2d, 8 labels (teacher: 120), 3000 iterations"
         rows.append(situation(named, teacher, few, "8 labelled, alone", taught, "8 labelled, RegionKD"))
@@ -484,6 +494,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "taught": taught_table,
     "taught_longer": taught_longer_table,
     "taught_longest": taught_longest_table,
+    "better_teacher": better_teacher_table,
     "unlabelled": unlabelled_table,
     "sizes": sizes_table,
     "other_fold": other_fold_table,
