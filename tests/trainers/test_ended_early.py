@@ -89,6 +89,22 @@ def test_an_early_end_keeps_the_epochs_since_the_last_checkpoint(here, monkeypat
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"epoch,nnUNet,voxel_kl\n0,0.5", b"\xff\xfe"], ids=["empty", "cut", "no text"]
+)
+def test_curves_that_cannot_be_read_do_not_stop_a_resumed_training(here, monkeypatch, content):
+    options = {"epochs": 3, "save_every": 1}
+    with monkeypatch.context() as patched:
+        trainer = interrupted_in(1, patched, nnUNetTrainerKD, here, **options)
+    curves = Path(trainer.output_folder) / "kd_progress.csv"
+    curves.write_bytes(content)
+    resumed = resumed_from(trainer, here, **options)
+    assert f"WARNING: {curves}" in train(resumed)
+    assert [float(line.split(",")[0]) for line in curves.read_text().splitlines()[1:]] == [1, 2]
+    kept = [file for file in curves.parent.glob("kd_progress*") if file.suffix != ".png" and file != curves]
+    assert [file.read_bytes() for file in kept] == [content]
+
+
 def test_nothing_older_replaces_what_nnunet_has_saved(here, monkeypatch):
     options = {"epochs": 4, "save_every": 2}
     trainer = interrupted_in(2, monkeypatch, nnUNetTrainerKDBaseline, here, **options)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from unittest import mock
 
@@ -9,6 +10,7 @@ import blosc2
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_kd.cli.main import main
 from nnunetv2_kd.errors import KDError
@@ -166,6 +168,53 @@ def test_a_disk_that_is_really_full(here, monkeypatch, capsys):
         done = counting(monkeypatch)
         assert store("-o", "full", "--disable_tta") == 0
         assert len(done) == 6 - kept
+
+
+@pytest.mark.filterwarnings("ignore:Warning. Received empty chunks:UserWarning")
+def test_damaged_cases_are_named_and_the_others_stored(here, capsys):
+    data = here.preprocessed / DATASET / DATA
+    empty, cut, label, size, large, well = (file.stem for file in sorted(data.glob("*.pkl")))
+    (data / f"{empty}.pkl").write_bytes(b"")
+    (data / f"{cut}.b2nd").write_bytes((data / f"{cut}.b2nd").read_bytes()[:-50])
+    rewrite(data, label, segmentation=lambda values: np.full_like(values, 7))
+    rewrite(data, size, segmentation=lambda values: values[:, 1:])
+    rewrite(data, large, image=lambda values: np.full_like(values, 3e38))  # what a network makes of it is no number
+    assert store("-o", "damaged", "--disable_tta") == 1
+    error = capsys.readouterr().err
+    for case, words in (
+        (empty, "cannot be read"),
+        (cut, "cannot be read"),
+        (label, "labels that dataset.json does not have: [7]"),
+        (size, "image and segmentation differ in size"),
+        (large, "not finite"),
+    ):
+        assert re.search(rf"{case}\b[^\n]*{re.escape(words)}", error), (case, error)
+    assert {file.stem for file in folder_of(here, "damaged").glob("*.npz")} == {well}
+
+
+def rewrite(data: Path, case: str, **changes) -> None:
+    """A preprocessed case with another image or segmentation."""
+    image, segmentation, _, properties = nnUNetDatasetBlosc2(str(data)).load_case(case)
+    image, segmentation = np.array(image), np.array(segmentation)
+    for file in data.glob(f"{case}*.b2nd"):
+        file.unlink()
+    image = changes.get("image", lambda values: values)(image)
+    segmentation = changes.get("segmentation", lambda values: values)(segmentation)
+    nnUNetDatasetBlosc2.save_case(image, segmentation, properties, str(data / case))
+
+
+def test_the_line_after_a_failed_overwrite_works(here, monkeypatch, capsys):
+    line = ["store", "-d", "4", "-device", "cpu", "--disable_tta", "--overwrite"]
+    with monkeypatch.context() as inner:
+        inner.setattr("sys.argv", ["nnUNetv2_kd", *line])
+        inner.setattr("os.fsync", mock.Mock(side_effect=OSError(28, "No space left on device")))
+        assert main(line) == 1
+    assert len(Store(folder_of(here)).header["cases"]) == 6  # the one of before
+    printed = re.search(r"continue with: nnUNetv2_kd (store .*)", capsys.readouterr().err)[1]
+    assert "--overwrite" in printed
+    done = counting(monkeypatch)
+    assert main(shlex.split(printed)) == 0
+    assert len(done) == 6
 
 
 def test_only_what_is_missing_or_changed_is_made_again(here, monkeypatch):
