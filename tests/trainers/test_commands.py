@@ -19,6 +19,7 @@ from nnunetv2_kd.nnunet.checkpoint import allowed_globals
 from nnunetv2_kd.trainers.options import resolve_options
 from tests.conftest import BIN, DATASET, LOG, World, copy_cases, copy_of, made_once, preprocess, with_log
 from tests.in_process import run_in_process
+from tests.test_interruption import ended, linux
 
 pytestmark = pytest.mark.commands
 TRAINER = "nnUNetTrainerRegionKD"
@@ -226,6 +227,42 @@ def test_killed_training_resumes_to_the_same_curve(world):
     resumed = world.train(TRAINER, "--c", **options, validate=False)
     assert "Epoch 0" not in resumed.stdout.split("Student:")[1]
     assert train_curve(world) == uninterrupted
+
+
+def descendants(process: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True).stdout.split()
+    return [one for child in map(int, found) for one in (child, *descendants(child))]
+
+
+@pytest.mark.slow
+@linux
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_an_ended_training_leaves_no_data_worker(world, tmp_path, sent, status):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    file = world.options(epochs=100, iterations_per_epoch=3, save_every=1)
+    command = [BIN / "nnUNetv2_train", "4", "3d_fullres", "0", "-tr", TRAINER, "-device", "cpu"]
+    environment = world.environment(nnUNet_kd_config=str(file), PYTHONUNBUFFERED="1", TMPDIR=str(temporary))
+    environment["nnUNet_n_proc_DA"] = "2"
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout:
+            if "Epoch 2" in line:
+                break
+        workers = descendants(process.pid)
+        assert len(workers) >= 2
+        process.send_signal(sent)
+        printed = process.stdout.read()
+        assert process.wait(120) == status, printed
+    assert all(ended(worker) for worker in workers)
+    if sent != signal.SIGKILL:
+        assert "Interrupted in epoch 2. Go on from checkpoint_latest.pth:\n" in printed
+        assert "--c" in printed.split("Go on from", 1)[1]
+        assert "Traceback" not in printed
+        assert list(temporary.glob("pymp-*")) == []
 
 
 def test_resuming_with_another_size_is_refused(own_distilled):
