@@ -454,17 +454,17 @@ def top_table(runs: Runs) -> str:
     """One row per situation and budget: the teacher, both students alone, RegionKD and the best other arm."""
     rows = []
     for dataset in sorted(in_order(chosen(runs, study="optimizer"), "dataset")):
-        for budget, of_alone, name in (
-            ("1000 iterations", "optimizer", "same_cases"),
-            ("3000 iterations", "longer", "same_cases_longer"),
-            ("6000 iterations", "longer", "same_cases_longer"),
+        for budget, of_alone, name, of_teacher in (
+            ("1000 iterations", "optimizer", "same_cases", "2500 iterations"),
+            ("3000 iterations", "longer", "same_cases_longer", "2500 iterations"),
+            ("6000 iterations", "longer", "same_cases_longer", "2500 iterations"),
+            ("6000 iterations", "longer", "better_teacher", "10000 iterations"),
         ):
             alone, taught = (chosen(runs, study=s, dataset=dataset, budget=budget) for s in (of_alone, name))
-            teacher = teachers_of(runs, dataset)
             if alone and taught:
-                rows.append(
-                    situation(f"{dataset}, the same labels as the teacher, {budget}", teacher, alone, ALONE, taught)
-                )
+                trained = "" if of_teacher == "2500 iterations" else f" of {of_teacher}"
+                named = f"{dataset}, the same labels as the teacher{trained}, {budget}"
+                rows.append(situation(named, teachers_of(runs, dataset, of_teacher), alone, ALONE, taught))
     few = chosen(runs, study="few_labels", budget="3000 iterations")
     if few:
         teacher = teachers_of(runs, "hippocampus 2d, 120 others")

@@ -475,8 +475,9 @@ def _demo(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="distil a student on bundled real data",
-        description="Install a bundled teacher, train a student alone and a distilled student with nnU-Net's own "
-        "commands on bundled hippocampus cases, and compare them. Runs on a CPU, and does not touch your data.",
+        description="Install a bundled teacher, train a student alone on a few labelled hippocampus cases and a "
+        "distilled student on these and on scans that the teacher labels, with nnU-Net's own commands, and compare "
+        "them. Runs on a CPU, and does not touch your data.",
         epilog="The data are 32 cases of the Medical Segmentation Decathlon's hippocampus task (CC-BY-SA 4.0, see "
         "ATTRIBUTION.md in the demo's data folder).",
     )

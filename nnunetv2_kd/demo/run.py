@@ -1,5 +1,8 @@
-"""Install the bundled teacher (or train one), plan, preprocess, train a student alone and a distilled student, and
-predict held-out cases. Every step is one of nnU-Net's or our own commands, shown as a user would type it."""
+"""A user with five labelled scans, some more without labels, and a large model of somebody else.
+
+Install that teacher (or train one), train a student alone on what is labelled, let the teacher label the other scans,
+train a distilled student on all of them, and predict held-out cases. Every step is one of nnU-Net's or our own
+commands, shown as a user would type it."""
 
 import json
 import os
@@ -19,7 +22,10 @@ from nnunetv2_kd.errors import KDError
 DATA = Path(__file__).parent / "data"
 OPTIONS = Path(__file__).parent / "options"
 BUNDLED_TEACHER = Path(__file__).parent / "teacher" / "teacher.zip"
-DATASET = "Dataset004_Hippocampus"
+DATASET = "Dataset004_Hippocampus"  # the teacher's
+LABELLED_DATASET = "Dataset005_Labelled"  # the user's
+ALL_DATASET = "Dataset105_LabelledAndScans"  # the user's, with the scans that the teacher labelled
+LABELLED = 5  # cases that keep their labels: four to train and one to validate
 CONFIGURATION = "3d_fullres"
 SMOKE = {"epochs": 1, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1}
 
@@ -29,13 +35,19 @@ class DemoModel:
     """One of the demo's models: its name in the table and how it is trained."""
 
     name: str
+    dataset: str
     trainer: str
     plans: str
     options: str
     fold: str = "0"
 
+    @property
+    def number(self) -> int:
+        """Of its dataset."""
+        return int(self.dataset[len("Dataset") :].split("_")[0])
+
     def folder(self, output: Path) -> Path:
-        return output / "results" / DATASET / f"{self.trainer}__{self.plans}__{CONFIGURATION}"
+        return output / "results" / self.dataset / f"{self.trainer}__{self.plans}__{CONFIGURATION}"
 
     def predictions(self, output: Path) -> Path:
         """Of nnUNetv2_predict."""
@@ -46,9 +58,9 @@ class DemoModel:
         return output / "predictions" / f"{self.trainer}__{self.plans}__fast"
 
 
-TEACHER = DemoModel("teacher", "nnUNetTrainerKDBaseline", "nnUNetPlansTeacher", "teacher.yaml", fold="all")
-ALONE = DemoModel("student alone", "nnUNetTrainerKDBaseline", "nnUNetPlansStudent", "student.yaml")
-DISTILLED = DemoModel("student distilled", "nnUNetTrainerRegionKD", "nnUNetPlansStudent", "student.yaml")
+TEACHER = DemoModel("teacher", DATASET, "nnUNetTrainerKDBaseline", "nnUNetPlansTeacher", "teacher.yaml", fold="all")
+ALONE = DemoModel("student alone", LABELLED_DATASET, "nnUNetTrainerKDBaseline", "nnUNetPlansStudent", "student.yaml")
+DISTILLED = DemoModel("student distilled", ALL_DATASET, "nnUNetTrainerRegionKD", "nnUNetPlansStudent", "student.yaml")
 MODELS = (TEACHER, ALONE, DISTILLED)
 
 
@@ -110,35 +122,68 @@ def run_demo(output: Path, seed: int, console: Console, train_teacher: bool = Fa
     """
     if output.exists() and any(output.iterdir()):
         raise KDError(f"{output} is not empty and was left alone. Choose another folder with -o, or remove it.")
-    shutil.copytree(DATA, output / "raw" / DATASET)
+    write_labelled(output)
     (output / "predictions").mkdir()
     run = Runner(output, console)
-    run(f"nnUNetv2_plan_and_preprocess -d 4 -c {CONFIGURATION} -np 2")
     width = 0.125 if smoke and train_teacher else 0.5
-    run(f"nnUNetv2_kd plan -d 4 -c {CONFIGURATION} --width {width} --batch-size 2 -o {TEACHER.plans}")
-    run(
-        f"nnUNetv2_kd plan -d 4 -c {CONFIGURATION} -p {TEACHER.plans} --width 0.5 --convs-per-stage 1 "
-        f"-o {DISTILLED.plans}"
-    )
     if train_teacher:
-        train(TEACHER, run, seed, smoke)
+        shutil.copytree(DATA, output / "raw" / DATASET)
+        run(f"nnUNetv2_plan_and_preprocess -d {TEACHER.number} -c {CONFIGURATION} -np 2")
+        plan(TEACHER, run, f"--width {width} --batch-size 2")
+        train(TEACHER, run, write_options(TEACHER, output, seed, smoke))
     else:
         run(f"nnUNetv2_install_pretrained_model_from_zip {shlex.quote(str(BUNDLED_TEACHER))}")
-    for model in (ALONE, DISTILLED):
-        train(model, run, seed, smoke)
+    run(f"nnUNetv2_plan_and_preprocess -d {ALONE.number} -c {CONFIGURATION} -np 2")
+    plan(ALONE, run, f"--width {width / 2} --convs-per-stage 1 --batch-size 2")
+    options = write_options(ALONE, output, seed, smoke)
+    train(ALONE, run, options)
+    label_scans(run, options)
+    train(DISTILLED, run, output / "raw" / ALL_DATASET / "student.yaml")
     for model in MODELS:
         predict(model, run)
 
 
-def train(model: DemoModel, run: Runner, seed: int, smoke: bool) -> None:
-    options = write_options(model, run.output, seed, smoke)
-    run(f"nnUNetv2_train 4 {CONFIGURATION} {model.fold} -p {model.plans} -tr {model.trainer} -device cpu", options)
+def write_labelled(output: Path) -> None:
+    """Write the user's dataset, of which `LABELLED` cases have labels, and a folder with the other scans."""
+    raw, scans = output / "raw" / LABELLED_DATASET, output / "scans"
+    shutil.copytree(DATA, raw)
+    scans.mkdir()
+    cases = sorted(file.name.removesuffix(".nii.gz") for file in (raw / "labelsTr").glob("*.nii.gz"))
+    labelled = {cases[len(cases) * number // LABELLED] for number in range(LABELLED)}
+    for case in cases:
+        if case not in labelled:
+            (raw / "labelsTr" / f"{case}.nii.gz").unlink()
+            (raw / "imagesTr" / f"{case}_0000.nii.gz").rename(scans / f"{case}_0000.nii.gz")
+    dataset_json = json.loads((raw / "dataset.json").read_text()) | {"numTraining": len(labelled)}
+    (raw / "dataset.json").write_text(json.dumps(dataset_json, indent=1))
+
+
+def label_scans(run: Runner, options: Path) -> None:
+    """Let the teacher label the scans, and preprocess them with the labelled cases in the teacher's way."""
+    scans, teacher = (shlex.quote(str(folder)) for folder in (run.output / "scans", TEACHER.folder(run.output)))
+    run(
+        f"nnUNetv2_kd unlabelled -d {ALONE.number} -i {scans} --teacher_folder {teacher} -f {TEACHER.fold} "
+        f"-o {ALL_DATASET} -device cpu",
+        options,
+    )
+    run(f"nnUNetv2_extract_fingerprint -d {DISTILLED.number} -np 2")
+    plan(DISTILLED, run, f"-p {TEACHER.plans} --width 0.5 --convs-per-stage 1")
+    run(f"nnUNetv2_preprocess -d {DISTILLED.number} -plans_name {TEACHER.plans} -c {CONFIGURATION} -np 2")
+
+
+def plan(model: DemoModel, run: Runner, flags: str) -> None:
+    run(f"nnUNetv2_kd plan -d {model.number} -c {CONFIGURATION} {flags} -o {model.plans}")
+
+
+def train(model: DemoModel, run: Runner, options: Path) -> None:
+    of_model = f"{model.number} {CONFIGURATION} {model.fold} -p {model.plans} -tr {model.trainer}"
+    run(f"nnUNetv2_train {of_model} -device cpu", options)
 
 
 def predict(model: DemoModel, run: Runner) -> None:
     """Predict the held-out cases with nnU-Net's command and with ours."""
-    images = shlex.quote(str(run.output / "raw" / DATASET / "imagesTs"))
-    of_model = f"-d 4 -c {CONFIGURATION} -f {model.fold} -p {model.plans} -tr {model.trainer} -device cpu"
+    images = shlex.quote(str(run.output / "raw" / LABELLED_DATASET / "imagesTs"))
+    of_model = f"-d {model.number} -c {CONFIGURATION} -f {model.fold} -p {model.plans} -tr {model.trainer} -device cpu"
     stock, fast = (shlex.quote(str(folder(run.output))) for folder in (model.predictions, model.fast_predictions))
     run(f"nnUNetv2_predict -i {images} -o {stock} {of_model} -npp 1 -nps 1")
     run(f"nnUNetv2_kd predict -i {images} -o {fast} {of_model} -npp 1 -nps 1")

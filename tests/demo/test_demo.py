@@ -8,9 +8,19 @@ from unittest import mock
 import matplotlib.image
 import pytest
 import torch
+import yaml
 
 from nnunetv2_kd.cli.main import main
-from nnunetv2_kd.demo.run import BUNDLED_TEACHER, DATA, MODELS, TEACHER, write_options
+from nnunetv2_kd.demo.run import (
+    ALL_DATASET,
+    BUNDLED_TEACHER,
+    DATA,
+    LABELLED_DATASET,
+    MODELS,
+    TEACHER,
+    read_plans,
+    write_labelled,
+)
 from nnunetv2_kd.nnunet.files import sha256
 from tests.conftest import World, fewer_intensities
 from tests.in_process import run_in_process
@@ -39,12 +49,15 @@ def test_bundled_teacher_is_the_one_that_its_readme_tells_of():
             assert "hippocampus_" not in str(torch.load(io.BytesIO(file.read()), weights_only=True)["init_args"])
 
 
-def test_students_train_alike(tmp_path):
-    """The student alone and the distilled one have the same options, so the same iterations, schedule and seed."""
-    _, alone, distilled = MODELS
-    options = [write_options(model, tmp_path, 3, smoke=False).read_text() for model in (alone, distilled)]
-    assert options[0] == options[1]
-    assert alone.plans == distilled.plans
+def test_the_user_has_few_labels(tmp_path):
+    (tmp_path / "raw").mkdir()
+    write_labelled(tmp_path)
+    raw = tmp_path / "raw" / LABELLED_DATASET
+    labelled = {f.name.removesuffix(".nii.gz") for f in (raw / "labelsTr").iterdir()}
+    assert labelled == {f.name.removesuffix("_0000.nii.gz") for f in (raw / "imagesTr").iterdir()}
+    scans = {f.name.removesuffix("_0000.nii.gz") for f in (tmp_path / "scans").iterdir()}
+    assert (len(labelled), len(scans), len(labelled | scans)) == (5, 19, 24)
+    assert json.loads((raw / "dataset.json").read_text())["numTraining"] == 5
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path, capsys):
@@ -62,7 +75,8 @@ def test_demo_from_start_to_end(tmp_path):
         "nnUNetv2_kd", "demo", "--smoke", "--train-teacher", "-o", output, installed=True, COLUMNS="160"
     )
     check_demo(output, done.stdout)
-    assert json.loads((output / "results.json").read_text())[0]["labelled_cases"] == 24
+    rows = json.loads((output / "results.json").read_text())
+    assert [(row["labelled_cases"], row["scans"]) for row in rows] == [(24, 0), (4, 0), (4, 19)]
 
 
 @pytest.mark.commands
@@ -88,7 +102,25 @@ def test_demo_of_few_cases(tmp_path, monkeypatch, capsys):
     teacher, *students = json.loads((output / "results.json").read_text())
     assert teacher["labelled_cases"] == 193
     assert teacher["mean_dice"] > 0.8
-    assert [student["labelled_cases"] for student in students] == [4, 4]
+    assert [(student["labelled_cases"], student["scans"]) for student in students] == [(4, 0), (4, 1)]
+    check_students_train_alike(output)
+
+
+def check_students_train_alike(output):
+    """The distilled student has the student alone's network, patches, batches and options, and a teacher."""
+    alone, distilled = ((read_plans(model, output)[0], options_of(model, output)) for model in MODELS[1:])
+    of_data = ("data_identifier", "median_image_size_in_voxels")
+    plans = [found[0]["configurations"]["3d_fullres"] for found in (alone, distilled)]
+    first, second = ({key: value for key, value in found.items() if key not in of_data} for found in plans)
+    assert first == second
+    assert "teacher" not in alone[1]
+    assert {key: value for key, value in distilled[1].items() if key != "teacher"} == alone[1]
+
+
+def options_of(model, output):
+    """What the command was given."""
+    by_user, by_command = output / "student_alone.yaml", output / "raw" / ALL_DATASET / "student.yaml"
+    return yaml.safe_load((by_user if model.dataset == LABELLED_DATASET else by_command).read_text())
 
 
 def few_cases(folder):
