@@ -8,11 +8,14 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 from rich.console import Console
@@ -94,17 +97,31 @@ class Runner:
         with self.log.open("a") as log:
             log.write(f"\n$ {shown}\n")
             log.flush()
-            done = subprocess.run(
-                [str(executable) if executable.exists() else program, *arguments],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        if done.returncode != 0:
+            status = run_command([str(executable) if executable.exists() else program, *arguments], env, log)
+        if status != 0:
             end = "\n".join(self.log.read_text().splitlines()[-15:])
             raise KDError(f"This command failed: {shown}\n{end}\nThe whole log: {self.log}")
         self.console.print(f"  {time.perf_counter() - started:.0f} s", style="dim")
+
+
+def run_command(command: Sequence[str], env: Mapping[str, str], log: TextIO) -> int:
+    """The exit status of a command that writes to a log.
+
+    An interruption is passed on as Ctrl-C and waited for. If killed, as by `subprocess.run`, nnU-Net's commands would
+    leave the processes that they have started.
+    """
+    with subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            if os.name == "posix":
+                process.send_signal(signal.SIGINT)
+            else:
+                process.terminate()
+            process.wait()
+            raise
 
 
 def run_demo(output: Path, seed: int, console: Console, train_teacher: bool = False, smoke: bool = False) -> None:

@@ -1,9 +1,12 @@
 import io
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
-from unittest import mock
 
 import matplotlib.image
 import pytest
@@ -67,6 +70,45 @@ def test_a_folder_in_use_is_left_alone(tmp_path, capsys):
     assert [f.name for f in tmp_path.iterdir()] == ["mine.txt"]
 
 
+INTERRUPTED = """
+import sys
+sys.path.insert(0, {root!r})
+from nnunetv2_kd.demo.run import run_command
+from nnunetv2_kd.interruption import handle_sigterm_like_ctrl_c, status_of
+
+CHILD = '''
+import time
+try:
+    print("started", flush=True)
+    time.sleep(600)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    print("has cleaned up", flush=True)
+'''
+handle_sigterm_like_ctrl_c()
+try:
+    with open({log!r}, "w") as log:
+        run_command([sys.executable, "-c", CHILD], {{}}, log)
+except KeyboardInterrupt as error:
+    sys.exit(status_of(error))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_is_interrupted_can_clean_up(tmp_path, sent, status):
+    log = tmp_path / "log.txt"
+    code = INTERRUPTED.format(root=str(Path(__file__).parents[2]), log=str(log))
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        for _ in range(600):
+            if log.is_file() and "started" in log.read_text():
+                break
+            time.sleep(0.1)
+        process.send_signal(sent)
+        assert process.wait(60) == status
+    assert log.read_text() == "started\nhas cleaned up\n"
+
+
 @pytest.mark.slow
 @pytest.mark.commands
 def test_demo_from_start_to_end(tmp_path):
@@ -84,17 +126,17 @@ def test_demo_of_few_cases(tmp_path, monkeypatch, capsys):
     """All its commands, in this process."""
     output = tmp_path / "with a space"
 
-    def run(command, env, stdout, **_):
+    def run(command, env, log):
         program = Path(command[0]).name
         predicts = program == "nnUNetv2_predict" or command[1] == "predict"
         alone = ["-npp", "0", "-nps", "0"] if predicts else []
         augmented_here = {"nnUNet_n_proc_DA": "0"} if program == "nnUNetv2_train" else {}
         done = run_in_process(program, [*command[1:], *alone], {**env, **augmented_here}, tmp_path)
-        stdout.write(done.stdout + done.stderr)
-        return done
+        log.write(done.stdout + done.stderr)
+        return done.returncode
 
     monkeypatch.setattr("nnunetv2_kd.demo.run.DATA", few_cases(tmp_path / "data"))
-    monkeypatch.setattr("nnunetv2_kd.demo.run.subprocess", mock.Mock(run=run))
+    monkeypatch.setattr("nnunetv2_kd.demo.run.run_command", run)
     monkeypatch.setenv("COLUMNS", "160")
     with fewer_intensities():
         assert main(["demo", "--smoke", "-o", str(output)]) == 0
