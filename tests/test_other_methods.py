@@ -74,3 +74,51 @@ def test_standardised_logits(methods):
     )
     assert np.allclose(found.numpy(), expected, atol=1e-4)
     assert torch.isfinite(methods.standardised(torch.zeros(1, 3, 2, 2))).all()
+
+
+def near_another_class(target, width):
+    """Whether a voxel of a class-index array (*S) is at most `width` voxels from another class."""
+    near = np.zeros(target.shape, bool)
+    for place in np.ndindex(*target.shape):
+        window = target[tuple(slice(max(0, i - width), i + width + 1) for i in place)]
+        near[place] = (window != target[place]).any()
+    return near
+
+
+def balanced(student, teacher, target, width):
+    log_s, log_t = (log_softmax(z, axis=1) for z in (student, teacher))
+    kl = (np.exp(log_t) * (log_t - log_s)).sum(axis=1)
+    near = np.stack([near_another_class(image[0], width) for image in target])
+    regions = [(target[:, 0] == c) & (near == is_near) for c in range(student.shape[1]) for is_near in (True, False)]
+    return np.mean([kl[region].mean() for region in regions if region.any()])
+
+
+@pytest.mark.parametrize(("shape", "width"), [((2, 3, 9, 11), 2), ((1, 3, 5, 6, 7), 1)])
+def test_boundary_kl_against_numpy(methods, shape, width):
+    student, teacher = logits(0, shape), logits(1, shape)
+    target = torch.zeros(shape[0], 1, *shape[2:])
+    target[..., 3:, 2:] = 1  # class 2 is absent
+    expected = balanced(student.double().numpy(), teacher.double().numpy(), target.numpy(), width)
+    assert float(methods.boundary_kl(student, teacher, target, width)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_boundary_kl_of_identical_networks_is_zero_and_only_the_student_learns(methods):
+    target = torch.zeros(2, 1, 4, 5)
+    target[..., 2:] = 1
+    assert float(methods.boundary_kl(logits(0), logits(0), target)) == pytest.approx(0, abs=1e-5)
+    student, teacher = logits(0).requires_grad_(), logits(1).requires_grad_()
+    methods.boundary_kl(student, teacher, target).backward()
+    assert student.grad.abs().sum() > 0
+    assert teacher.grad is None
+
+
+def test_a_small_error_weighs_more_where_a_shell_is_small(methods):
+    """The two shells are a fifth of the voxels and half of the regions."""
+    target = torch.zeros(1, 1, 20, 20)
+    target[..., 10:] = 1
+    teacher = torch.zeros(1, 2, 20, 20)
+    at_boundary, inside = teacher.clone(), teacher.clone()
+    at_boundary[:, 0, 5, 9] = 3
+    inside[:, 0, 5, 2] = 3
+    found = [float(methods.boundary_kl(student, teacher, target)) for student in (at_boundary, inside)]
+    assert found[0] == pytest.approx(4 * found[1], rel=1e-4)  # 160 voxels inside of a class, 40 in its shell

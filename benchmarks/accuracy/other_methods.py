@@ -1,14 +1,16 @@
-"""Two published ways of teaching that the package does not offer, as methods of one's own: studies/other_methods.yaml.
+"""Ways of teaching that the package does not offer, as methods of one's own: studies/other_methods.yaml and
+studies/region_terms.yaml.
 
-Both are for exclusive classes (softmax) and for targets without an ignore label, which is what the studies have.
+All are for exclusive classes (softmax) and for targets without an ignore label, which is what the studies have.
 """
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from nnunetv2_kd.methods import Method, Needs, Step
-from nnunetv2_kd.methods.voxel_kl import voxel_kl
+from nnunetv2_kd.methods.voxel_kl import divergence, voxel_kl
 
 
 def decoupled_kd(
@@ -49,6 +51,28 @@ def standardised(logits: Tensor) -> Tensor:
     return (logits - mean) / (logits.std(dim=1, keepdim=True, correction=0) + 1e-7)
 
 
+def boundary_kl(student: Tensor, teacher: Tensor, target: Tensor, width: int = 2) -> Tensor:
+    """Mean of the voxels' KL divergence within every region, then over the regions that are present (ours). The part of
+    a class that is at most ``width`` voxels from another class is one region, the rest of the class another.
+
+    Args:
+        student, teacher: logits ``(B, K, *S)``, 2D or 3D.
+        target: class indices ``(B, 1, *S)``.
+        width: voxels, at least 1; distances are along the axes and diagonals alike.
+
+    Returns:
+        Scalar, at least 0. Regions are pooled over the batch.
+    """
+    of_class = F.one_hot(target[:, 0].long(), student.shape[1]).movedim(-1, 1).float()
+    pool = F.max_pool2d if target.ndim == 4 else F.max_pool3d
+    near = pool(of_class, 2 * width + 1, stride=1, padding=width).sum(dim=1, keepdim=True) > 1
+    regions = torch.cat((of_class * near, of_class * ~near), dim=1)
+    kl = divergence(student, teacher, 1.0, sigmoid=False)
+    dims = (0, *range(2, regions.ndim))
+    size, total = regions.sum(dim=dims), (regions * kl.unsqueeze(1)).sum(dim=dims)
+    return (total / size.clamp(min=1)).sum() / (size > 0).sum()
+
+
 class DecoupledKD(Method):
     """Target class and other classes apart (DKD)."""
 
@@ -75,3 +99,15 @@ class StandardisedKL(Method):
         return step.over_heads(
             lambda z_s, z_t, y: voxel_kl(standardised(z_s), standardised(z_t.detach()), step.valid(y), self.temperature)
         )
+
+
+class BoundaryKL(Method):
+    """KL divergence balanced over the classes' shells and interiors."""
+
+    name = "boundary_kl"
+    needs = Needs(logits=True)
+
+    width: int = Field(2, ge=1, description="of the shells on both sides of a boundary, in voxels of each head")
+
+    def __call__(self, step: Step) -> Tensor:
+        return step.over_heads(lambda z_s, z_t, y: boundary_kl(z_s, z_t, y, self.width))

@@ -45,6 +45,7 @@ SHAPES = (  # of shapes.yaml: data set, plans, channels, convolutions a stage
     ("61", "nnUNetPlansShapeE", "4,8,16,32,64,64", 1),
     ("61", "nnUNetPlansShapeF", "4,6,8,16,24,32", 2),
 )
+BATCHES = {"nnUNetPlansS16Batch4": 4, "nnUNetPlansS16Batch16": 16}  # of batch_size.yaml, hippocampus
 FEW, UNLABELLED = 8, 32  # labelled cases, and scans that join them, of fold 0's training cases
 DOZEN = 12  # labelled cases that all other training cases of fold 0 join as scans
 DEMO = ROOT / "nnunetv2_kd" / "demo"
@@ -136,6 +137,9 @@ def main() -> None:
     for number, name, features, convs in SHAPES:
         shape = ("--features", features, "--convs-per-stage", str(convs))
         run("nnUNetv2_kd", "plan", "-d", number, "-c", "2d", "-p", TEACHER, *shape, "-o", name)
+    for name, batch_size in BATCHES.items():
+        size = ("--width", "0.25", "--batch-size", str(batch_size))
+        run("nnUNetv2_kd", "plan", "-d", "4", "-c", "2d", "-p", TEACHER, *size, "-o", name)
 
 
 if __name__ == "__main__":

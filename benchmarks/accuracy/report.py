@@ -30,12 +30,15 @@ ROOT = HERE.parents[1]
 PAGES = [ROOT / "docs" / "results.md", ROOT / "README.md"]
 FIGURE = ROOT / "docs" / "dice.png"
 SGD, ALONE = "SGD 0.01 (nnU-Net's)", "AdamW 0.01"
+CHANNEL_WISE = "channel-wise KL, temperature 4, to the end"
 OWN_TABLE = (
     "optimizer_settings",
+    "batch_size",
     "longer",
     "sizes",
     "shapes",
     "shapes_ultrasound",
+    "shapes_wider",
     "three_dimensions",
     "teacher_optimizer",
     "three_dimensions_taught",
@@ -163,11 +166,22 @@ def optimizer_table(runs: Runs) -> str:
 
 def optimizer_settings_table(runs: Runs) -> str:
     """Study 21, with AdamW 0.01 of study 1."""
-    reference = chosen(runs, study="optimizer", dataset="hippocampus 2d", arm=ALONE)
-    rows = arm_rows([*reference, *chosen(runs, study="optimizer_settings")], (ALONE,))
-    return markdown(
-        ["hippocampus 2d, student alone, 1000 iterations", "Dice", f"against {ALONE}", "NSD", "minutes"], rows
-    )
+    study = chosen(runs, study="optimizer_settings")
+    rows = []
+    for dataset in sorted(in_order(study, "dataset")):
+        reference = chosen(runs, study="optimizer", dataset=dataset, arm=ALONE)
+        rows += [[dataset, *row] for row in arm_rows([*reference, *chosen(study, dataset=dataset)], (ALONE,))]
+    return markdown(["", "student alone, 1000 iterations", "Dice", f"against {ALONE}", "NSD", "minutes"], rows)
+
+
+def batch_size_table(runs: Runs) -> str:
+    """Study 21: the same number of patches in more or in fewer steps; a batch of 8 in study 1."""
+    first = "batch 8, 1000 iterations"
+    study = [r | {"arm": first} for r in chosen(runs, study="optimizer", dataset="hippocampus 2d", arm=ALONE)]
+    for run in chosen(runs, study="batch_size"):
+        study.append(run | {"arm": f"{run['dataset'].split(', ')[1]}, {run['budget']}"})
+    header = ["hippocampus 2d, student alone, AdamW 0.01", "Dice", f"against {first}", "NSD", "minutes"]
+    return markdown(header, arm_rows(study, (first,)))
 
 
 def longer_table(runs: Runs) -> str:
@@ -199,7 +213,8 @@ def taught_longest_table(runs: Runs) -> str:
 
 def better_teacher_table(runs: Runs) -> str:
     """Study 23."""
-    return arms_table(runs, "better_teacher", "longer", "6000 iterations", "10000 iterations")
+    budgets = sorted(in_order(chosen(runs, study="better_teacher"), "budget"), key=budget_of)
+    return "\n\n".join(arms_table(runs, "better_teacher", "longer", b, "10000 iterations") for b in budgets)
 
 
 def arms_table(runs: Runs, name: str, of_alone: str, budget: str, of_teacher: str = "2500 iterations") -> str:
@@ -292,6 +307,22 @@ def shapes_table(runs: Runs) -> str:
     return "\n\n".join(tables)
 
 
+def shapes_wider_table(runs: Runs) -> str:
+    """Study 27: per size the plain shape, then the wider one that takes no more milliseconds (wider_shapes.py)."""
+    study = chosen(runs, study="shapes_wider")
+    timed = json.loads((HERE / "latency" / "wider-shapes.json").read_text())
+    rows = []
+    for dataset in sorted(in_order(study, "dataset")):
+        sizes = {"-".join(map(str, shape["features"])): shape for shape in timed[dataset]}
+        mine = chosen(study, dataset=dataset)
+        first = next(arm for arm in in_order(mine, "arm") if arm.endswith("two convolutions"))
+        for row in arm_rows(mine, (first,)):
+            size = sizes[row[0].split(", ")[0]]
+            rows.append([dataset, *row, format_count(size["parameters"]), f"{size['ms_per_patch']:.2f}"])
+    header = ["student alone, 1000 iterations", "", "Dice", "against the plain shape", "NSD", "minutes"]
+    return markdown([*header, "parameters", "ms per patch"], rows)
+
+
 def sizes_of(dataset: str) -> dict[str, list[str]]:
     """Parameters and milliseconds per case in OpenVINO, by plans: from ``nnUNetv2_kd benchmark --json`` of the trained
     models (``--runtime openvino --precision f32``, five cases, one thread), without their folders."""
@@ -359,16 +390,39 @@ def noisy_labels_table(runs: Runs) -> str:
 
 def teacher_use_table(runs: Runs) -> str:
     """Study 14."""
-    study, first = chosen(runs, study="teacher_use"), "channel-wise KL, temperature 4, to the end"
-    reference = chosen(runs, study="same_cases_longer", dataset="hippocampus 2d", budget="3000 iterations", arm=first)
-    return by_budget([*study, *reference], (first,), [])
+    return against_channel_wise(runs, "teacher_use")
 
 
 def other_methods_table(runs: Runs) -> str:
     """Study 22."""
-    first = "channel-wise KL, temperature 4, to the end"
-    reference = chosen(runs, study="same_cases_longer", dataset="hippocampus 2d", budget="3000 iterations", arm=first)
-    return by_budget([*chosen(runs, study="other_methods"), *reference], (first,), [])
+    return against_channel_wise(runs, "other_methods")
+
+
+def ensemble_table(runs: Runs) -> str:
+    """Study 24."""
+    return against_channel_wise(runs, "ensemble")
+
+
+def no_loss_table(runs: Runs) -> str:
+    """Study 26."""
+    return against_channel_wise(runs, "no_loss")
+
+
+def against_channel_wise(runs: Runs, study: str) -> str:
+    """A study of hippocampus in 3000 iterations, with channel-wise KL of study 5."""
+    reference = chosen(
+        runs, study="same_cases_longer", dataset="hippocampus 2d", budget="3000 iterations", arm=CHANNEL_WISE
+    )
+    return by_budget([*chosen(runs, study=study), *reference], (CHANNEL_WISE,), [])
+
+
+def region_terms_table(runs: Runs) -> str:
+    """Study 25, with the student alone of study 1 and the students of study 2."""
+    taught = [r for r in chosen(runs, study="same_cases") if r["arm"] in ("RegionKD as it is", CHANNEL_WISE)]
+    study = [*chosen(runs, study="optimizer", arm=ALONE), *taught, *chosen(runs, study="region_terms")]
+    first = (ALONE, "RegionKD as it is", CHANNEL_WISE)
+    rows = arm_rows([run for run in study if run["dataset"] == "hippocampus 2d"], first)
+    return markdown(["hippocampus 2d, AdamW 0.01, 1000 iterations", "Dice", "against alone", "NSD", "minutes"], rows)
 
 
 def region_default_table(runs: Runs) -> str:
@@ -406,7 +460,7 @@ def shape_taught_table(runs: Runs) -> str:
             study="same_cases_longer",
             dataset="hippocampus 2d",
             budget="3000 iterations",
-            arm="channel-wise KL, temperature 4, to the end",
+            arm=CHANNEL_WISE,
         ),
     ]
     rows = []
@@ -459,6 +513,7 @@ def top_table(runs: Runs) -> str:
             ("3000 iterations", "longer", "same_cases_longer", "2500 iterations"),
             ("6000 iterations", "longer", "same_cases_longer", "2500 iterations"),
             ("6000 iterations", "longer", "better_teacher", "10000 iterations"),
+            ("12000 iterations", "longer", "better_teacher", "10000 iterations"),
         ):
             alone, taught = (chosen(runs, study=s, dataset=dataset, budget=budget) for s in (of_alone, name))
             if alone and taught:
@@ -490,6 +545,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "top": top_table,
     "optimizer": optimizer_table,
     "optimizer_settings": optimizer_settings_table,
+    "batch_size": batch_size_table,
     "longer": longer_table,
     "taught": taught_table,
     "taught_longer": taught_longer_table,
@@ -499,11 +555,15 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "sizes": sizes_table,
     "other_fold": other_fold_table,
     "shapes": shapes_table,
+    "shapes_wider": shapes_wider_table,
     "few_labels": few_labels_table,
     "no_labels": no_labels_table,
     "noisy_labels": noisy_labels_table,
     "teacher_use": teacher_use_table,
     "other_methods": other_methods_table,
+    "ensemble": ensemble_table,
+    "region_terms": region_terms_table,
+    "no_loss": no_loss_table,
     "three_dimensions": three_dimensions_table,
     "three_dimensions_taught": three_dimensions_taught_table,
     "region_default": region_default_table,

@@ -75,7 +75,9 @@ def train(study: dict[str, Any], cell: dict[str, Any], work: Path, results: Path
     options = options_of(study, cell)
     given = dict(options)
     if "teacher" in data and arm["trainer"] != "nnUNetTrainerKDBaseline" and "stored_teacher" not in given:
-        given["teacher"] = {"folder": str(teacher_folder(work, data["teacher"])), "fold": data["teacher_fold"]}
+        names = [data["teacher"]] if isinstance(data["teacher"], str) else data["teacher"]
+        named = [{"folder": str(teacher_folder(work, name)), "fold": data["teacher_fold"]} for name in names]
+        given |= {"teacher": named[0]} if len(named) == 1 else {"teachers": named}
     file = folder / "options.yaml"
     file.write_text(yaml.safe_dump(given, sort_keys=False))
     resumed = next(folder.glob("*/*/fold_*/checkpoint_latest.pth"), None) is not None
