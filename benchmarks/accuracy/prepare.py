@@ -37,13 +37,17 @@ DATASETS = {
 }
 TEACHER = "nnUNetPlansTeacher"
 IN_3D = {"features": [16, 32, 64, 128], "batch_size": 2}  # of three_dimensions.yaml, hippocampus; nnU-Net's patch
-SHAPES = (  # of shapes.yaml: data set, plans, channels, convolutions a stage
+SHAPES = (  # of shapes.yaml, shapes_ultrasound.yaml and shapes_wider.yaml: data set, plans, channels, convolutions a stage
     ("4", "nnUNetPlansShapeA", "8,16,16,24", 1),
     ("4", "nnUNetPlansShapeB", "8,16,32,64", 1),
     ("4", "nnUNetPlansShapeC", "8,16,16,24", 2),
     ("4", "nnUNetPlansShapeD", "16,24,32,56", 1),
     ("61", "nnUNetPlansShapeE", "4,8,16,32,64,64", 1),
     ("61", "nnUNetPlansShapeF", "4,6,8,16,24,32", 2),
+    ("4", "nnUNetPlansWiderS4", "12,24,48,96", 1),
+    ("4", "nnUNetPlansWider", "18,36,72,144", 1),
+    ("61", "nnUNetPlansWiderS4", "6,12,24,48,96,96", 1),
+    ("61", "nnUNetPlansWider", "10,20,40,80,160,160", 1),
 )
 BATCHES = {"nnUNetPlansS16Batch4": 4, "nnUNetPlansS16Batch16": 16}  # of batch_size.yaml, hippocampus
 FEW, UNLABELLED = 8, 32  # labelled cases, and scans that join them, of fold 0's training cases
