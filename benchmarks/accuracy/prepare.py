@@ -37,7 +37,7 @@ DATASETS = {
 }
 TEACHER = "nnUNetPlansTeacher"
 IN_3D = {"features": [16, 32, 64, 128], "batch_size": 2}  # of three_dimensions.yaml, hippocampus; nnU-Net's patch
-SHAPES = (  # of shapes.yaml, shapes_ultrasound.yaml and shapes_wider.yaml: data set, plans, channels, convolutions a stage
+SHAPES = (  # of the studies shapes, shapes_ultrasound and shapes_wider: data set, plans, channels, convolutions a stage
     ("4", "nnUNetPlansShapeA", "8,16,16,24", 1),
     ("4", "nnUNetPlansShapeB", "8,16,32,64", 1),
     ("4", "nnUNetPlansShapeC", "8,16,16,24", 2),
