@@ -520,14 +520,34 @@ def top_table(runs: Runs) -> str:
                 trained = "" if of_teacher == "2500 iterations" else f" of {of_teacher}"
                 named = f"{dataset}, the same labels as the teacher{trained}, {budget}"
                 rows.append(situation(named, teachers_of(runs, dataset, of_teacher), alone, ALONE, taught))
-    few = chosen(runs, study="few_labels", budget="3000 iterations")
-    if few:
-        teacher = teachers_of(runs, "hippocampus 2d, 120 others")
-        taught = [run for run in few if run["arm"] != "40 labelled, alone"]
-        named = "hippocampus 2d, 8 labels (teacher: 120), 3000 iterations"
-        rows.append(situation(named, teacher, few, "8 labelled, alone", taught, "8 labelled, RegionKD"))
+    rows += other_situations(runs)
     header = ["1/16 of the parameters", "teacher", "alone, SGD", "alone, AdamW", "RegionKD, AdamW"]
     return markdown([*header, "best other way of teaching, AdamW"], rows)
+
+
+def other_situations(runs: Runs) -> list[list[str]]:
+    """Rows of the first table in which something else than the budget differs from the first rows."""
+    others = teachers_of(runs, "hippocampus 2d, 120 others")
+    dozen = teachers_of(runs, "hippocampus 2d, 12 labelled")
+    clean = teachers_of(runs, "hippocampus 2d")
+    fold_1 = teachers_of(runs, "hippocampus 2d, fold 1")
+    of_dozen = "12 labelled, RegionKD by the teacher of the 12"
+    wanted = [  # name, teacher, study, its budget, arm alone, arm of RegionKD, what the arms that are left out contain
+        ("fold 1, the same labels", fold_1, "other_fold", 3000, ALONE, "RegionKD as it is", ""),
+        ("a tenth of the labels wrong", clean, "noisy_labels", 1500, ALONE, "RegionKD as it is", ""),
+        ("8 labels (teacher: 120)", others, "few_labels", 3000, "8 labelled, alone", "8 labelled, RegionKD", "40"),
+        ("no label (teacher: 120)", others, "no_labels", 3000, "", "", ""),
+        ("12 labels (teacher: the same)", dozen, "unlabelled", 1500, "12 labelled, alone", of_dozen, "of all"),
+        ("12 labels (teacher: the same)", dozen, "unlabelled", 6000, "12 labelled, alone", of_dozen, "of all"),
+    ]
+    rows = []
+    for name, teacher, study, iterations, arm_alone, region, left_out in wanted:
+        mine = chosen(runs, study=study, budget=f"{iterations} iterations")
+        mine = [run for run in mine if not left_out or left_out not in run["arm"]]
+        if mine:
+            named = f"hippocampus 2d, {name}, {iterations} iterations"
+            rows.append(situation(named, teacher, mine, arm_alone, mine, region))
+    return rows
 
 
 def situation(
