@@ -51,6 +51,11 @@ SHAPES = (  # of the studies shapes, shapes_ultrasound and shapes_wider: data se
     ("61", "nnUNetPlansWider", "10,20,40,80,160,160", 1),
 )
 BATCHES = {"nnUNetPlansS16Batch4": 4, "nnUNetPlansS16Batch16": 16}  # of batch_size.yaml, hippocampus
+THREE_STAGES, RESIDUAL = "nnUNetPlansThreeStages", "nnUNetPlansResidual"  # of shapes_other.yaml, hippocampus
+OTHER_SHAPES = (  # plans, made from, channels
+    ("nnUNetPlansThreeStagesS16", THREE_STAGES, "8,16,32"),
+    ("nnUNetPlansResidualS16", RESIDUAL, "4,8,16,32"),
+)
 FEW, UNLABELLED = 8, 32  # labelled cases, and scans that join them, of fold 0's training cases
 DOZEN = 12  # labelled cases that all other training cases of fold 0 join as scans
 DEMO = ROOT / "nnunetv2_kd" / "demo"
@@ -79,6 +84,26 @@ def teacher_plans(plans: dict, wanted: dict) -> dict:
         configuration["spacing"] = wanted["spacing"]
     configuration["data_identifier"] = f"{TEACHER}_2d"
     return plans | {"plans_name": TEACHER, "configurations": {"2d": configuration}}
+
+
+def other_architectures(plans: dict) -> dict[str, dict]:
+    """The teacher's plans with three stages, and with nnU-Net's residual encoder of one block a stage."""
+    made = {}
+    for name in (THREE_STAGES, RESIDUAL):
+        changed = json.loads(json.dumps(plans)) | {"plans_name": name}
+        architecture = changed["configurations"]["2d"]["architecture"]
+        kwargs = architecture["arch_kwargs"]
+        if name == THREE_STAGES:
+            kwargs["n_stages"] = 3
+            for key in ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage"):
+                kwargs[key] = kwargs[key][:3]
+            kwargs["n_conv_per_stage_decoder"] = kwargs["n_conv_per_stage_decoder"][:2]
+        else:
+            architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+            stages = len(kwargs.pop("n_conv_per_stage"))
+            kwargs |= {"n_blocks_per_stage": [1] * stages, "n_conv_per_stage_decoder": [1] * (stages - 1)}
+        made[name] = changed
+    return made
 
 
 def derived_dataset(name: str, students: Iterable[str]) -> None:
@@ -142,6 +167,11 @@ def main() -> None:
     for number, name, features, convs in SHAPES:
         shape = ("--features", features, "--convs-per-stage", str(convs))
         run("nnUNetv2_kd", "plan", "-d", number, "-c", "2d", "-p", TEACHER, *shape, "-o", name)
+    folder = Path(str(nnUNet_preprocessed)) / DATASETS["4"]["name"]
+    for name, plans in other_architectures(json.loads((folder / f"{TEACHER}.json").read_text())).items():
+        (folder / f"{name}.json").write_text(json.dumps(plans, indent=2))
+    for name, made_from, features in OTHER_SHAPES:
+        run("nnUNetv2_kd", "plan", "-d", "4", "-c", "2d", "-p", made_from, "--features", features, "-o", name)
     for name, batch_size in BATCHES.items():
         size = ("--width", "0.25", "--batch-size", str(batch_size))
         run("nnUNetv2_kd", "plan", "-d", "4", "-c", "2d", "-p", TEACHER, *size, "-o", name)

@@ -39,6 +39,7 @@ OWN_TABLE = (
     "shapes",
     "shapes_ultrasound",
     "shapes_wider",
+    "shapes_other",
     "three_dimensions",
     "teacher_optimizer",
     "three_dimensions_taught",
@@ -323,6 +324,14 @@ def shapes_wider_table(runs: Runs) -> str:
     return markdown([*header, "parameters", "ms per patch"], rows)
 
 
+def shapes_other_table(runs: Runs) -> str:
+    """Study 28, with the plain sixteenth of study 9."""
+    first = "4-8-16-32, two convolutions"
+    study = [*chosen(runs, study="shapes", arm=first), *chosen(runs, study="shapes_other")]
+    header = ["hippocampus 2d, student alone, 1000 iterations", "Dice", f"against {first}", "NSD", "minutes"]
+    return markdown(header, arm_rows(study, (first,)))
+
+
 def sizes_of(dataset: str) -> dict[str, list[str]]:
     """Parameters and milliseconds per case in OpenVINO, by plans: from ``nnUNetv2_kd benchmark --json`` of the trained
     models (``--runtime openvino --precision f32``, five cases, one thread), without their folders."""
@@ -576,6 +585,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "other_fold": other_fold_table,
     "shapes": shapes_table,
     "shapes_wider": shapes_wider_table,
+    "shapes_other": shapes_other_table,
     "few_labels": few_labels_table,
     "no_labels": no_labels_table,
     "noisy_labels": noisy_labels_table,

@@ -1,4 +1,5 @@
-"""Which wider shape with one convolution a stage takes no more time than a plain one with two: for shapes_wider.yaml.
+"""Which wider shape with one convolution a stage takes no more time than a plain one with two, and which other
+architectures do: for shapes_wider.yaml and shapes_other.yaml.
 
 Untrained networks in OpenVINO (f32, one thread), one patch at a time, in turns. Run prepare.py first. Writes
 latency/wider-shapes.json.
@@ -9,14 +10,16 @@ latency/wider-shapes.json.
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed
-from prepare import DATASETS, TEACHER
+from prepare import DATASETS, TEACHER, other_architectures
 
 from nnunetv2_kd.inference.choose import input_shape, time_in_turns
 from nnunetv2_kd.inference.latency import patch_runner, untrained_predictor
-from nnunetv2_kd.students.shapes import shape_of
+from nnunetv2_kd.nnunet.plans import Plans
+from nnunetv2_kd.students.shapes import Shape, shape_of
 
 FILE = Path(__file__).parent / "latency" / "wider-shapes.json"
 PLAIN = {  # channels at full resolution, by data set
@@ -39,36 +42,52 @@ def main() -> None:
     torch.set_num_threads(1)
     found = {}
     for name, (number, first) in PLAIN.items():
-        folder = Path(str(nnUNet_preprocessed)) / DATASETS[number]["name"]
-        plans = json.loads((folder / f"{TEACHER}.json").read_text())
-        dataset_json = json.loads((folder / "dataset.json").read_text())
+        plans, dataset_json = read(number)
         features = DATASETS[number]["features"]
         most, stages = features[-1] // features[0], len(features)
-        shapes = [shape_of(plans, "2d", dataset_json, grown(first, most, stages), None)]
-        shapes += [
-            shape_of(plans, "2d", dataset_json, grown(wider, most, stages), 1)
-            for wider in range(first + STEP, 2 * first + 1, STEP)
+        plain = shape_of(plans, "2d", dataset_json, grown(first, most, stages), None)
+        wider = [
+            shape_of(plans, "2d", dataset_json, grown(channels, most, stages), 1)
+            for channels in range(first + STEP, 2 * first + 1, STEP)
         ]
-        runs = {}
-        for shape in shapes:
-            predictor = untrained_predictor(shape.plans(plans, "2d"), "2d", dataset_json, mirroring=False)
-            run = patch_runner(predictor, "openvino", "f32")
-            runs[str(shape)] = partial(run, torch.zeros(input_shape(predictor)))
-        ms = time_in_turns(runs, ROUNDS)
-        allowed = [shape for shape in shapes[1:] if ms[str(shape)] <= TOLERANCE * ms[str(shapes[0])]]
-        found[name] = [
-            {
-                "features": list(shape.features),
-                "convs_per_stage": shape.convs_per_stage,
-                "parameters": shape.cost.params,
-                "ms_per_patch": round(ms[str(shape)], 3),
-                "trained": shape in (shapes[0], *allowed[-1:]),
-            }
-            for shape in shapes
-        ]
-        for row in found[name]:
-            print(name, row)
+        found[name] = timed([(plans, shape) for shape in (plain, *wider)], dataset_json)
+    plans, dataset_json = read("4")
+    plain = (plans, shape_of(plans, "2d", dataset_json, [4, 8, 16, 32], None))
+    for name, other in other_architectures(plans).items():
+        stages = other["configurations"]["2d"]["architecture"]["arch_kwargs"]["n_stages"]
+        shapes = [shape_of(other, "2d", dataset_json, grown(first, 8, stages), None) for first in range(4, 13, STEP)]
+        found[name] = timed([plain, *((other, shape) for shape in shapes)], dataset_json)
     FILE.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def read(number: str) -> tuple[Plans, dict[str, Any]]:
+    """The teacher's plans and dataset.json of a data set."""
+    folder = Path(str(nnUNet_preprocessed)) / DATASETS[number]["name"]
+    return json.loads((folder / f"{TEACHER}.json").read_text()), json.loads((folder / "dataset.json").read_text())
+
+
+def timed(networks: list[tuple[Plans, Shape]], dataset_json: dict[str, Any]) -> list[dict[str, Any]]:
+    """Size and milliseconds of every shape of its plans. The first is the plain one; the last that takes no longer is the
+    one that shapes_wider.yaml trains."""
+    runs = {}
+    for number, (plans, shape) in enumerate(networks):
+        predictor = untrained_predictor(shape.plans(plans, "2d"), "2d", dataset_json, mirroring=False)
+        run = patch_runner(predictor, "openvino", "f32")
+        runs[number] = partial(run, torch.zeros(input_shape(predictor)))
+    ms = time_in_turns(runs, ROUNDS)
+    allowed = [number for number in runs if number and ms[number] <= TOLERANCE * ms[0]]
+    rows = [
+        {
+            "features": list(shape.features),
+            "convs_per_stage": shape.convs_per_stage,
+            "parameters": shape.cost.params,
+            "ms_per_patch": round(ms[number], 3),
+            "trained": number == 0 or number in allowed[-1:],
+        }
+        for number, (_, shape) in enumerate(networks)
+    ]
+    print(*rows, sep="\n", flush=True)
+    return rows
 
 
 if __name__ == "__main__":
