@@ -67,8 +67,8 @@ def read(number: str) -> tuple[Plans, dict[str, Any]]:
 
 
 def timed(networks: list[tuple[Plans, Shape]], dataset_json: dict[str, Any]) -> list[dict[str, Any]]:
-    """Size and milliseconds of every shape of its plans. The first is the plain one; the last that takes no longer is the
-    one that shapes_wider.yaml trains."""
+    """Size and milliseconds of every shape of its plans. The first is the plain one; the last that takes no longer is
+    the one that shapes_wider.yaml trains."""
     runs = {}
     for number, (plans, shape) in enumerate(networks):
         predictor = untrained_predictor(shape.plans(plans, "2d"), "2d", dataset_json, mirroring=False)
