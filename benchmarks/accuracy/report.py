@@ -44,6 +44,9 @@ OWN_TABLE = (
     "teacher_optimizer",
     "three_dimensions_taught",
 )  # studies of the student alone whose structures are not listed
+LATER_TEACHER = "channel-wise KL, teacher of 10000 iterations"
+DRAWN = (SGD, ALONE, "RegionKD as it is", CHANNEL_WISE, LATER_TEACHER)
+FRAME = {"hippocampus 2d": 0.65}  # where the figure's Dice begins
 NOT_RUN = "Not run."
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -615,25 +618,65 @@ def table(name: str, runs: Runs) -> str:
 
 
 def draw(runs: Runs, file: Path) -> None:
-    """Dice against iterations and against minutes, a point per training and a line through the means."""
-    wanted = [r for r in runs if r["study"] in ("optimizer", "longer", "same_cases", "same_cases_longer")]
+    """Dice against iterations and against minutes, a point per training and a line through means (of minutes, the
+    median)."""
+    alone = [r for r in runs if r["study"] in ("optimizer", "longer")]
+    taught = [r for r in runs if r["study"] in ("same_cases", "same_cases_longer")]
+    later = [r | {"arm": LATER_TEACHER} for r in chosen(runs, study="better_teacher", arm=CHANNEL_WISE)]
+    wanted = [r for r in [*alone, *taught, *later] if r["arm"] in DRAWN]
     datasets = sorted(in_order(wanted, "dataset"))
-    arms = [SGD, "AdamW 0.003", ALONE, *(a for a in in_order([r for r in wanted if r["teacher"]], "arm"))]
-    figure, axes = plt.subplots(len(datasets), 2, figsize=(10, 4 * len(datasets)), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        len(datasets), 2, figsize=(11, 4.2 * len(datasets)), layout="constrained", squeeze=False
+    )
     for row, dataset in zip(axes, datasets, strict=True):
-        for axis, key in zip(row, ("iterations", "minutes"), strict=True):
-            for number, arm in enumerate(arms):
-                mine = chosen(wanted, dataset=dataset, arm=arm)
-                by_budget = [chosen(mine, budget=b) for b in sorted({r["budget"] for r in mine}, key=budget_of)]
-                axis.plot([r[key] for r in mine], [dice_of(r) for r in mine], "o", color=f"C{number}", alpha=0.4)
-                means = [(np.mean([r[key] for r in g]), np.mean([dice_of(r) for r in g])) for g in by_budget]
-                axis.plot(*zip(*means, strict=True), "-D", color=f"C{number}", label=arm) if means else None
-            axis.set(xlabel=key if key == "iterations" else "minutes of training, one thread", ylabel="Dice")
-            axis.set_title(dataset)
-            axis.grid(alpha=0.3)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        of_teachers = chosen(runs, study="teachers", dataset=dataset, seed=0)
+        for axis, cost in zip(row, (lambda r: r["iterations"], minutes_of), strict=True):
+            draw_arms(axis, chosen(wanted, dataset=dataset), cost)
+            for teacher in of_teachers:
+                axis.axhline(teacher["dice"], color="gray", linestyle="--", linewidth=1)
+                axis.annotate(
+                    f"teacher, {teacher['budget']}",
+                    (0.99, teacher["dice"]),
+                    xycoords=("axes fraction", "data"),
+                    ha="right",
+                    va="bottom",
+                    fontsize="small",
+                )
+            axis.set(title=dataset, ylabel="Dice", xscale="log", ylim=(FRAME.get(dataset), None))
+            axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            axis.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
+            axis.grid(alpha=0.3, which="both")
+        row[0].set_xlabel("iterations")
+        row[1].set_xlabel("minutes of the processor (earliest: of the clock)")
+    handles = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     figure.savefig(file, dpi=90, metadata={"Software": None})
     plt.close(figure)
+
+
+def draw_arms(axis: Any, runs: Runs, cost: Callable[[dict[str, Any]], float]) -> None:
+    """One colour per arm; arms below the frame are named in it."""
+    frame = FRAME.get(runs[0]["dataset"], 0.0)
+    below = []
+    for number, arm in enumerate(DRAWN):
+        mine = [run for run in runs if run["arm"] == arm]
+        by_budget = [chosen(mine, budget=b) for b in sorted({r["budget"] for r in mine}, key=budget_of)]
+        axis.plot([cost(r) for r in mine], [dice_of(r) for r in mine], "o", color=f"C{number}", alpha=0.35)
+        means = [(np.median([cost(r) for r in g]), np.mean([dice_of(r) for r in g])) for g in by_budget]
+        axis.plot(*(zip(*means, strict=True) if means else ([], [])), "-D", color=f"C{number}", label=arm)
+        below += [
+            f"{arm}, {group[0]['budget']}: {seeds_cell(group)}" for group in by_budget if mean_dice(group) < frame
+        ]
+    if below:
+        axis.text(0.02, 0.02, "below: " + "\n".join(below), transform=axis.transAxes, fontsize="small")
+
+
+def mean_dice(runs: Runs) -> float:
+    return float(np.mean([dice_of(run) for run in runs]))
+
+
+def minutes_of(run: dict[str, Any]) -> float:
+    return run.get("processor_minutes") or run["minutes"]
 
 
 def budget_of(name: str) -> int:
