@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 ACCURACY = Path(__file__).parents[1] / "benchmarks" / "accuracy"
 
@@ -48,3 +49,38 @@ def test_difference(report):
     assert report.difference_cell(one, []) == "-"
     assert report.difference_cell(one, one) == "+0.000 (p 1)"
     assert report.seeds_cell(one) == "0.710 (0.700 0.720)"
+
+
+def test_expectations_are_of_trainings_that_the_studies_have(report):
+    """A name with a slip in it would be shown as not run."""
+    rows = yaml.safe_load((ACCURACY / "expectations.yaml").read_text())["rows"]
+    for row in rows:
+        assert (row["to"] is None) == (row.get("against") is None), row["arm"]
+        for study, dataset, budget, arm in (row[key] for key in ("of", "against") if key in row):
+            written = yaml.safe_load((ACCURACY / "studies" / f"{study}.yaml").read_text())
+            assert dataset in written["datasets"], row["arm"]
+            assert budget in written["budgets"], row["arm"]
+            assert arm in written["arms"], row["arm"]
+
+
+def test_what_was_measured_stands_out_where_it_was_not_expected(report, monkeypatch, tmp_path):
+    (tmp_path / "expectations.yaml").write_text(
+        """
+        rows:
+        - {study: 1, arm: taught, to: alone, expected: [0, 0.01], decided: "", of: [a, b, c, d], against: [a, b, c, e]}
+        - {study: 1, arm: alone, to: null, expected: [null, 0.8], decided: kept, of: [a, b, c, e]}
+        - {study: 1, arm: next, to: alone, expected: [0.01, null], decided: "", of: [a, b, c, f], against: [a, b, c, e]}
+        """
+    )
+    monkeypatch.setattr(report, "HERE", tmp_path)
+
+    def run(arm, seed, dice):
+        return {"study": "a", "dataset": "b", "budget": "c", "arm": arm, "seed": seed, "dice": dice}
+
+    runs = [run("d", 0, 0.75), run("d", 1, 0.77), run("e", 0, 0.70), run("e", 1, 0.74), run("e", 2, 0.9)]
+    lines = report.expected_table(runs).splitlines()[2:]
+    assert lines == [
+        "| 1 | taught, against alone | 0 to +0.01 | **+0.040** | 2 |  |",
+        "| 1 | alone | at most 0.8 | 0.780 | 3 | kept |",
+        "| 1 | next, against alone | at least +0.01 | not run |  |  |",
+    ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import yaml
 from scipy.stats import wilcoxon
 
 from nnunetv2_kd.formatting import format_count
@@ -573,8 +574,44 @@ def situation(
     return [name, *map(seeds_cell, cells), named]
 
 
+def expected_table(runs: Runs) -> str:
+    """Every arm with what was expected of it (expectations.yaml) and what was measured over the seeds that both arms
+    have."""
+    rows = []
+    for row in yaml.safe_load((HERE / "expectations.yaml").read_text())["rows"]:
+        mine, other = (named_runs(runs, row.get(key)) for key in ("of", "against"))
+        shared = {r["seed"] for r in mine} & ({r["seed"] for r in other} if row["to"] else {r["seed"] for r in mine})
+        means = [mean_dice([r for r in group if r["seed"] in shared]) for group in (mine, other) if group and shared]
+        named = row["arm"] if row["to"] is None else f"{row['arm']}, against {row['to']}"
+        cells = [str(row["study"]), named, range_cell(row["expected"], signed=row["to"] is not None)]
+        if not shared:
+            rows.append([*cells, "not run", "", row["decided"]])
+            continue
+        value = round(means[0] - (means[1] if row["to"] else 0), 3)
+        measured = f"{value:+.3f}" if row["to"] else f"{value:.3f}"
+        is_within = within(value, row["expected"])
+        rows.append([*cells, measured if is_within else f"**{measured}**", str(len(shared)), row["decided"]])
+    return markdown(["study", "arm", "expected", "measured", "seeds", "decided"], rows)
+
+
+def named_runs(runs: Runs, names: list[str] | None) -> Runs:
+    """The trainings of a study, data set, budget and arm."""
+    return [] if names is None else chosen(runs, **dict(zip(("study", "dataset", "budget", "arm"), names, strict=True)))
+
+
+def within(value: float, expected: list[float | None]) -> bool:
+    low, high = expected
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def range_cell(expected: list[float | None], signed: bool) -> str:
+    low, high = (None if e is None else f"{e:+g}" if signed and e else f"{e:g}" for e in expected)
+    return f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}"
+
+
 TABLES: dict[str, Callable[[Runs], str]] = {
     "top": top_table,
+    "expected": expected_table,
     "optimizer": optimizer_table,
     "optimizer_settings": optimizer_settings_table,
     "batch_size": batch_size_table,
