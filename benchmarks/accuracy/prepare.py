@@ -46,6 +46,7 @@ SHAPES = (  # of the studies shapes, shapes_ultrasound and shapes_wider: data se
     ("61", "nnUNetPlansShapeF", "4,6,8,16,24,32", 2),
     ("4", "nnUNetPlansWiderS4", "12,24,48,96", 1),
     ("4", "nnUNetPlansWider", "18,36,72,144", 1),
+    ("4", "nnUNetPlansWider24", "24,48,96,192", 1),
     ("61", "nnUNetPlansWiderS4", "6,12,24,48,96,96", 1),
     ("61", "nnUNetPlansTwiceS4", "8,16,32,64,128,128", 1),
     ("61", "nnUNetPlansWider", "10,20,40,80,160,160", 1),
