@@ -313,19 +313,34 @@ def shapes_table(runs: Runs) -> str:
 
 
 def shapes_wider_table(runs: Runs) -> str:
-    """Study 27: per size the plain shape, then the wider one that takes no more milliseconds (wider_shapes.py)."""
+    """Study 27: per size the plain shape, then the wider ones; milliseconds from wider_shapes.py."""
     study = chosen(runs, study="shapes_wider")
     timed = json.loads((HERE / "latency" / "wider-shapes.json").read_text())
     rows = []
     for dataset in sorted(in_order(study, "dataset")):
         sizes = {"-".join(map(str, shape["features"])): shape for shape in timed[dataset]}
         mine = chosen(study, dataset=dataset)
-        first = next(arm for arm in in_order(mine, "arm") if arm.endswith("two convolutions"))
-        for row in arm_rows(mine, (first,)):
+        plain = [arm for arm in in_order(mine, "arm") if arm.endswith("two convolutions")]
+        if not plain:  # run for study 29 only
+            continue
+        for row in arm_rows([run for run in mine if not run["arm"].endswith("SGD")], (plain[0],)):
             size = sizes[row[0].split(", ")[0]]
             rows.append([dataset, *row, format_count(size["parameters"]), f"{size['ms_per_patch']:.2f}"])
     header = ["student alone, 1000 iterations", "", "Dice", "against the plain shape", "NSD", "minutes"]
     return markdown([*header, "parameters", "ms per patch"], rows)
+
+
+def shape_optimizer_table(runs: Runs) -> str:
+    """Study 29: shapes of more than 500 k parameters, trained by SGD and by AdamW."""
+    study = chosen(runs, study="shapes_wider")
+    rows = []
+    for arm in sorted(arm for arm in in_order(study, "arm") if arm.endswith(", SGD")):
+        [dataset] = {run["dataset"] for run in chosen(study, arm=arm)}
+        both = [run for run in study if run["arm"] in (arm, arm.removesuffix(", SGD")) and run["dataset"] == dataset]
+        rows += [[dataset, *row] for row in arm_rows(both, (arm,))]
+    if not rows:
+        return NOT_RUN
+    return markdown(["student alone, 1000 iterations", "", "Dice", "against SGD", "NSD", "minutes"], rows)
 
 
 def shapes_other_table(runs: Runs) -> str:
@@ -626,6 +641,7 @@ TABLES: dict[str, Callable[[Runs], str]] = {
     "shapes": shapes_table,
     "shapes_wider": shapes_wider_table,
     "shapes_other": shapes_other_table,
+    "shape_optimizer": shape_optimizer_table,
     "few_labels": few_labels_table,
     "no_labels": no_labels_table,
     "noisy_labels": noisy_labels_table,
