@@ -93,7 +93,8 @@ def shape_lines(dataset: str, configurations: list[str], name: str, teacher: Pla
             features = ",".join(map(str, wider))
             lines += [
                 f"{configuration}: with {now} channels, a student is hardly faster than with twice as many, one "
-                "convolution per stage, and was worse in our studies (docs/results.md, study 9). Plan that one with:",
+                "convolution per stage, and was worse in our studies (docs/results.md, studies 9 and 27). Plan that "
+                "one with:",
                 f"  nnUNetv2_kd plan -d {dataset} -c {configuration} -p {teacher['plans_name']} --features {features} "
                 f"--convs-per-stage 1 -o {name}Wide",
             ]

@@ -53,7 +53,7 @@ class Options(CheckedOptions):
         None, description="gradient: a term's weight is the ratio of its gradient's length to that of nnU-Net's loss"
     )
     optimizer: OptimizerOptions | None = Field(
-        None, description="default: adamw for shrunken students below 500 k parameters, otherwise nnunet"
+        None, description="default: adamw for shrunken students below a million parameters, otherwise nnunet"
     )
     ema: float | None = Field(None, gt=0, lt=1, description="keep a running mean of the weights, with this decay")
     epochs: int | None = Field(None, ge=1, le=MOST, description="default: the trainer's own, 1000 in nnU-Net")
