@@ -30,6 +30,7 @@ LABELLED_DATASET = "Dataset005_Labelled"  # the user's
 ALL_DATASET = "Dataset105_LabelledAndScans"  # the user's, with the scans that the teacher labelled
 LABELLED = 5  # cases that keep their labels: four to train and one to validate
 CONFIGURATION = "3d_fullres"
+PATIENCE = 20.0  # seconds for an interrupted command to end by itself
 SMOKE = {"epochs": 1, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1}
 
 
@@ -108,7 +109,8 @@ def run_command(command: Sequence[str], env: Mapping[str, str], log: TextIO) -> 
     """The exit status of a command that writes to a log.
 
     An interruption is passed on as Ctrl-C and waited for. If killed, as by `subprocess.run`, nnU-Net's commands would
-    leave the processes that they have started.
+    leave the processes that they have started. A command that does not end within `PATIENCE` (started under nohup,
+    nobody listens to Ctrl-C) is killed with all of these.
     """
     with subprocess.Popen(
         command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -116,11 +118,14 @@ def run_command(command: Sequence[str], env: Mapping[str, str], log: TextIO) -> 
         try:
             return process.wait()
         except KeyboardInterrupt:
-            if os.name == "posix":
-                process.send_signal(signal.SIGINT)
-            else:
+            if os.name != "posix":
                 process.terminate()
-            process.wait()
+                raise
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
             raise
 
 

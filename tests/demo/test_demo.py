@@ -25,6 +25,7 @@ from nnunetv2_kd.demo.run import (
     write_labelled,
 )
 from nnunetv2_kd.nnunet.files import sha256
+from nnunetv2_kd.nnunet.locks import is_alive
 from tests.conftest import World, fewer_intensities
 from tests.in_process import run_in_process
 
@@ -71,42 +72,65 @@ def test_a_folder_in_use_is_left_alone(tmp_path, capsys):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 sys.path.insert(0, {root!r})
-from nnunetv2_kd.demo.run import run_command
+from nnunetv2_kd.demo import run
 from nnunetv2_kd.interruption import handle_sigterm_like_ctrl_c, status_of
 
 CHILD = '''
-import time
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.{child})  # under nohup, SIGINT is ignored
+grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 try:
-    print("started", flush=True)
+    print("started", grandchild.pid, flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
-    time.sleep(0.5)
+    grandchild.kill()
+    grandchild.wait()
     print("has cleaned up", flush=True)
 '''
+signal.signal(signal.SIGINT, signal.default_int_handler)
 handle_sigterm_like_ctrl_c()
+run.PATIENCE = {patience}
 try:
     with open({log!r}, "w") as log:
-        run_command([sys.executable, "-c", CHILD], {{}}, log)
+        run.run_command([sys.executable, "-c", CHILD], {{}}, log)
 except KeyboardInterrupt as error:
     sys.exit(status_of(error))
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_command_that_is_interrupted_can_clean_up(tmp_path, sent, status):
-    log = tmp_path / "log.txt"
-    code = INTERRUPTED.format(root=str(Path(__file__).parents[2]), log=str(log))
+@pytest.mark.parametrize(
+    ("sent", "child", "status"),
+    [
+        (signal.SIGINT, "default_int_handler", 130),
+        (signal.SIGTERM, "default_int_handler", 143),
+        (signal.SIGTERM, "SIG_IGN", 143),
+    ],
+)
+def test_a_command_that_is_interrupted_ends_with_its_processes(tmp_path, sent, child, status):
+    log, listens = tmp_path / "log.txt", child != "SIG_IGN"
+    code = INTERRUPTED.format(
+        root=str(Path(__file__).parents[2]), log=str(log), child=child, patience=60 if listens else 0.5
+    )
     with subprocess.Popen([sys.executable, "-c", code]) as process:
-        for _ in range(600):
-            if log.is_file() and "started" in log.read_text():
-                break
-            time.sleep(0.1)
+        wait_until(lambda: log.is_file() and "started" in log.read_text(), 60)
         process.send_signal(sent)
-        assert process.wait(60) == status
-    assert log.read_text() == "started\nhas cleaned up\n"
+        try:
+            assert process.wait(60) == status
+        finally:
+            process.kill()
+    assert ("has cleaned up" in log.read_text()) == listens
+    grandchild = int(log.read_text().split()[1])
+    wait_until(lambda: not is_alive(grandchild), 10)
+
+
+def wait_until(happens, seconds):
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
