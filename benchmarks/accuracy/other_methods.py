@@ -4,13 +4,14 @@ studies/region_terms.yaml.
 All are for exclusive classes (softmax) and for targets without an ignore label, which is what the studies have.
 """
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from nnunetv2_kd.methods import Method, Needs, Step
-from nnunetv2_kd.methods.voxel_kl import divergence, voxel_kl
+from nnunetv2_kd.methods.region_kl import region_kl
+from nnunetv2_kd.methods.voxel_kl import voxel_kl
+from nnunetv2_kd.regions import Labels
 
 
 def decoupled_kd(
@@ -52,8 +53,8 @@ def standardised(logits: Tensor) -> Tensor:
 
 
 def boundary_kl(student: Tensor, teacher: Tensor, target: Tensor, width: int = 2) -> Tensor:
-    """Mean of the voxels' KL divergence within every region, then over the regions that are present (ours). The part of
-    a class that is at most ``width`` voxels from another class is one region, the rest of the class another.
+    """`region_kl` of other regions (ours): the part of a class that is at most ``width`` voxels from another class is
+    one region, the rest of the class another.
 
     Args:
         student, teacher: logits ``(B, K, *S)``, 2D or 3D.
@@ -63,14 +64,12 @@ def boundary_kl(student: Tensor, teacher: Tensor, target: Tensor, width: int = 2
     Returns:
         Scalar, at least 0. Regions are pooled over the batch.
     """
-    of_class = F.one_hot(target[:, 0].long(), student.shape[1]).movedim(-1, 1).float()
+    classes = student.shape[1]
+    of_class = F.one_hot(target[:, 0].long(), classes).movedim(-1, 1).float()
     pool = F.max_pool2d if target.ndim == 4 else F.max_pool3d
     near = pool(of_class, 2 * width + 1, stride=1, padding=width).sum(dim=1, keepdim=True) > 1
-    regions = torch.cat((of_class * near, of_class * ~near), dim=1)
-    kl = divergence(student, teacher, 1.0, sigmoid=False)
-    dims = (0, *range(2, regions.ndim))
-    size, total = regions.sum(dim=dims), (regions * kl.unsqueeze(1)).sum(dim=dims)
-    return (total / size.clamp(min=1)).sum() / (size > 0).sum()
+    shells = Labels(2 * classes, has_regions=False, ignore_label=None).regions(target + classes * near)
+    return region_kl(student, teacher, shells)
 
 
 class DecoupledKD(Method):

@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -67,16 +68,19 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True)
 
 
-def teacher_plans(plans: dict, wanted: dict) -> dict:
-    """nnU-Net's plans with a study's sizes."""
-    configuration = plans["configurations"]["2d"]
-    network = configuration["architecture"]["arch_kwargs"]
-    network["features_per_stage"] = wanted["features"]
-    stages = len(wanted["features"])
-    network["n_stages"] = stages
+def set_features(network: dict, features: list[int]) -> None:
+    """Give a network these channels, and as many stages."""
+    stages = len(features)
+    network |= {"features_per_stage": features, "n_stages": stages}
     for key in ("kernel_sizes", "strides", "n_conv_per_stage"):
         network[key] = network[key][:stages]
     network["n_conv_per_stage_decoder"] = network["n_conv_per_stage_decoder"][: stages - 1]
+
+
+def teacher_plans(plans: dict, wanted: dict) -> dict:
+    """nnU-Net's plans with a study's sizes."""
+    configuration = plans["configurations"]["2d"]
+    set_features(configuration["architecture"]["arch_kwargs"], wanted["features"])
     configuration |= {"patch_size": wanted["patch_size"], "batch_size": wanted["batch_size"]}
     if wanted["spacing"] is not None:
         factor = [new / old for new, old in zip(wanted["spacing"], configuration["spacing"], strict=True)]
@@ -89,21 +93,12 @@ def teacher_plans(plans: dict, wanted: dict) -> dict:
 
 def other_architectures(plans: dict) -> dict[str, dict]:
     """The teacher's plans with three stages, and with nnU-Net's residual encoder of one block a stage."""
-    made = {}
-    for name in (THREE_STAGES, RESIDUAL):
-        changed = json.loads(json.dumps(plans)) | {"plans_name": name}
-        architecture = changed["configurations"]["2d"]["architecture"]
-        kwargs = architecture["arch_kwargs"]
-        if name == THREE_STAGES:
-            kwargs["n_stages"] = 3
-            for key in ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage"):
-                kwargs[key] = kwargs[key][:3]
-            kwargs["n_conv_per_stage_decoder"] = kwargs["n_conv_per_stage_decoder"][:2]
-        else:
-            architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
-            stages = len(kwargs.pop("n_conv_per_stage"))
-            kwargs |= {"n_blocks_per_stage": [1] * stages, "n_conv_per_stage_decoder": [1] * (stages - 1)}
-        made[name] = changed
+    made = {name: deepcopy(plans) | {"plans_name": name} for name in (THREE_STAGES, RESIDUAL)}
+    three, residual = (made[name]["configurations"]["2d"]["architecture"] for name in (THREE_STAGES, RESIDUAL))
+    set_features(three["arch_kwargs"], three["arch_kwargs"]["features_per_stage"][:3])
+    residual["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+    stages = len(residual["arch_kwargs"].pop("n_conv_per_stage"))
+    residual["arch_kwargs"] |= {"n_blocks_per_stage": [1] * stages, "n_conv_per_stage_decoder": [1] * (stages - 1)}
     return made
 
 

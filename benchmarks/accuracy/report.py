@@ -94,18 +94,23 @@ def per_case(runs: Runs) -> dict[str, float]:
 def difference_cell(runs: Runs, reference: Runs) -> str:
     """Difference of the means over the seeds that both have, whether it exceeds the spread over seeds, and p from a
     signed-rank test over cases."""
-    shared = {r["seed"] for r in runs} & {r["seed"] for r in reference}
-    mine, others = ([r for r in group if r["seed"] in shared] for group in (runs, reference))
+    mine, others = of_same_seeds(runs, reference)
     if not mine:
         return "-"
     dice, before = ([dice_of(r) for r in group] for group in (mine, others))
-    beyond = len(shared) > 1 and (min(dice) > max(before) or max(dice) < min(before))
+    beyond = len(mine) > 1 and (min(dice) > max(before) or max(dice) < min(before))
     a, b = per_case(mine), per_case(others)
     cases = sorted(a.keys() & b.keys())
     differences = [a[case] - b[case] for case in cases]
     p = f"{wilcoxon(differences).pvalue:.2g}" if any(differences) else "1"
     mark = ", beyond the spread" if beyond else ""
     return f"{np.mean(dice) - np.mean(before):+.3f} (p {p}{mark})"
+
+
+def of_same_seeds(runs: Runs, reference: Runs) -> tuple[Runs, Runs]:
+    """The trainings of the seeds that both arms have."""
+    shared = {r["seed"] for r in runs} & {r["seed"] for r in reference}
+    return [r for r in runs if r["seed"] in shared], [r for r in reference if r["seed"] in shared]
 
 
 def surface_cell(runs: Runs) -> str:
@@ -117,11 +122,10 @@ def surface_cell(runs: Runs) -> str:
 def gap_cell(runs: Runs, alone: Runs, teacher: Runs) -> str:
     """Share of the gap between the student alone and the teacher, with its 95 % interval over cases; means of the seeds
     that both arms have."""
-    shared = {r["seed"] for r in runs} & {r["seed"] for r in alone}
-    if not shared or not teacher:
+    mine, others = of_same_seeds(runs, alone)
+    if not mine or not teacher:
         return "-"
-    models = [teacher, *([r for r in group if r["seed"] in shared] for group in (alone, runs))]
-    dice = np.array([mean_of_seeds(group) for group in models])
+    dice = np.array([mean_of_seeds(group) for group in (teacher, others, mine)])
     gap = gap_closed(0, 1, 2, intervals(dice))
     if gap.share is None:
         return "-"
@@ -339,8 +343,6 @@ def shape_optimizer_table(runs: Runs) -> str:
         [dataset] = {run["dataset"] for run in chosen(study, arm=arm)}
         both = [run for run in study if run["arm"] in (arm, arm.removesuffix(", SGD")) and run["dataset"] == dataset]
         rows += [[dataset, *row] for row in arm_rows(both, (arm,))]
-    if not rows:
-        return NOT_RUN
     return markdown(["student alone, 1000 iterations", "", "Dice", "against SGD", "NSD", "minutes"], rows)
 
 
@@ -584,7 +586,7 @@ def situation(
 ) -> list[str]:
     """A row of the first table."""
     others = [chosen(taught, arm=arm) for arm in in_order(taught, "arm") if arm not in (region, arm_alone)]
-    best = max(others, key=lambda mine: np.mean([dice_of(r) for r in mine]), default=[])
+    best = max(others, key=mean_dice, default=[])
     named = f"{seeds_cell(best)}: {best[0]['arm']}" if best else "-"
     cells = (teacher, chosen(alone, arm=SGD), chosen(alone, arm=arm_alone), chosen(taught, arm=region))
     return [name, *map(seeds_cell, cells), named]
@@ -595,24 +597,28 @@ def expected_table(runs: Runs) -> str:
     have."""
     rows = []
     for row in yaml.safe_load((HERE / "expectations.yaml").read_text())["rows"]:
-        mine, other = (named_runs(runs, row.get(key)) for key in ("of", "against"))
-        shared = {r["seed"] for r in mine} & ({r["seed"] for r in other} if row["to"] else {r["seed"] for r in mine})
-        means = [mean_dice([r for r in group if r["seed"] in shared]) for group in (mine, other) if group and shared]
-        named = row["arm"] if row["to"] is None else f"{row['arm']}, against {row['to']}"
-        cells = [str(row["study"]), named, range_cell(row["expected"], signed=row["to"] is not None)]
-        if not shared:
-            rows.append([*cells, "not run", "", row["decided"]])
-            continue
-        value = round(means[0] - (means[1] if row["to"] else 0), 3)
-        measured = f"{value:+.3f}" if row["to"] else f"{value:.3f}"
-        is_within = within(value, row["expected"])
-        rows.append([*cells, measured if is_within else f"**{measured}**", str(len(shared)), row["decided"]])
+        mine, is_difference = named_runs(runs, row["of"]), row["to"] is not None
+        name, before = row["arm"], 0.0
+        if is_difference:
+            name += f", against {row['to']}"
+            mine, other = of_same_seeds(mine, named_runs(runs, row["against"]))
+            before = mean_dice(other) if other else 0.0
+        measured = "not run"
+        if mine:
+            value = round(mean_dice(mine) - before, 3)
+            measured = f"{value:+.3f}" if is_difference else f"{value:.3f}"
+            if not within(value, row["expected"]):
+                measured = f"**{measured}**"
+        seeds = str(len(mine)) if mine else ""
+        rows.append(
+            [str(row["study"]), name, range_cell(row["expected"], is_difference), measured, seeds, row["decided"]]
+        )
     return markdown(["study", "arm", "expected", "measured", "seeds", "decided"], rows)
 
 
-def named_runs(runs: Runs, names: list[str] | None) -> Runs:
+def named_runs(runs: Runs, names: list[str]) -> Runs:
     """The trainings of a study, data set, budget and arm."""
-    return [] if names is None else chosen(runs, **dict(zip(("study", "dataset", "budget", "arm"), names, strict=True)))
+    return chosen(runs, **dict(zip(("study", "dataset", "budget", "arm"), names, strict=True)))
 
 
 def within(value: float, expected: list[float | None]) -> bool:
@@ -716,7 +722,7 @@ def draw_arms(axis: Any, runs: Runs, cost: Callable[[dict[str, Any]], float]) ->
         mine = [run for run in runs if run["arm"] == arm]
         by_budget = [chosen(mine, budget=b) for b in sorted({r["budget"] for r in mine}, key=budget_of)]
         axis.plot([cost(r) for r in mine], [dice_of(r) for r in mine], "o", color=f"C{number}", alpha=0.35)
-        means = [(np.median([cost(r) for r in g]), np.mean([dice_of(r) for r in g])) for g in by_budget]
+        means = [(np.median([cost(r) for r in g]), mean_dice(g)) for g in by_budget]
         axis.plot(*(zip(*means, strict=True) if means else ([], [])), "-D", color=f"C{number}", label=arm)
         below += [
             f"{arm}, {group[0]['budget']}: {seeds_cell(group)}" for group in by_budget if mean_dice(group) < frame

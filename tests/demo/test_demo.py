@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from nnunetv2_kd.nnunet.files import sha256
 from nnunetv2_kd.nnunet.locks import is_alive
 from tests.conftest import World, fewer_intensities
 from tests.in_process import run_in_process
+from tests.waiting import wait_until
 
 
 def test_bundled_data_are_whole_and_attributed():
@@ -115,7 +115,7 @@ def test_a_command_that_is_interrupted_ends_with_its_processes(tmp_path, sent, c
         root=str(Path(__file__).parents[2]), log=str(log), child=child, patience=60 if listens else 0.5
     )
     with subprocess.Popen([sys.executable, "-c", code]) as process:
-        wait_until(lambda: log.is_file() and "started" in log.read_text(), 60)
+        wait_until(lambda: log.is_file() and "started" in log.read_text(), "the start", 60)
         process.send_signal(sent)
         try:
             assert process.wait(60) == status
@@ -123,14 +123,7 @@ def test_a_command_that_is_interrupted_ends_with_its_processes(tmp_path, sent, c
             process.kill()
     assert ("has cleaned up" in log.read_text()) == listens
     grandchild = int(log.read_text().split()[1])
-    wait_until(lambda: not is_alive(grandchild), 10)
-
-
-def wait_until(happens, seconds):
-    end = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: not is_alive(grandchild), "the grandchild's end", 10)
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ import pytest
 import yaml
 
 from tests.conftest import BIN, DATASET, World, copy_cases
+from tests.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
 SET_UP = Path(__file__).with_name("set_up.sh")
 PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
 SBIN = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
-PATIENCE = 1800.0  # seconds for anything
 STUDENT = "nnUNetTrainerRegionKD__nnUNetPlans_tenth_s0__3d_fullres"
 TINY = yaml.safe_load((ROOT / "workflow" / "config_tiny.yaml").read_text())
 
@@ -38,13 +37,6 @@ pytestmark = [
     ),
     pytest.mark.skipif(not (BIN / "snakemake").exists(), reason="pip install '.[workflow]'"),
 ]
-
-
-def wait_until(happens: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
-    end = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.5)
 
 
 @dataclass

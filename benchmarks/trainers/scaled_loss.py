@@ -1,17 +1,24 @@
-"""Distillation without nnU-Net's loss, and so without labels, on images as they are or mixed in pairs, for
-no_loss.yaml."""
+"""Trainers whose part of nnU-Net's loss is multiplied: by three for the student alone of optimizer.yaml, and by zero,
+so that no label counts, for no_loss.yaml."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_kd.trainers import nnUNetTrainerKD
+from nnunetv2_kd.trainers import nnUNetTrainerKD, nnUNetTrainerKDBaseline
+
+
+class TripleLossBaseline(nnUNetTrainerKDBaseline):
+    """Distillation terms enlarge the loss, and with it SGD's steps; this tests the effect of larger steps alone."""
+
+    def _build_loss(self) -> nn.Module:
+        return Scaled(super()._build_loss(), 3)
 
 
 class NoLabelsKD(nnUNetTrainerKD):
     def _build_loss(self) -> nn.Module:
-        return Times0(super()._build_loss())
+        return Scaled(super()._build_loss(), 0)
 
 
 class MixedImagesKD(NoLabelsKD):
@@ -25,10 +32,10 @@ class MixedImagesKD(NoLabelsKD):
         return super().train_step(batch | {"data": mixed})
 
 
-class Times0(nn.Module):
-    def __init__(self, loss: nn.Module) -> None:
+class Scaled(nn.Module):
+    def __init__(self, loss: nn.Module, factor: float) -> None:
         super().__init__()
-        self.loss = loss
+        self.loss, self.factor = loss, factor
 
     def forward(self, *args: Any) -> Tensor:
-        return 0 * self.loss(*args)
+        return self.factor * self.loss(*args)
